@@ -1,0 +1,137 @@
+"""The rule: how many of a block's tokens are kept. One small frozen dataclass a policy.
+
+A block is k predictions, one at the anchor and k - 1 at masks; `kept` takes their confidences, anchor first. A policy
+that `verifies` keeps tokens behind the anchor only as drafts, which the next step confirms; otherwise they are final.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
+
+from .records import DecodingError
+
+
+def _check_k(k: int | None, smallest: int) -> None:
+    if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < smallest):
+        raise DecodingError(f"k is {k!r}; expected a whole number of at least {smallest}")
+
+
+def _check_threshold(threshold: float) -> None:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0.0 <= threshold <= 1.0:
+        raise DecodingError(f"threshold is {threshold!r}; expected a number from 0 to 1, such as 0.9")
+
+
+def _confident(confidences: Sequence[float], threshold: float) -> int:
+    """How many confidences at the front reach the threshold."""
+    for i, confidence in enumerate(confidences):
+        if confidence < threshold:
+            return i
+    return len(confidences)
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Ordinary decoding: one token a step."""
+
+    name: ClassVar[str] = "next-token"
+    verifies: ClassVar[bool] = False
+    k: ClassVar[int | None] = 1
+
+    def kept(self, confidences: Sequence[float]) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class StaticK:
+    """Always k tokens a step, however unsure."""
+
+    k: int
+
+    name: ClassVar[str] = "static"
+    verifies: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.k is None:
+            raise DecodingError("the static policy needs k, the number of tokens per step, such as k=3")
+        _check_k(self.k, smallest=1)
+
+    def kept(self, confidences: Sequence[float]) -> int:
+        return len(confidences)
+
+
+@dataclass(frozen=True)
+class ConfAdapt:
+    """The longest prefix of the block whose every token reaches the threshold, at least one (arXiv 2602.06019, 3.3).
+
+    Emitted tokens are final, so the output may differ from next-token decoding. `k=None`: what the model was trained for.
+    """
+
+    threshold: float = 0.9
+    k: int | None = None
+
+    name: ClassVar[str] = "confadapt"
+    verifies: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+        _check_k(self.k, smallest=1)
+
+    def kept(self, confidences: Sequence[float]) -> int:
+        return max(1, _confident(confidences, self.threshold))
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Confident masks become drafts, which the next step confirms for free: the output is next-token decoding's.
+
+    The anchor's token is the model's own next token: taken as it is, never tested. The next step must feed the drafts
+    anyway, to overwrite the masks' cache entries, so the logits that confirm them cost nothing. `k=None`: as trained.
+    """
+
+    threshold: float = 0.5
+    k: int | None = None
+
+    name: ClassVar[str] = "exact"
+    verifies: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+        _check_k(self.k, smallest=1)
+
+    def kept(self, confidences: Sequence[float]) -> int:
+        return 1 + _confident(confidences[1:], self.threshold)
+
+
+Policy = NextToken | StaticK | ConfAdapt | Exact
+POLICIES: dict[str, type[NextToken] | type[StaticK] | type[ConfAdapt] | type[Exact]] = {
+    policy.name: policy for policy in (NextToken, StaticK, ConfAdapt, Exact)
+}
+
+
+def make_policy(name: str, *, threshold: float | None = None, k: int | None = None) -> Policy:
+    """The policy of that name; an option that it does not have is refused, never dropped."""
+    if name not in POLICIES:
+        raise DecodingError(f"policy is {name!r}; expected one of {', '.join(POLICIES)}")
+    policy = POLICIES[name]
+    given = {key: value for key, value in {"threshold": threshold, "k": k}.items() if value is not None}
+    known = {f.name for f in fields(policy)}
+    for key in given:
+        if key not in known:
+            raise DecodingError(f"the {name} policy has no {key}; leave {key}={given[key]!r} out")
+    if policy is StaticK and "k" not in given:
+        raise DecodingError("the static policy needs k, the number of tokens per step, such as k=3")
+    return policy(**given)
+
+
+def with_trained_k(policy: Policy, trained_k: int) -> Policy:
+    """The policy with its k filled in, or an error where it asks for more than the model was trained for."""
+    if policy.k is None:
+        return replace(policy, k=trained_k)  # pyright: ignore[reportCallIssue]
+    if policy.k > trained_k:
+        mend = (
+            "this model has no mask token: decode with NextToken(), or adapt it first"
+            if trained_k == 1
+            else f"choose k <= {trained_k}"
+        )
+        raise DecodingError(f"k is {policy.k}, but this model was trained for k up to {trained_k}; {mend}")
+    return policy

@@ -1,0 +1,49 @@
+"""What can go wrong, as one small tree. Every message names the value, what was expected and the mend.
+
+    MultitokenError                 exit code 1
+    ├── UsageError                  exit code 2: an option or argument that cannot be
+    ├── DataError                   training or evaluation data
+    ├── ModelError                  a model or checkpoint that cannot be used
+    │   └── UnsupportedModelError   a family or state that would decode wrongly: refused
+    └── OutputError                 a folder in use, a full disk
+
+`decoding/` is an island and has its own `DecodingError` (a ValueError) in `decoding/records.py`.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MultitokenError(Exception):
+    """A mistake or a limit that a person can do something about. The command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(MultitokenError):
+    """An option or argument that cannot be."""
+
+    exit_code = 2
+
+
+class DataError(MultitokenError):
+    """Training or evaluation data that cannot be used."""
+
+
+class ModelError(MultitokenError):
+    """A model or checkpoint that cannot be used."""
+
+
+class UnsupportedModelError(ModelError):
+    """A model that would decode wrongly or cannot take a mask token."""
+
+
+class OutputError(MultitokenError):
+    """An output that cannot be written."""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """`"; did you mean 'steps'?"` or the list of what is valid, to end a message about an unknown word."""
+    options = sorted(valid)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(options)}"

@@ -1,0 +1,76 @@
+"""Is an output identical to another? The definition that every claim of identity rests on.
+
+Identical: equal token ids, EOS included. Two float32 computations of the same logits differ in their last bits, so
+where two tokens' logits are all but equal either may win. Such a first difference is a tie, judged in float64 and
+reported apart; after it the two outputs answer different texts, so nothing behind it is compared.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+
+TIE_GAP = 1e-4  # in logits
+
+
+class Identity(Enum):
+    IDENTICAL = "identical"
+    TIE = "tie"
+    DIFFERENT = "different"
+
+
+Gap = Callable[[Sequence[int], int, int], float]
+"""`gap(before, ours, reference)`: how far the lower of two tokens' logits lies under the top after the output
+`before`. For the two top tokens this is the gap of the two top logits; a third token is never excused by their tie."""
+
+
+def compare(ours: Sequence[int], reference: Sequence[int], *, gap: Gap) -> Identity:
+    """Whether two outputs for the same prompt are identical, differ by a tie or differ. `gap` is called at most once.
+
+    compare([5, 7, 2], [5, 7, 2], gap=...)   identical
+    compare([5, 7, 2], [5, 8, 2], gap=...)   a tie if gap([5], 7, 8) < 1e-4, else different
+    compare([5, 7], [5, 7, 2], gap=...)      different: one stopped where the other went on
+    """
+    for place, (our_token, their_token) in enumerate(zip(ours, reference, strict=False)):
+        if our_token != their_token:
+            tied = gap(list(reference[:place]), our_token, their_token) < TIE_GAP
+            return Identity.TIE if tied else Identity.DIFFERENT
+    return Identity.IDENTICAL if len(ours) == len(reference) else Identity.DIFFERENT
+
+
+class Float64Judge:
+    """The gap of two tokens' logits from a float64 copy of a model, made at the first question.
+
+    `mask_token_id`'s logit is at -inf, as in decoding. The copy takes twice a float32 model's memory, on its device.
+    """
+
+    def __init__(self, hf_model: Any, mask_token_id: int | None = None) -> None:
+        self._model = hf_model
+        self._mask_token_id = mask_token_id
+        self._twin: Any = None
+        self._known: dict[tuple[tuple[int, ...], int, int], float] = {}
+
+    def after(self, prompt_ids: Sequence[int]) -> Gap:
+        """The `gap` of `compare` for outputs to this prompt."""
+        return lambda before, ours, reference: self.gap([*prompt_ids, *before], ours, reference)
+
+    def gap(self, token_ids: Sequence[int], ours: int, reference: int) -> float:
+        """How far the lower of two tokens' logits lies under the top logit after `token_ids`."""
+        # Policies of one model tend to part from the reference at the same place: answer that once.
+        key = (tuple(token_ids), *sorted((ours, reference)))
+        if key not in self._known:
+            logits = self._logits(token_ids)
+            self._known[key] = float(logits.max() - torch.minimum(logits[ours], logits[reference]))
+        return self._known[key]
+
+    @torch.inference_mode()
+    def _logits(self, token_ids: Sequence[int]) -> torch.Tensor:  # [vocabulary]
+        if self._twin is None:
+            self._twin = copy.deepcopy(self._model).double().eval()
+        ids = torch.tensor([list(token_ids)], device=self._twin.device)
+        logits = self._twin(input_ids=ids, use_cache=False).logits[0, -1]
+        if self._mask_token_id is not None:
+            logits[self._mask_token_id] = -torch.inf
+        return logits

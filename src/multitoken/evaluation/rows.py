@@ -1,0 +1,122 @@
+"""One measured combination of model and policy: a row of `results.json`, and how it follows from single answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .identity import Identity
+from .protocols import GenerationLike
+from .statistics import Interval, paired_difference, proportion_interval, ratio_interval
+
+
+@dataclass(frozen=True)
+class Row:
+    """A (model, policy) pair on a task. Shares are fractions (0.97), speeds tokens per second, intervals 95%.
+
+    "Original" is the original model decoded one token a step on the same prompts; "own" is this row's model decoded
+    so. Ties are counted apart: an output is identical, a tie (see `identity`) or different.
+    """
+
+    task: str
+    model: str
+    policy: str
+    threshold: float | None
+    k: int
+    prompts: int
+    accuracy: float | None  # None: the task has no grader
+    identical_to_original: int
+    tokens_per_step: float  # 0.0 where every answer ended within its prefill
+    tokens_per_second: float
+    forward_passes: int  # prefills included
+    label: str
+    tokens: int  # EOS included
+    seconds: float
+    ties: int
+    identical_to_own_next_token: int
+    own_ties: int
+    accuracy_interval: Interval | None
+    accuracy_change: float | None  # against the original, paired by prompt
+    accuracy_change_interval: Interval | None
+    speedup: float  # median over the prompts of the original's seconds per token over ours
+    speedup_interval: Interval | None  # None below six prompts
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is kept of one answer: a few numbers, not its confidences, so that thousands fit."""
+
+    token_ids: tuple[int, ...]
+    prefill_tokens: int
+    forward_passes: int
+    seconds: float
+    correct: bool | None
+
+    @classmethod
+    def of(cls, generation: GenerationLike, correct: bool | None) -> "Outcome":
+        prefill_tokens = len(generation.chunks[0].token_ids)
+        return cls(generation.token_ids, prefill_tokens, generation.forward_passes, generation.seconds, correct)
+
+    @property
+    def seconds_per_token(self) -> float:
+        return self.seconds / len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What a row is about: the model's and the policy's names and numbers."""
+
+    model: str
+    label: str
+    policy: str
+    threshold: float | None
+    k: int
+
+
+def make_row(
+    task: str,
+    what: Combination,
+    ours: Sequence[Outcome],
+    original: Sequence[Outcome],
+    to_original: Sequence[Identity],
+    to_own: Sequence[Identity],
+) -> Row:
+    """The row of one combination from its answers and the original's, prompt by prompt in the same order."""
+    tokens = sum(len(o.token_ids) for o in ours)
+    seconds = sum(o.seconds for o in ours)
+    forward_passes = sum(o.forward_passes for o in ours)
+    grades = [o.correct for o in ours if o.correct is not None]
+    original_grades = [o.correct for o in original if o.correct is not None]
+    change = paired_difference(original_grades, grades) if grades else None
+    speedup = ratio_interval(
+        [(theirs.seconds_per_token, o.seconds_per_token) for theirs, o in zip(original, ours, strict=True)]
+    )
+    return Row(
+        task=task,
+        model=what.model,
+        policy=what.policy,
+        threshold=what.threshold,
+        k=what.k,
+        prompts=len(ours),
+        accuracy=sum(grades) / len(grades) if grades else None,
+        identical_to_original=to_original.count(Identity.IDENTICAL),
+        tokens_per_step=_tokens_per_step(ours),
+        tokens_per_second=tokens / seconds,
+        forward_passes=forward_passes,
+        label=what.label,
+        tokens=tokens,
+        seconds=seconds,
+        ties=to_original.count(Identity.TIE),
+        identical_to_own_next_token=to_own.count(Identity.IDENTICAL),
+        own_ties=to_own.count(Identity.TIE),
+        accuracy_interval=proportion_interval(sum(grades), len(grades)) if grades else None,
+        accuracy_change=change.value if change else None,
+        accuracy_change_interval=change.interval if change else None,
+        speedup=speedup.median,
+        speedup_interval=speedup.interval,
+    )
+
+
+def _tokens_per_step(outcomes: Sequence[Outcome]) -> float:
+    """Tokens after the prefill over forward passes after the prefill, each summed over the prompts."""
+    tokens = sum(len(o.token_ids) - o.prefill_tokens for o in outcomes)
+    steps = sum(o.forward_passes - 1 for o in outcomes)
+    return tokens / steps if steps else 0.0

@@ -1,0 +1,141 @@
+"""A task: prompts and how their answers are graded. Read from a JSONL file, one question a line."""
+
+import json
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from multitoken.errors import DataError, UsageError
+
+from .graders import Grader, grader_named, is_numeric_answer, last_number
+from .protocols import Prompt
+
+_PROMPT_KEYS = ("prompt", "question", "messages")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt (text, or chat messages) and what the grader looks for, "" where every answer is fine."""
+
+    prompt: Prompt
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions, their grader and how many tokens an answer may have."""
+
+    name: str
+    questions: tuple[Question, ...]
+    grader: Grader
+    max_new_tokens: int = 256
+
+
+def load_task(
+    path: str | Path, number: int | None = None, *, grader: str | None = None, max_new_tokens: int = 256
+) -> Task:
+    """The first `number` questions of a JSONL file (None: all), named after the file.
+
+    A row holds one of "prompt", "question" (text) or "messages" (chat), and perhaps "answer"; other keys are ignored.
+    Without a `grader` the answers choose it: numbers, GSM8K's "... #### 18" too, "last-number"; none, "none"; else
+    "exact". Raises `DataError`, naming the line, for a row that cannot be used, and `UsageError` for the arguments.
+    """
+    if number is not None and number < 1:
+        raise UsageError(f"{number} questions asked for; expected at least 1")
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+    path = Path(path)
+    chosen = grader_named(grader) if grader is not None else None
+    numbered = _read(path, number)
+    if not numbered:
+        raise DataError(f"{path} holds no questions; expected one JSON object a line, such as {_example()}")
+    if number is not None and len(numbered) < number:
+        raise DataError(f"{number} questions asked for, but {path} holds {len(numbered)}; ask for {len(numbered)}")
+    _check_answers(path, numbered, chosen)
+    questions = tuple(question for _, question in numbered)
+    return Task(path.stem, questions, chosen or _inferred(questions), max_new_tokens)
+
+
+def _read(path: Path, number: int | None) -> list[tuple[int, Question]]:
+    """(line number, question) of the first `number` lines that are not blank."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            rows = ((i, line) for i, line in enumerate(file, start=1) if line.strip())
+            return [(i, _question(line, f"{path}, line {i}")) for i, line in islice(rows, number)]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); expected a JSONL file of questions") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
+
+
+def _question(line: str, place: str) -> Question:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place} is not JSON ({error.msg}); expected {_example()}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{place} is a JSON {type(row).__name__}; expected an object, such as {_example()}")
+    given = [key for key in _PROMPT_KEYS if key in row]
+    if len(given) != 1:
+        found = " and ".join(map(repr, given)) or "none of them"
+        raise DataError(f'{place} has {found}; expected exactly one of "prompt", "question" and "messages"')
+    key = given[0]
+    prompt = _messages(row[key], place) if key == "messages" else _text(row[key], key, place)
+    return Question(prompt, _answer(row.get("answer"), place))
+
+
+def _text(value: Any, key: str, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{place}: {key!r} is {_shown(value)}; expected text")
+    return value
+
+
+def _messages(value: Any, place: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{place}: 'messages' is {_shown(value)}; expected a list of {{role, content}} objects")
+    for message in value:
+        if not (isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message):
+            raise DataError(f"{place}: a message is {_shown(message)}; expected an object with 'role' and 'content'")
+    if value[-1]["role"] == "assistant":
+        # The model would be shown the answer that it is asked for.
+        raise DataError(f"{place}: the last message is the assistant's; leave it out, or give it as 'answer'")
+    return value
+
+
+def _answer(value: Any, place: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(f"{place}: 'answer' is {_shown(value)}; expected text or a number")
+    return str(value)
+
+
+def _check_answers(path: Path, numbered: list[tuple[int, Question]], grader: Grader | None) -> None:
+    """Every row can be graded, or none is meant to be: checked before a model runs for hours."""
+    if grader is not None and grader.name == "none":
+        return
+    wanted = grader is not None or any(question.answer.strip() for _, question in numbered)
+    for line, question in numbered:
+        if wanted and not question.answer.strip():
+            mend = "give it one, or choose the grader 'none'"
+            raise DataError(f"{path}, line {line} has no 'answer' to grade against; {mend}")
+        if grader is not None and grader.name == "last-number" and last_number(question.answer) is None:
+            mend = "expected one for the grader 'last-number'; choose 'exact' or 'contains'"
+            raise DataError(f"{path}, line {line}: the answer {_shown(question.answer)} holds no number; {mend}")
+
+
+def _inferred(questions: tuple[Question, ...]) -> Grader:
+    if not questions[0].answer.strip():
+        return grader_named("none")
+    numeric = all(is_numeric_answer(question.answer) for question in questions)
+    return grader_named("last-number" if numeric else "exact")
+
+
+def _shown(value: Any) -> str:
+    written = repr(value)
+    return written if len(written) <= 60 else written[:57] + "..."
+
+
+def _example() -> str:
+    return '{"prompt": "What is 2 + 3?", "answer": "5"}'

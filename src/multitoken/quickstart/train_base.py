@@ -1,0 +1,231 @@
+"""Train the embedded base model from nothing: `python -m multitoken.quickstart.train_base --output DIR`.
+
+Two cores, about an hour and a half. The text is `corpus.mixed("train")`; the weights are rounded to bf16 at the end,
+*before* anything is adapted from them, so that base and adapted model start from the same numbers. Muon (matrices) and
+AdamW (the rest) because a CPU's hour is short; each batch packs whole examples end to end.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from .corpus import GENERATOR_VERSION, Example, examples, mixed
+
+VOCABULARY = 2048
+TOKENIZER_SIZE = 2040  # eight rows of the matrix stay unused: room for a mask token
+END, USER, ASSISTANT, PAD = "<|end|>", "<|user|>", "<|assistant|>", "<|pad|>"
+POOL = 2048  # examples sorted by length at a time
+MICRO_BATCHES = 4  # of unlike lengths in every step: a step of letters alone would jolt the model
+PROMPT_WEIGHT = 0.1  # prompts are mostly chance: learn their language, do not spend the model on their dice
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+# Words with their leading space, single digits, punctuation, line breaks (the split that Qwen and Llama 3 use too).
+_SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def train_tokenizer(sample: int = 20_000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with split digits, learned from the first examples of the training stream."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TOKENIZER_SIZE,
+        special_tokens=[PAD, END, USER, ASSISTANT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    stream = mixed("train")
+    texts = (text for _, e in zip(range(sample), stream, strict=False) for text in (e.prompt, e.response))
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[USER, ASSISTANT],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=2048,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama of 5.2 M parameters with random weights."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.02,
+    )
+    model = LlamaForCausalLM(config)
+    for layer in model.model.layers:  # residual branches start at zero: deep signals stay calm at a high learning rate
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    return model
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, batch: list[Example]) -> list[tuple[list[int], list[float]]]:
+    """(token ids, loss weights) per example; the weight at i is that of predicting token i."""
+    backend = tokenizer.backend_tokenizer
+    user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
+    prompts = backend.encode_batch([e.prompt for e in batch], add_special_tokens=False)
+    responses = backend.encode_batch([e.response for e in batch], add_special_tokens=False)
+    rows = []
+    for p, r in zip(prompts, responses, strict=True):
+        head, tail = [user, *p.ids, end, assistant], [*r.ids, end]
+        rows.append((head + tail, [PROMPT_WEIGHT] * len(head) + [1.0] * len(tail)))
+    return rows
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, tokens: int, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    """Endless (ids, weights, next unread example): rows of like length, right-padded, at most `tokens` a batch.
+
+    One example a row: nothing is cut and nothing sees its neighbour, and causal attention needs no mask.
+    """
+    stream = mixed("train", start)
+    order = random.Random(start)
+    used = start
+    while True:
+        pool = sorted(encode(tokenizer, [next(stream) for _ in range(POOL)]), key=lambda row: len(row[0]))
+        used += POOL
+        groups: list[list[tuple[list[int], list[float]]]] = [[]]
+        for row in pool:
+            if groups[-1] and len(row[0]) * (len(groups[-1]) + 1) > tokens:
+                groups.append([])
+            groups[-1].append(row)
+        order.shuffle(groups)
+        for group in groups:
+            longest = max(len(ids) for ids, _ in group)
+            ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in group])
+            weights = torch.tensor([w + [0.0] * (longest - len(w)) for _, w in group])
+            yield ids, weights, used
+
+
+def loss_of(model: nn.Module, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of next-token cross-entropies. ids, weights: [B, T + 1]."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    token_losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    w = weights[:, 1:].flatten()
+    return (token_losses * w).sum()
+
+
+@torch.no_grad()
+def solved(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, number: int, split: str = "valid") -> float:
+    """The share of `number` word problems that greedy `generate` answers right, in left-padded batches."""
+    tokenizer.padding_side = "left"
+    right = 0
+    problems = sorted(examples("word-problems", split, number), key=lambda e: len(e.prompt))
+    for i in range(0, number, 64):
+        batch = problems[i : i + 64]
+        texts = [tokenizer.apply_chat_template([{"role": "user", "content": e.prompt}], tokenize=False, add_generation_prompt=True) for e in batch]
+        inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False)
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=320)
+        for e, text in zip(batch, tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True), strict=True):
+            right += text.rsplit("Answer: ", 1)[-1].strip() == e.answer
+    return right / number
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int = 100, floor: float = 0.01) -> float:
+    """Short warm-up, flat to 40%, then linear to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    flat = 0.4 * steps
+    return 1.0 if step < flat else max(floor, (steps - step) / (steps - flat))
+
+
+def train(output: Path, steps: int, tokens_per_batch: int, lr: float, seed: int, checkpoint_every: int) -> None:
+    """Train, log to `output/train_log.jsonl`, save to `output` (bf16). Picks up `output/state.pt` where one is."""
+    torch.manual_seed(seed)
+    output.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer()
+    model = build_model(tokenizer)
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    first, used, tokens = 0, 0, 0
+    state_file = output / "state.pt"
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first, used, tokens = state["step"], state["used"], state["tokens"]
+    started = time.time()
+    stream = batches(tokenizer, tokens_per_batch // MICRO_BATCHES, used)
+    fast_loss = torch.compile(loss_of, dynamic=True)  # needs a C++ compiler; 1.4 times the tokens per second
+    with (output / "train_log.jsonl").open("a") as log:
+        for step in range(first, steps):
+            micro = [next(stream) for _ in range(MICRO_BATCHES)]
+            used = micro[-1][2]
+            whole = sum(weights[:, 1:].sum() for _, weights, _ in micro)
+            factor = learning_rate_factor(step, steps)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * factor
+            loss = torch.zeros(())
+            for ids, weights, _ in micro:
+                part = fast_loss(model, ids, weights) / whole
+                part.backward()
+                loss += part.detach()
+                tokens += int((weights > 0).sum())
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(f"loss is {loss.item()} at step {step}")
+            if step % 20 == 0 or step == steps - 1:
+                record = {"step": step, "loss": round(loss.item(), 4), "norm": round(float(norm), 3), "tokens": tokens, "examples": used, "seconds": round(time.time() - started, 1)}
+                print(json.dumps(record), file=log, flush=True)
+            if (step + 1) % checkpoint_every == 0 or step == steps - 1:
+                model.eval()
+                record = {"step": step, "solved_of_128": solved(model, tokenizer, 128), "seconds": round(time.time() - started, 1)}
+                model.train()
+                print(json.dumps(record), file=log, flush=True)
+                temporary = state_file.with_suffix(".tmp")
+                torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step + 1, "used": used, "tokens": tokens}, temporary)
+                temporary.replace(state_file)
+    model.to(torch.bfloat16).save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    facts = {"generator_version": GENERATOR_VERSION, "steps": steps, "tokens": tokens, "seed": seed, "lr": lr, "tokens_per_batch": tokens_per_batch, "torch": torch.__version__}
+    (output / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--tokens-per-batch", type=int, default=4096)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint-every", type=int, default=500)
+    a = parser.parse_args()
+    train(a.output, a.steps, a.tokens_per_batch, a.lr, a.seed, a.checkpoint_every)
+
+
+if __name__ == "__main__":
+    main()
