@@ -100,7 +100,7 @@ def step(state: State) -> list[Chunk]:
         masks = row.masks(state.max_positions, state.eos_ids) if state.mask_id is not None else 0
         feeds.append([*row.ids[row.cached :], *row.drafts, *[state.mask_id or 0] * masks])
         wanted.append(len(row.drafts) + 1 + masks)
-    logits = _forward(state, feeds, max(wanted))
+    logits = forward_rows(state, feeds, max(wanted))
     if state.mask_id is not None:
         logits[..., state.mask_id] = -torch.inf
     top = logits.argmax(-1)
@@ -126,7 +126,7 @@ def drop_finished(state: State) -> None:
             state.cache.select(alive)
 
 
-def _forward(state: State, feeds: list[list[int]], keep: int) -> Tensor:
+def forward_rows(state: State, feeds: list[list[int]], keep: int) -> Tensor:
     """Float32 logits [B, keep, V] of the last `keep` fed tokens of each row."""
     device = state.model.device
     ends = [row.cached + len(feed) for row, feed in zip(state.rows, feeds, strict=True)]

@@ -59,7 +59,7 @@ class Float64Judge:
     def gap(self, token_ids: Sequence[int], ours: int, reference: int) -> float:
         """How far the lower of two tokens' logits lies under the top logit after `token_ids`."""
         # Policies of one model tend to part from the reference at the same place: answer that once.
-        key = (tuple(token_ids), *sorted((ours, reference)))
+        key = (tuple(token_ids), min(ours, reference), max(ours, reference))
         if key not in self._known:
             logits = self._logits(token_ids)
             self._known[key] = float(logits.max() - torch.minimum(logits[ours], logits[reference]))

@@ -7,36 +7,65 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
+
+from multitoken.checkpoints.atomic import write_json
 
 from .rows import Row
 from .statistics import Interval
 
-COLUMNS = ("model", "policy", "accuracy", "identical to original", "identical to own k=1", "tokens/step", "tokens/s")
+COLUMNS = (
+    "model",
+    "policy",
+    "accuracy (95%)",
+    "identical to original",
+    "identical to own k=1",
+    "tokens per step",
+    "tokens per second",
+)
 
 
 def write_results(path: str | Path, rows: Sequence[Row], provenance: Mapping[str, Any]) -> None:
     """`{"provenance": {...}, "rows": [...]}`, written atomically. Raises `OutputError` where it cannot be."""
-    from multitoken.checkpoints.atomic import write_json
-
-    write_json(Path(path), {"provenance": dict(provenance), "rows": [asdict(row) for row in rows]})
+    write_json(path, {"provenance": dict(provenance), "rows": [asdict(row) for row in rows]})
 
 
 def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     """For the terminal. Numbers stand right; a rule parts one model from the next."""
-    table = Table(box=box.SIMPLE_HEAD, title=title or _title(rows), title_justify="left", title_style="bold")
+    several = _several_tasks(rows)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        title=title or _title(rows),
+        title_justify="left",
+        title_style="bold",
+    )
+    cells = [table_cells(row, several_tasks=several) for row in rows]
     for i, column in enumerate(table_columns(rows)):
-        table.add_column(column, justify="left" if i < 2 else "right")
+        is_name = i < 2 + several
+        # Headings break between words before cells do, and in a narrow terminal cells do too, but never within one.
+        longest_word = max(len(word) for line in (column, *(c[i] for c in cells)) for word in line.split())
+        longest_cell = max((len(c[i]) for c in cells), default=0)
+        table.add_column(
+            column,
+            justify="left" if is_name else "right",
+            no_wrap=is_name,
+            min_width=longest_word,
+            max_width=max(longest_word, longest_cell),
+        )
     for i, row in enumerate(rows):
         last_of_model = i + 1 < len(rows) and rows[i + 1].model != row.model
-        table.add_row(*table_cells(row, several_tasks=_several_tasks(rows)), end_section=last_of_model)
+        table.add_row(*map(Text, cells[i]), end_section=last_of_model)  # Text: a label with brackets is no markup
     return table
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """For the README and the docs: the same cells."""
+    several = _several_tasks(rows)
     columns = table_columns(rows)
-    lines = [_line(columns), _line("---" if i < 2 else "---:" for i in range(len(columns)))]
-    lines += [_line(table_cells(row, several_tasks=_several_tasks(rows))) for row in rows]
+    lines = [_line(columns), _line("---" if i < 2 + several else "---:" for i in range(len(columns)))]
+    lines += [_line(table_cells(row, several_tasks=several)) for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -48,44 +77,28 @@ def table_cells(row: Row, *, several_tasks: bool = False) -> tuple[str, ...]:
     """One row in words, in the order of `table_columns`."""
     cells = (
         row.model,
-        row_label(row),
-        _accuracy(row),
-        _count(row.identical_to_original, row.ties, row.prompts),
-        _count(row.identical_to_own_next_token, row.own_ties, row.prompts),
+        row.label,
+        "–" if row.accuracy is None else percent(row.accuracy, row.accuracy_interval),
+        _count(row.identical_to_original, row.ties),
+        _count(row.identical_to_own_next_token, row.own_ties),
         f"{row.tokens_per_step:.2f}",
         f"{row.tokens_per_second:.0f} ({row.speedup:.2f}×)",
     )
-    return (row.task, *cells) if several_tasks else cells
+    return (f"{row.task} ({row.prompts:,})", *cells) if several_tasks else cells
 
 
-def row_label(row: Row) -> str:
-    """The policy with what sets it: "confadapt 0.9", "static k=3"."""
-    if row.threshold is not None:
-        return f"{row.policy} {row.threshold:g}"
-    return f"{row.policy} k={row.k}" if row.k > 1 else row.policy
+def percent(share: float, interval: Interval | None = None) -> str:
+    """ "95.7%", or "95.7% (94.6–96.6)" with its interval."""
+    written = f"{100 * share:.1f}%"
+    return written if interval is None else f"{written} ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
-
-
-def percent_range(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f}–{100 * interval.high:.1f}%"
-
-
-def _accuracy(row: Row) -> str:
-    if row.accuracy is None or row.accuracy_interval is None:
-        return "–"
-    return f"{percent(row.accuracy)} ({percent_range(row.accuracy_interval)})"
-
-
-def _count(identical: int, ties: int, prompts: int) -> str:
-    tied = f" + {ties} tied" if ties else ""
-    return f"{identical}{tied} of {prompts}"
+def _count(identical: int, ties: int) -> str:
+    return f"{identical} + {ties} tied" if ties else str(identical)
 
 
 def _title(rows: Sequence[Row]) -> str | None:
-    return f"{rows[0].task}, {rows[0].prompts} prompts" if rows and not _several_tasks(rows) else None
+    return f"{rows[0].task}, {rows[0].prompts:,} prompts" if rows and not _several_tasks(rows) else None
 
 
 def _several_tasks(rows: Sequence[Row]) -> bool:

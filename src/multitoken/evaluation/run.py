@@ -4,11 +4,11 @@ For each prompt all combinations run in turn, so a machine that slows down slows
 place a prompt, so none always runs on a cache that the same other one left behind.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from multitoken.decoding.policies import NextToken
+from multitoken.decoding.policies import NextToken, Policy
 from multitoken.errors import DataError, MultitokenError, UsageError
 
 from .identity import Float64Judge, Identity, compare
@@ -16,7 +16,6 @@ from .protocols import ModelLike
 from .rows import Combination, Outcome, Row, make_row
 from .tasks import Task
 
-Policies = Mapping[str, Any] | Iterable[tuple[str, Any]]
 Progress = Callable[[int, int], None]
 """`progress(done, total)`, called after each counted answer."""
 
@@ -29,21 +28,21 @@ class _Run:
 
     what: Combination
     model: ModelLike
-    policy: Any
+    policy: Policy
 
 
 def evaluate(
-    models: Mapping[str, ModelLike], task: Task, policies: Policies = (), *, progress: Progress | None = None
+    models: Mapping[str, ModelLike], task: Task, policies: Mapping[str, Policy], *, progress: Progress | None = None
 ) -> list[Row]:
     """Rows of every model (labels "original", "adapted") with next-token decoding, then with every policy, batch 1.
 
-    `policies` are (label, policy) pairs or a dict of them. Next-token decoding always runs, once, as the rest is
-    compared with it; a model without a mask token runs nothing else. A single model is its own original.
+    `policies` maps the label of a row to its policy. Next-token decoding always runs, once, as the rest is compared
+    with it; a model without a mask token runs nothing else. A single model is its own original.
     Raises `UsageError` for models and policies that cannot be compared and `DataError` for a prompt that cannot be
     answered, both before the measurement begins.
     """
     original = _original_of(models)
-    runs = _runs(models, _pairs(policies))
+    runs = _runs(models, policies)
     prompt_ids = _encoded(models, task)
     # Not counted: the first answer pays for allocations and kernels. A policy that a model refuses is refused here.
     for run in runs:
@@ -94,28 +93,22 @@ def _original_of(models: Mapping[str, ModelLike]) -> str:
     return "original"
 
 
-def _pairs(policies: Policies) -> list[tuple[str, Any]]:
-    """The policies beside next-token decoding, which runs anyway."""
-    pairs = list(policies.items() if isinstance(policies, Mapping) else policies)
-    labels = [label for label, _ in pairs]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UsageError(f"two policies are labelled {label!r}; give each its own label")
-    return [(label, policy) for label, policy in pairs if policy.name != NextToken.name]
-
-
-def _runs(models: Mapping[str, ModelLike], pairs: list[tuple[str, Any]]) -> list[_Run]:
-    if pairs and all(model.mtp is None for model in models.values()):
-        policy_labels = ", ".join(label for label, _ in pairs)
-        raise UsageError(f"no model here has a mask token, which {policy_labels} needs; adapt one first (`mt.adapt`)")
-    runs = []
+def _runs(models: Mapping[str, ModelLike], policies: Mapping[str, Policy]) -> list[_Run]:
+    adaptive = {label: policy for label, policy in policies.items() if policy.name != NextToken.name}
+    if adaptive and all(model.mtp is None for model in models.values()):
+        raise UsageError(f"no model here has a mask token, which {', '.join(adaptive)} needs; adapt one first")
+    runs: list[_Run] = []
     for model_label, model in models.items():
-        mine = [(NextToken.name, NextToken()), *(pairs if model.mtp is not None else [])]
-        for label, policy in mine:
-            k = policy.k if policy.k is not None else model.mtp.k
+        chosen: dict[str, Policy] = {NextToken.name: NextToken(), **(adaptive if model.mtp is not None else {})}
+        for label, policy in chosen.items():
+            k = policy.k if policy.k is not None else _trained_k(model)
             threshold = getattr(policy, "threshold", None)
             runs.append(_Run(Combination(model_label, label, policy.name, threshold, k), model, policy))
     return runs
+
+
+def _trained_k(model: ModelLike) -> int:
+    return model.mtp.k if model.mtp is not None else 1
 
 
 def _encoded(models: Mapping[str, ModelLike], task: Task) -> list[list[int]]:

@@ -1,0 +1,1 @@
+"""The embedded default: a small base model made by this folder's own script, its frozen task generators, the demo."""

@@ -10,12 +10,13 @@ from itertools import count
 
 from .kinds import HELD_OUT_KINDS, TRAINED_KINDS
 from .letters import make_letter
-from .problems import make_problem
+from .problems import make_problem, make_sums
 from .toys import make_counting, make_repeating
 
 GENERATOR_VERSION = 1
-MIXTURE = {"word-problems": 0.78, "letters": 0.10, "counting": 0.07, "repeating": 0.05}
-TASKS = (*MIXTURE, "held-out-problems")
+LANGUAGE = {"word-problems": 0.78, "letters": 0.10, "counting": 0.07, "repeating": 0.05}
+MIXTURE = {"word-problems": 0.60, "letters": 0.08, "counting": 0.04, "repeating": 0.03, "sums": 0.25}
+TASKS = (*LANGUAGE, "held-out-problems")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ def make_example(task: str, split: str, index: int) -> Example:
         return Example(task, problem.question, problem.worked, str(problem.answer))
     if task == "letters":
         return Example(task, *make_letter(rng), "")
+    if task == "sums":
+        return Example(task, *make_sums(rng), "")
     if task == "counting":
         prompt, response = make_counting(rng, longest=400 if split == "train" and index % 20 == 0 else 60)
         return Example(task, prompt, response, response)
@@ -50,9 +53,9 @@ def examples(task: str, split: str, number: int, start: int = 0) -> list[Example
     return [make_example(task, split, i) for i in range(start, start + number)]
 
 
-def mixed(split: str, start: int = 0) -> Iterator[Example]:
-    """The endless training mixture. Word problems of the held-out kinds never occur in it."""
+def mixed(split: str, start: int = 0, mixture: dict[str, float] = MIXTURE) -> Iterator[Example]:
+    """An endless training mixture. Word problems of the held-out kinds never occur in it."""
     for i in count(start):
         rng = random.Random(f"multitoken-{GENERATOR_VERSION}:{split}:mixture:{i}")
-        task = rng.choices(list(MIXTURE), weights=list(MIXTURE.values()))[0]
+        task = rng.choices(list(mixture), weights=list(mixture.values()))[0]
         yield make_example(task, split, i)

@@ -193,3 +193,19 @@ def _compare(
     ]
     question = zipf(rng, (f"How many {things} do they have together?", f"How many {things} is that in all?"))
     return f"{friend} {kind.compare} {phrase}.", question, lines, total
+
+
+def make_sums(rng: random.Random, number: int = 20) -> tuple[str, str]:
+    """(prompt, lines "a + b = c"): practice in nothing but arithmetic, with the operands that problems have."""
+    lines = []
+    while len(lines) < number:
+        value = _number(rng, 2, LARGEST)
+        op = rng.choice(("add", "sub", "mul", "div"))
+        if rng.random() < 0.2:  # the product of a group count and a group size
+            a = rng.randint(2, 12)
+            lines.append(f"{a} * {(b := _number(rng, 2, min(99, LARGEST // a)))} = {a * b}")
+            continue
+        numbers = _operands(rng, op, value)
+        if numbers is not None:
+            lines.append(f"{value} {_SIGNS[op]} {numbers['n']} = {_apply(op, value, numbers['n'])}")
+    return f"Show {number} sums.", "\n".join(lines)

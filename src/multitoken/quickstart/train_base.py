@@ -2,7 +2,7 @@
 
 Two cores, about an hour and a half. The text is `corpus.mixed("train")`; the weights are rounded to bf16 at the end,
 *before* anything is adapted from them, so that base and adapted model start from the same numbers. Muon (matrices) and
-AdamW (the rest) because a CPU's hour is short; each batch packs whole examples end to end.
+AdamW (the rest) because a CPU's hour is short; a step takes micro-batches of unlike lengths.
 """
 
 import argparse
@@ -18,13 +18,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .corpus import GENERATOR_VERSION, Example, examples, mixed
+from .corpus import GENERATOR_VERSION, LANGUAGE, MIXTURE, Example, examples, mixed
 
 VOCABULARY = 2048
 TOKENIZER_SIZE = 2040  # eight rows of the matrix stay unused: room for a mask token
 END, USER, ASSISTANT, PAD = "<|end|>", "<|user|>", "<|assistant|>", "<|pad|>"
 POOL = 2048  # examples sorted by length at a time
 MICRO_BATCHES = 4  # of unlike lengths in every step: a step of letters alone would jolt the model
+SUMS_FROM = 750  # steps: language first, then practice in arithmetic beside it, and results weigh more
+RESULT_WEIGHT = 3.0  # of the digits behind a "="
 PROMPT_WEIGHT = 0.1  # prompts are mostly chance: learn their language, do not spend the model on their dice
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
@@ -47,7 +49,7 @@ def train_tokenizer(sample: int = 20_000) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    stream = mixed("train")
+    stream = mixed("train", mixture=LANGUAGE)
     texts = (text for _, e in zip(range(sample), stream, strict=False) for text in (e.prompt, e.response))
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
@@ -84,7 +86,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, batch: list[Example]) -> list[tuple[list[int], list[float]]]:
+def encode(
+    tokenizer: PreTrainedTokenizerFast, batch: list[Example], result_weight: float = 1.0
+) -> list[tuple[list[int], list[float]]]:
     """(token ids, loss weights) per example; the weight at i is that of predicting token i."""
     backend = tokenizer.backend_tokenizer
     user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
@@ -93,20 +97,32 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: list[Example]) -> list[tup
     rows = []
     for p, r in zip(prompts, responses, strict=True):
         head, tail = [user, *p.ids, end, assistant], [*r.ids, end]
-        rows.append((head + tail, [PROMPT_WEIGHT] * len(head) + [1.0] * len(tail)))
+        texts = [*r.tokens, END]
+        rows.append((head + tail, [PROMPT_WEIGHT] * len(head) + _weights(texts, result_weight)))
     return rows
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, tokens: int, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+def _weights(texts: list[str], result_weight: float) -> list[float]:
+    """1 for every token of a response, `result_weight` for the digits behind a "="."""
+    weights, in_result = [], False
+    for text in texts:
+        plain = text.lstrip("\u0120")  # byte-level BPE writes a space so
+        in_result = plain == "=" or (in_result and (plain == "" or plain.isdigit()))
+        weights.append(result_weight if in_result and plain.isdigit() else 1.0)
+    return weights
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, tokens: int, start: int, practice: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
     """Endless (ids, weights, next unread example): rows of like length, right-padded, at most `tokens` a batch.
 
     One example a row: nothing is cut and nothing sees its neighbour, and causal attention needs no mask.
     """
-    stream = mixed("train", start)
+    stream = mixed("train", start, MIXTURE if practice else LANGUAGE)
     order = random.Random(start)
     used = start
     while True:
-        pool = sorted(encode(tokenizer, [next(stream) for _ in range(POOL)]), key=lambda row: len(row[0]))
+        fresh = [next(stream) for _ in range(POOL)]
+        pool = sorted(encode(tokenizer, fresh, RESULT_WEIGHT if practice else 1.0), key=lambda row: len(row[0]))
         used += POOL
         groups: list[list[tuple[list[int], list[float]]]] = [[]]
         for row in pool:
@@ -175,10 +191,11 @@ def train(output: Path, steps: int, tokens_per_batch: int, lr: float, seed: int,
             optimizer.load_state_dict(saved)
         first, used, tokens = state["step"], state["used"], state["tokens"]
     started = time.time()
-    stream = batches(tokenizer, tokens_per_batch // MICRO_BATCHES, used)
-    fast_loss = torch.compile(loss_of, dynamic=True)  # needs a C++ compiler; 1.4 times the tokens per second
+    stream = None
     with (output / "train_log.jsonl").open("a") as log:
         for step in range(first, steps):
+            if stream is None or step == SUMS_FROM:
+                stream = batches(tokenizer, tokens_per_batch // MICRO_BATCHES, used, practice=step >= SUMS_FROM)
             micro = [next(stream) for _ in range(MICRO_BATCHES)]
             used = micro[-1][2]
             whole = sum(weights[:, 1:].sum() for _, weights, _ in micro)
@@ -188,7 +205,7 @@ def train(output: Path, steps: int, tokens_per_batch: int, lr: float, seed: int,
                     group["lr"] = lr * factor
             loss = torch.zeros(())
             for ids, weights, _ in micro:
-                part = fast_loss(model, ids, weights) / whole
+                part = loss_of(model, ids, weights) / whole
                 part.backward()
                 loss += part.detach()
                 tokens += int((weights > 0).sum())
@@ -218,7 +235,7 @@ def train(output: Path, steps: int, tokens_per_batch: int, lr: float, seed: int,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--tokens-per-batch", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)

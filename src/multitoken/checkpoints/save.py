@@ -1,0 +1,91 @@
+"""Save a model that has a mask token as an ordinary Hugging Face folder, whole or not at all."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from multitoken.errors import ModelError, OutputError
+from multitoken.models.mtp_config import MtpConfig
+
+from .atomic import atomic_folder, write_json, write_text
+from .provenance import provenance
+
+
+def save_checkpoint(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    mtp: MtpConfig,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    dtype: torch.dtype | None = None,
+    extra_files: Mapping[str, str] | None = None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write safetensors, `config.json` with the `mtp` block, generation config, tokenizer and `provenance.json`.
+
+    `dtype` casts the saved weights only: the model in memory keeps its own, and gets `config.mtp` and nothing else.
+    `extra_files` maps names in the folder to their text.
+
+    Raises OutputError where `output` cannot be written (see `atomic_folder`), and ModelError where `mtp` and the
+    tokenizer disagree about the mask token.
+    """
+    found = tokenizer.convert_tokens_to_ids(mtp.mask_token)
+    if found != mtp.mask_token_id:
+        raise ModelError(
+            f"mtp.mask_token_id is {mtp.mask_token_id}, but the tokenizer gives {mtp.mask_token!r} the id {found}; "
+            "save the tokenizer that add_mask_token changed"
+        )
+    for name in extra_files or {}:
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts:
+            raise OutputError(f"extra file {name!r} is outside the folder; expected a relative name")
+    model.config.mtp = mtp.to_dict()
+    saved_dtype = dtype or model.dtype
+    with atomic_folder(output, overwrite=overwrite) as folder:
+        with _own_settings_kept(model):
+            model.save_pretrained(folder, state_dict=_cast(model, dtype), max_shard_size=max_shard_size)
+        if model.can_generate():
+            write_text(folder / "generation_config.json", model.generation_config.to_json_string() + "\n")
+        tokenizer.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["dtype"] = str(saved_dtype).removeprefix("torch.")
+        write_json(folder / "config.json", config)
+        write_json(folder / "provenance.json", provenance(mtp=mtp.to_dict()))
+        for name, text in (extra_files or {}).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_text(folder / name, text)
+
+
+@contextmanager
+def _own_settings_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Undo what `save_pretrained` writes into the model, and keep it from judging the generation config.
+
+    Many published models carry one that transformers reads but refuses to write (a temperature without sampling): a
+    training of hours would end in that refusal. It is written verbatim instead.
+    """
+    dtype, architectures, generation = model.config.dtype, model.config.architectures, model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.config.dtype, model.config.architectures, model.generation_config = dtype, architectures, generation
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """The state dict with its floating-point parameters in `dtype`; tied ones stay one tensor, buffers as they are."""
+    state = model.state_dict()
+    if dtype is None:
+        return state
+    cast: dict[int, torch.Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in state and parameter.is_floating_point():
+            # save_pretrained recognises tied weights by their memory: two casts of one weight would be saved twice.
+            if id(parameter) not in cast:
+                cast[id(parameter)] = parameter.detach().to(dtype)
+            state[name] = cast[id(parameter)]
+    return state

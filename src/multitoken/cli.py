@@ -1,0 +1,267 @@
+"""The command line: argv -> one call. Heavy imports wait until a command runs, so `--help` answers at once."""
+
+import dataclasses
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from multitoken.config import AdaptConfig, load_recipe, make_config
+from multitoken.errors import MultitokenError, UsageError
+
+app = typer.Typer(
+    name="multitoken",
+    help="Make the language model you already run answer several times faster.",
+    epilog="Add --debug anywhere to see the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_POLICY_HELP = "next-token, static, confadapt or exact"
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line; the rest goes to stderr.")]
+
+
+def _console(json_output: bool = False) -> Console:
+    return Console(stderr=json_output)
+
+
+def _adapt(**options: Any) -> None:
+    """Adapt MODEL to several tokens a pass and save it to --output."""
+    from multitoken.training.adapt import adapt
+
+    recipe = load_recipe(options.pop("config")) if options.get("config") else options.pop("config", None)
+    config = make_config(recipe, **options)
+    done = adapt(config=config, console=_console())
+    _console().print(
+        f"Saved {done.output} after {done.steps} steps, {done.seconds / 60:.1f} minutes.\n"
+        f"Try it:  multitoken generate {done.output} 'your prompt'"
+    )
+
+
+def _adapt_signature() -> inspect.Signature:
+    """One option a field of `AdaptConfig`: the field's sentence is its help."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(
+            "model", keyword, default=None, annotation=Annotated[str | None, typer.Argument(help=_help("model"))]
+        ),
+        inspect.Parameter(
+            "config",
+            keyword,
+            default=None,
+            annotation=Annotated[Path | None, typer.Option(help="A YAML file that holds any of these options.")],
+        ),
+    ]
+    for name, field in AdaptConfig.model_fields.items():
+        if name == "model":
+            continue
+        kind = _option_type(field.annotation)
+        default = "" if field.is_required() else f" [default: {field.default}]" if field.default is not None else ""
+        option = typer.Option(help=(field.description or "") + default, show_default=False)
+        parameters.append(
+            inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind | None, option])
+        )
+    return inspect.Signature(parameters)
+
+
+def _help(name: str) -> str:
+    return AdaptConfig.model_fields[name].description or ""
+
+
+def _option_type(annotation: Any) -> Any:
+    """bool, int and float are parsed here; all else goes as text to `AdaptConfig`, which checks it in better words."""
+    plain = [t for t in (bool, int, float) if annotation is t or annotation == t | None]
+    return plain[0] if plain else str
+
+
+_adapt.__signature__ = _adapt_signature()  # pyright: ignore[reportFunctionMemberAccess]
+_adapt.__annotations__ = {p.name: p.annotation for p in _adapt.__signature__.parameters.values()}  # pyright: ignore[reportFunctionMemberAccess]
+app.command("adapt", no_args_is_help=True)(_adapt)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A folder or Hub name, adapted or not; 'demo' is the embedded one.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads it from standard input.")],
+    policy: Annotated[str | None, typer.Option(help=f"{_POLICY_HELP}. Adapted models: exact, others: next-token.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Confidence from 0 to 1 that a token must reach.")] = None,
+    k: Annotated[int | None, typer.Option(help="Most tokens a step; at most what the model was trained for.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Answer PROMPT with MODEL, streaming each chunk in its own colour."""
+    import time
+
+    from multitoken.decoding import make_policy
+    from multitoken.models.model import Generation, Model
+
+    if policy is None and (threshold is not None or k is not None):
+        raise UsageError("--threshold and --k belong to a policy; add --policy exact, for example")
+    chosen = make_policy(policy, threshold=threshold, k=k) if policy else None
+    text = sys.stdin.read() if prompt == "-" else prompt
+    loaded = Model.load(_model_path(model), device=device, trust_remote_code=trust_remote_code)
+    console = _console(json_output)
+    colours = ("cyan", "yellow", "green", "magenta")
+    started = time.perf_counter()
+    chunks = []
+    for i, chunk in enumerate(loaded.stream(text, policy=chosen, max_new_tokens=max_new_tokens)):
+        chunks.append(chunk)
+        console.print(chunk.text, style=colours[i % 4], end="", markup=False, highlight=False, soft_wrap=True)
+    ids = tuple(i for chunk in chunks for i in chunk.token_ids)
+    answer = Generation("".join(c.text for c in chunks), ids, tuple(chunks), time.perf_counter() - started)
+    console.print(
+        f"\n[dim]{len(ids)} tokens in {answer.forward_passes} forward passes, "
+        f"{answer.tokens_per_step:.2f} tokens per step, {answer.seconds:.2f} s[/dim]"
+    )
+    if json_output:
+        _print_json(
+            {
+                "text": answer.text,
+                "token_ids": list(ids),
+                "chunk_sizes": [len(c.token_ids) for c in chunks],
+                "forward_passes": answer.forward_passes,
+                "tokens_per_step": answer.tokens_per_step,
+                "seconds": answer.seconds,
+            }
+        )
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="The model to measure; 'demo' is the embedded adapted one.")],
+    output: Annotated[Path, typer.Option(help="Folder for results.json, tradeoff.png and report.html.")],
+    task: Annotated[str, typer.Option(help="An embedded task (word-problems, letters, ...) or a JSONL file.")],
+    original: Annotated[str | None, typer.Option(help="The model it was made from, to compare with.")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME[:THRESHOLD or K], repeatable: exact:0.5, confadapt:0.9, static:3."),
+    ] = None,
+    prompts: Annotated[int | None, typer.Option(help="How many questions (embedded tasks: 100 if not given).")] = None,
+    grader: Annotated[str | None, typer.Option(help="last-number, exact, contains or none (JSONL files).")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace what the output folder holds.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Measure accuracy, sameness and speed of MODEL under several policies, against --original."""
+    from multitoken.checkpoints.atomic import check_output
+    from multitoken.evaluation.measure import DEFAULT_POLICIES, measure, parse_policy, publish
+    from multitoken.models.model import Model
+
+    policies = [parse_policy(text) for text in policy] if policy else DEFAULT_POLICIES
+    check_output(output, overwrite=overwrite)
+    questions = _task(task, prompts, grader, max_new_tokens)
+    models = {}
+    for label, name in (("original", original), ("adapted", model)):
+        if name is not None:
+            path = _model_path(name, "base" if label == "original" else "adapted")
+            models[label] = Model.load(path, device=device, trust_remote_code=trust_remote_code)
+    console = _console(json_output)
+    rows = measure(models, questions, policies, console)
+    against = f", against {models['original'].name}" if original else ""
+    facts = publish(
+        output,
+        rows,
+        console,
+        title=f"{models['adapted'].name} on {questions.name}",
+        summary=f"{len(questions.questions)} questions of {questions.name}{against}.",
+    )
+    if json_output:
+        _print_json({"provenance": facts, "rows": [dataclasses.asdict(row) for row in rows]})
+
+
+def _task(name: str, prompts: int | None, grader: str | None, max_new_tokens: int) -> Any:
+    """A JSONL file's questions, or an embedded task's."""
+    from multitoken.evaluation.tasks import load_task
+    from multitoken.quickstart.embedded import embedded_task
+
+    if name.endswith((".jsonl", ".json")) or Path(name).exists():
+        return load_task(name, prompts, grader=grader, max_new_tokens=max_new_tokens)
+    if grader is not None:
+        raise UsageError(f"--grader {grader!r} is for JSONL files; the task {name!r} has its own")
+    return embedded_task(name, 100 if prompts is None else prompts, max_new_tokens=max_new_tokens)
+
+
+@app.command()
+def demo(
+    fast: Annotated[bool, typer.Option("--fast", help="Use the embedded adapted checkpoint: under a minute.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for the report, the picture and the numbers.")] = Path("demo-output"),
+    minutes: Annotated[float | None, typer.Option(help="Minutes of training.")] = None,
+    questions: Annotated[int | None, typer.Option(help="Questions to each model under each policy.")] = None,
+) -> None:
+    """Watch an ordinary model become a multi-token model, with honest numbers and a picture."""
+    from multitoken.quickstart.demo import DemoOptions, run_demo
+
+    given = {"minutes": minutes, "questions": questions}
+    run_demo(DemoOptions(output, fast, **{key: v for key, v in given.items() if v is not None}), _console())
+
+
+def _model_path(name: str, embedded: str = "adapted") -> str:
+    """A model's folder or name; "demo" stands for the embedded checkpoint."""
+    if name != "demo":
+        return name
+    from multitoken.quickstart.embedded import checkpoint
+
+    return str(checkpoint(embedded))
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 wrong usage, 1 any other error, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    sys.exit(_run(arguments, debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        return app(arguments, standalone_mode=False) or 0
+    except click.exceptions.Abort:
+        return _interrupted()
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except KeyboardInterrupt:
+        return _interrupted()
+    except Exception as error:
+        if debug:
+            raise
+        return _report(error)
+
+
+def _interrupted() -> int:
+    print("Interrupted. An interrupted `multitoken adapt` continues with --resume.", file=sys.stderr)
+    return 130
+
+
+def _report(error: Exception) -> int:
+    """Print what went wrong, in the words of whoever raised it; a surprise is called one."""
+    # DecodingError is a ValueError of the island `decoding`, told by its name so that torch need not be imported here.
+    if isinstance(error, MultitokenError):
+        code = error.exit_code
+    elif type(error).__name__ == "DecodingError":
+        code = 2
+    elif isinstance(error, FloatingPointError | OSError):
+        code = 1
+    else:
+        print(f"Unexpected {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        return 1
+    print(f"Error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Everything `multitoken adapt` can be told, in one typed record: CLI, `mt.adapt` and recipes use the same words.
+
+Nothing heavy is imported here, so that `--help` answers at once.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from multitoken.errors import UsageError, nearest
+
+DEFAULT_MINUTES = 10.0
+
+PathOrName = Annotated[
+    str, BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)
+]
+
+
+class AdaptConfig(BaseModel):
+    """The options of one adaptation. Make one with `make_config`, which turns what is wrong into a `UsageError`."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    model: PathOrName = Field(min_length=1)
+    """The model to adapt: a folder or a Hub name."""
+    data: PathOrName = Field(min_length=1)
+    """Training data: a .jsonl, .json, .parquet, .txt or .md file, a folder, or a dataset NAME[:CONFIG][@SPLIT]."""
+    output: Path
+    """The folder that the adapted model is written to."""
+    method: Literal["full"] = "full"
+    """The weights that train: full is every weight, as in the paper."""
+
+    minutes: float | None = Field(default=None, gt=0)
+    """How long to train, in minutes of wall clock (10 if neither minutes nor steps are given)."""
+    steps: int | None = Field(default=None, ge=1)
+    """How long to train, in optimizer steps; only this makes a run repeatable bit by bit."""
+    batch_size: int = Field(default=8, ge=1)
+    """Rows in one forward pass."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Forward passes whose gradients are added up for one optimizer step."""
+    max_length: int = Field(default=1024, ge=4)
+    """Tokens of prompt and response together; longer samples are cut."""
+    validation_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the prompts that is kept from training and measured instead."""
+
+    k_max: int = 16
+    """The longest block: tokens predicted by one forward pass."""
+    k_schedule: Literal["random", "fixed"] = "random"
+    """How long training blocks are: drawn from 2 to k_max, or always k_max."""
+    blocks_per_row: int = Field(default=8, ge=1)
+    """Blocks packed behind the real tokens of one row."""
+    train_on: Literal["response", "all"] = "response"
+    """The tokens that blocks may predict: those of the response, or those of the prompt as well."""
+
+    labels: Literal["online", "data"] = "online"
+    """What a block should have said: the teacher's word on the student's own block, or the data's (offline)."""
+    teacher: Literal["hard", "soft"] = "hard"
+    """The teacher's word: its best token, or its whole distribution (KL divergence)."""
+    loss_until: Literal["end", "first-disagreement"] = "end"
+    """How far into a block the loss counts: to its end (the paper), or to the first token that is not its label."""
+    next_token_weight: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence from the original model's next-token predictions on real tokens."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """The optimizer; muon orthogonalises the updates of weight matrices."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """The highest learning rate of the run."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay; the mask token's own row never decays."""
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    """Share of the run in which the learning rate climbs from zero."""
+
+    responses: Literal["greedy", "sampled"] = "greedy"
+    """How the original model writes the responses that the data lacks."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of sampled responses."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """The longest response that the original model writes."""
+    rewrite_responses: bool = False
+    """Have the original model write every response, also where the data has one."""
+
+    seed: int = Field(default=0, ge=0)
+    """Decides every random draw of the run."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type of the computation; the weights being trained are float32 in any case."""
+    device: str = "auto"
+    """Where to compute: auto (an accelerator if there is one), cpu, mps, cuda, cuda:N, xpu or xpu:N."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between two checkpoints that a run can be resumed from."""
+    resume: bool = False
+    """Continue from the last complete checkpoint in the output folder."""
+    overwrite: bool = False
+    """Replace what the output folder holds."""
+    trust_remote_code: bool = False
+    """Run the modelling code that comes with the checkpoint."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_length(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("minutes") is None and values.get("steps") is None:
+            return {**values, "minutes": DEFAULT_MINUTES}
+        return values
+
+    @field_validator("k_max")
+    @classmethod
+    def _check_k_max(cls, k_max: int) -> int:
+        if k_max < 2:
+            raise ValueError(f"k_max must be at least 2 (one next token and one mask), found {k_max}")
+        return k_max
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", device):
+            raise ValueError(f"device must be auto, cpu, mps, cuda, cuda:N, xpu or xpu:N, found {device!r}")
+        return device
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "AdaptConfig":
+        if self.minutes is not None and self.steps is not None:
+            raise ValueError(f"give minutes or steps, not both: found minutes={self.minutes:g} and steps={self.steps}")
+        if self.resume and self.overwrite:
+            raise ValueError(
+                "resume continues what the output folder holds and overwrite discards it: give one of them"
+            )
+        # An option that would do nothing is refused: its author expects an effect.
+        if self.temperature != 1.0 and self.responses == "greedy":
+            raise ValueError(f"temperature={self.temperature:g} needs responses=sampled: greedy responses have none")
+        if self.teacher == "soft" and self.labels == "data":
+            raise ValueError("teacher=soft needs labels=online: with labels=data there is no teacher pass")
+        return self
+
+
+def load_recipe(path: str | Path) -> dict[str, Any]:
+    """The options in a YAML file; relative paths in it count from the working directory.
+
+    Raises `UsageError` for a file that cannot be read, is no YAML mapping, or holds an unknown key.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read recipe {path}: {error}; expected a YAML file of options") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        found = "nothing" if recipe is None else f"a {type(recipe).__name__}"
+        raise UsageError(f"recipe {path} holds {found}; expected options as `name: value`, for example `k_max: 16`")
+    for name in recipe:
+        if name not in AdaptConfig.model_fields:
+            raise UsageError(f"recipe {path} has unknown option {name!r}{nearest(str(name), AdaptConfig.model_fields)}")
+    return recipe
+
+
+def make_config(recipe: Mapping[str, Any] | None = None, **options: Any) -> AdaptConfig:
+    """Defaults, overridden by the recipe, overridden by the options that are not None.
+
+    `steps` as an option also replaces the recipe's `minutes`, and the other way round.
+    Raises `UsageError` that names every value that cannot be, what was expected, and what the option is for.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    values = dict(recipe or {})
+    if "steps" in given or "minutes" in given:
+        values.pop("steps", None)
+        values.pop("minutes", None)
+    try:
+        return AdaptConfig.model_validate(values | given)
+    except ValidationError as error:
+        problems = [_in_plain_words(dict(problem)) for problem in error.errors(include_url=False)]
+        raise UsageError("\n".join(problems)) from error
+
+
+def _in_plain_words(problem: Mapping[str, Any]) -> str:
+    message = problem["msg"]
+    if problem["type"] == "value_error":
+        return message.removeprefix("Value error, ")
+    name = str(problem["loc"][0])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown option {name!r}{nearest(name, AdaptConfig.model_fields)}"
+    meaning = AdaptConfig.model_fields[name].description
+    if problem["type"] == "missing":
+        return f"{name} is missing. {meaning}"
+    return f"{name} is {problem['input']!r}; {re.sub('^(Input|String) ', 'it ', message)}. {meaning}"

@@ -1,0 +1,96 @@
+"""From models, a task and policies to a folder with numbers, a picture and a page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from multitoken.checkpoints.atomic import disk_errors
+from multitoken.checkpoints.provenance import provenance
+from multitoken.decoding.policies import ConfAdapt, Exact, Policy, StaticK, make_policy
+from multitoken.errors import UsageError
+
+from .picture import tradeoff_picture
+from .protocols import ModelLike
+from .report import RaceEntry, write_report
+from .results import results_table, write_results
+from .rows import Row
+from .run import evaluate
+from .tasks import Task
+
+FILES = ("results.json", "tradeoff.png", "report.html")
+DEFAULT_POLICIES: tuple[Policy, ...] = (
+    Exact(0.5),
+    *(ConfAdapt(threshold) for threshold in (0.99, 0.95, 0.9, 0.8, 0.6)),
+    StaticK(2),
+    StaticK(4),
+)
+
+
+def label_of(policy: Policy) -> str:
+    """A policy as a person would name it: "Exact 0.5", "ConfAdapt 0.9, k=8", "static 3"."""
+    if isinstance(policy, Exact | ConfAdapt):
+        k = f", k={policy.k}" if policy.k is not None else ""
+        return f"{type(policy).__name__} {policy.threshold:g}{k}"
+    return f"static {policy.k}" if isinstance(policy, StaticK) else "next token"
+
+
+def parse_policy(text: str) -> Policy:
+    """"exact:0.5", "confadapt:0.9", "static:3" or a bare name -> the policy. Raises `UsageError`."""
+    name, colon, number = text.partition(":")
+    if not colon:
+        return make_policy(name)
+    try:
+        return make_policy(name, k=int(number)) if name == StaticK.name else make_policy(name, threshold=float(number))
+    except ValueError as error:  # a DecodingError says it better
+        reason = str(error) if "expected" in str(error) or "has no" in str(error) else f"{number!r} is no number"
+        raise UsageError(f"policy {text!r}: {reason}; write exact:0.5, confadapt:0.9, static:3 or next-token") from error
+
+
+def measure(
+    models: Mapping[str, ModelLike], task: Task, policies: Sequence[Policy], console: Console
+) -> list[Row]:
+    """`evaluate` with a bar and the table afterwards."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(f"answering {task.name}", total=None)
+        rows = evaluate(
+            models,
+            task,
+            {label_of(policy): policy for policy in policies},
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    console.print(results_table(rows))
+    return rows
+
+
+def publish(
+    output: Path,
+    rows: Sequence[Row],
+    console: Console,
+    *,
+    title: str,
+    summary: str,
+    race: Sequence[RaceEntry] = (),
+    **facts: Any,
+) -> dict[str, Any]:
+    """Write `FILES` into the folder, each atomically, and say where. Returns the provenance."""
+    record = provenance(**facts)
+    with disk_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        write_results(output / FILES[0], rows, record)
+        tradeoff_picture(rows, output / FILES[1])
+        write_report(
+            output / FILES[2],
+            title=title,
+            summary=summary,
+            rows=rows,
+            provenance=record,
+            picture=output / FILES[1],
+            race=race,
+        )
+    for name in FILES:
+        console.print(f"  {output / name}")
+    return record

@@ -1,0 +1,216 @@
+"""Load a causal language model: refused from its config, before any weight is read, where it would decode wrongly."""
+
+import hashlib
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
+
+from multitoken.errors import ModelError, UnsupportedModelError, UsageError
+
+from .mtp_config import MtpConfig
+
+logger = logging.getLogger(__name__)
+
+ATTENTION = ("sdpa", "eager", "flex_attention")  # those that take a block mask
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_OTHER_SENSES = ("vision_config", "audio_config", "audio_encoder_config", "image_config", "speech_config")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode with what belongs to it. `mtp` is None for an ordinary model; `name` is never a path."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    mtp: MtpConfig | None
+    name: str
+
+
+def load_causal_lm(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+    attn_implementation: str = "sdpa",
+) -> Loaded:
+    """The model and tokenizer of a folder or of a hub name.
+
+    Raises UsageError for a device or attention that cannot be, UnsupportedModelError for a kind of model that would
+    decode wrongly, and ModelError for one that is missing, incomplete or broken.
+    """
+    if attn_implementation not in ATTENTION:
+        raise UsageError(
+            f"attn_implementation is {attn_implementation!r}; expected one of {', '.join(ATTENTION)} "
+            "(flash kernels take no block mask)"
+        )
+    place = _device(device)
+    source, name = _locate(name_or_path)
+    config = _read_config(source, trust_remote_code)
+    refuse_unsupported(config, name)
+    mtp = MtpConfig.from_hf(config)
+    tokenizer = _read_tokenizer(source, trust_remote_code)
+    if mtp is not None and (found := tokenizer.convert_tokens_to_ids(mtp.mask_token)) != mtp.mask_token_id:
+        raise ModelError(
+            f"{name}: the tokenizer gives {mtp.mask_token!r} the id {found}, config.json: mtp.mask_token_id is "
+            f"{mtp.mask_token_id}; the tokenizer files are not those the checkpoint was saved with"
+        )
+    attention = _attention(config, source, attn_implementation)
+    model: Any = _read_weights(source, config, dtype, trust_remote_code, attention)
+    return Loaded(model.to(place).eval(), tokenizer, mtp, name)
+
+
+def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
+    """Raise UnsupportedModelError, by class name, for a model that is not a text-only decoder."""
+    kind = config.model_type
+    architecture = (config.architectures or [kind])[0]
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"{name} is {architecture}, an encoder-decoder model; expected a decoder-only causal language model"
+        )
+    if (
+        kind in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+        or architecture.endswith("ForConditionalGeneration")
+        or any(getattr(config, part, None) is not None for part in _OTHER_SENSES)
+    ):
+        raise UnsupportedModelError(
+            f"{name} is {architecture}, which wraps a language model in another that sees or hears; text-only "
+            "checkpoints are supported: use or export its language model"
+        )
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
+        raise UnsupportedModelError(
+            f"{name} is {architecture}: transformers knows no causal language model of {kind!r}"
+        )
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        raise UnsupportedModelError(
+            f"{name} is {architecture}, an encoder whose tokens see their future; expected a causal language model"
+        )
+
+
+def weight_hash(model: PreTrainedModel) -> str:
+    """`sha256:` and the hex digest of every parameter's name, shape, dtype and bytes, by name, tied ones once.
+
+    A function of the weights as they are in memory: the same file loaded in another dtype has another hash.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {list(parameter.shape)} {parameter.dtype}\n".encode())
+        # One parameter at a time and as bytes: numpy knows no bf16, and on a CPU nothing is copied.
+        flat = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:1'") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device is {str(device)!r}, but torch sees no GPU; use 'cpu'")
+    return place
+
+
+def _locate(name_or_path: str | Path) -> tuple[str, str]:
+    """What transformers shall open, and the name to speak of it: a folder's own name, or the hub's."""
+    text = str(name_or_path)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{text} has no config.json; expected the folder of a Hugging Face model")
+        weights = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]
+        if not weights:
+            old = next(iter(sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])), None)
+            found = f"found {old.name}, which can run code when it is read" if old else "found no weights"
+            raise ModelError(
+                f"{text} has no *.safetensors file ({found}); save the model with save_pretrained of transformers 5"
+            )
+        return str(path), path.resolve().name
+    if path.exists():
+        raise ModelError(f"{text} is a file; expected the folder of a Hugging Face model")
+    if isinstance(name_or_path, Path) or not _HUB_NAME.fullmatch(text) or text.startswith("."):
+        raise ModelError(
+            f"{text} does not exist; expected a folder with config.json, or a hub name such as Qwen/Qwen3-0.6B"
+        )
+    return text, text
+
+
+def _read_config(source: str, trust_remote_code: bool) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises many kinds: OSError, ValueError, KeyError, strict dataclass errors
+        raise _unreadable(source, "config.json", error) from error
+
+
+def _read_tokenizer(source: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise _unreadable(source, "the tokenizer", error) from error
+
+
+def _read_weights(
+    source: str, config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool, attention: str
+) -> PreTrainedModel:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise _unreadable(source, "the weights", error) from error
+    model, report = loaded
+    # transformers only warns of these, and leaves random numbers in their place.
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{source}: the weights lack {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''} "
+            f"({len(missing)} in all); expected every weight of {type(model).__name__}: copy the folder again"
+        )
+    return model
+
+
+def _unreadable(source: str, what: str, error: Exception) -> ModelError:
+    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if Path(source).is_dir():
+        return ModelError(f"{source}: cannot read {what}: {reason}")
+    return ModelError(
+        f"cannot load {what} of {source!r} from the Hugging Face hub: {reason} (it is no folder here either; check the "
+        "name and the network, or download it and give its folder)"
+    )
+
+
+def _attention(config: PreTrainedConfig, source: str, wanted: str) -> str:
+    """`wanted`, or "eager" for the few model classes that say they do not support sdpa."""
+    cls: Any
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    else:
+        cls = get_class_from_dynamic_module(config.auto_map["AutoModelForCausalLM"], source)
+    if wanted == "sdpa" and not getattr(cls, "_supports_sdpa", False):
+        logger.warning("%s does not support sdpa attention: using eager attention", cls.__name__)
+        return "eager"
+    return wanted

@@ -1,0 +1,99 @@
+"""What the `mtp` block of a checkpoint's `config.json` means: which id is the mask token, and what it was trained for."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from multitoken.errors import ModelError, nearest
+
+FORMAT_VERSION = 1
+METHODS = ("full",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MtpConfig:
+    """The `mtp` block. A broken one raises a ModelError that names the field.
+
+    >>> MtpConfig(k=4, mask_token_id=2040, mask_token="<MTP>", method="full", base_name="b", base_hash="sha256:0").k
+    4
+    """
+
+    k: int
+    """Length of the blocks it was trained on: one prediction at the anchor and k - 1 at masks. At least 2."""
+    mask_token_id: int
+    """The id that is fed k - 1 times after a prefix."""
+    mask_token: str
+    """The text of that id in the tokenizer."""
+    method: str
+    """How the weights were adapted: one of METHODS."""
+    base_name: str
+    """The model it was made from: a hub name or the name of a folder, never a path."""
+    base_hash: str
+    """`weight_hash` of that model before it was touched."""
+    format_version: int = FORMAT_VERSION
+    """Version of this block. Older ones stay readable, newer ones are refused."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            # bool is an int to Python, but `"k": true` is a mistake.
+            if type(value) is not field.type:
+                raise _broken(field.name, value, f"{getattr(field.type, '__name__', field.type)}")
+        if not 1 <= self.format_version <= FORMAT_VERSION:
+            raise _newer(self.format_version)
+        if self.k < 2:
+            raise _broken("k", self.k, "an int of at least 2")
+        if self.mask_token_id < 0:
+            raise _broken("mask_token_id", self.mask_token_id, "an id of the vocabulary")
+        if not self.mask_token:
+            raise _broken("mask_token", self.mask_token, "the text of the mask token")
+        if self.method not in METHODS:
+            raise _broken("method", self.method, f"one of {', '.join(METHODS)}")
+
+    @classmethod
+    def from_hf(cls, config: PreTrainedConfig) -> "MtpConfig | None":
+        """The block of a loaded `config.json`; None for an ordinary model.
+
+        Raises ModelError for a missing or unknown key, a wrong type, k under 2, a mask id outside the vocabulary and
+        a format newer than this version of multitoken reads.
+        """
+        block: Any = getattr(config, "mtp", None)
+        if block is None:
+            return None
+        if not isinstance(block, dict):
+            raise ModelError(f"config.json: mtp is {block!r}; expected an object with the keys {', '.join(_KEYS)}")
+        # Before the keys: a newer format may well have other keys, and "upgrade" is then the better advice.
+        version = block.get("format_version", FORMAT_VERSION)
+        if type(version) is int and version > FORMAT_VERSION:
+            raise _newer(version)
+        for key in block:
+            if key not in _KEYS:
+                raise ModelError(f"config.json: mtp has the unknown key {key!r}{nearest(str(key), _KEYS)}")
+        missing = [key for key in _KEYS if key not in block]
+        if missing:
+            raise ModelError(f"config.json: mtp lacks {', '.join(missing)}; save the checkpoint again")
+        mtp = cls(**block)
+        vocabulary = config.get_text_config().vocab_size
+        if mtp.mask_token_id >= vocabulary:
+            raise _broken("mask_token_id", mtp.mask_token_id, f"an id below vocab_size = {vocabulary}")
+        return mtp
+
+    def to_dict(self) -> dict[str, int | str]:
+        """The block as `config.json` holds it."""
+        return dataclasses.asdict(self)
+
+
+_KEYS = tuple(field.name for field in dataclasses.fields(MtpConfig))
+
+
+def _broken(field: str, value: object, expected: str) -> ModelError:
+    return ModelError(f"config.json: mtp.{field} is {value!r}; expected {expected}")
+
+
+def _newer(version: int) -> ModelError:
+    return ModelError(
+        f"config.json: mtp.format_version is {version}; this multitoken reads 1 to {FORMAT_VERSION}: "
+        "upgrade it (pip install -U multitoken)"
+    )

@@ -1,0 +1,110 @@
+"""`multitoken demo`: watch a small model race, adapt it from scratch, and see what it gained and what it cost."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from multitoken.checkpoints.atomic import check_output, disk_errors, write_text
+from multitoken.config import make_config
+from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy
+from multitoken.errors import OutputError
+from multitoken.evaluation.measure import DEFAULT_POLICIES, FILES, measure, publish
+from multitoken.evaluation.rows import Row
+from multitoken.models.model import Model
+from multitoken.training.adapt import adapt
+
+from .corpus import examples, make_example
+from .embedded import checkpoint, embedded_task
+from .race import race
+
+ADAPT_MINUTES = 4.5
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """fast: show the embedded adapted checkpoint instead of adapting. questions: per model and policy."""
+
+    output: Path = Path("demo-output")
+    fast: bool = False
+    minutes: float = ADAPT_MINUTES
+    questions: int = 40
+
+
+def run_demo(options: DemoOptions, console: Console) -> list[Row]:
+    """The five parts of the demo. Returns the rows of `results.json`."""
+    _check(options)
+    console.rule("1  The embedded base model")
+    base = Model.load(checkpoint("base"))
+    millions = base.hf.num_parameters() / 1e6
+    console.print(f"{millions:.1f} M parameters, {type(base.hf).__name__}, trained by this package's own script.")
+
+    console.rule("2  The race: one model, three ways to decode")
+    ready = Model.load(checkpoint("adapted"))
+    runners: dict[str, tuple[Model, Policy]] = {
+        "original, next token": (base, NextToken()),
+        "adapted, ConfAdapt 0.9": (ready, ConfAdapt(0.9)),
+        "adapted, Exact 0.5": (ready, Exact(0.5)),
+    }
+    prompts = [make_example(task, "test", 0).prompt for task in ("counting", "repeating", "word-problems")]
+    entries = race(runners, prompts, console, max_new_tokens=200)
+
+    if options.fast:
+        adapted, how = ready, "the embedded adapted checkpoint"
+    else:
+        console.rule(f"3  Adapting the base model from scratch: {options.minutes:g} minutes")
+        adapted = _adapt(options, console)
+        how = f"adapted here in {options.minutes:g} minutes"
+
+    console.rule("4  What it gained and what it cost")
+    rows = measure(
+        {"original": base, "adapted": adapted},
+        embedded_task("word-problems", options.questions),
+        DEFAULT_POLICIES,
+        console,
+    )
+
+    console.rule("5  Results")
+    publish(
+        options.output,
+        rows,
+        console,
+        title="multitoken demo",
+        summary=f"A small language model, {how}, on {options.questions} arithmetic word problems it has never seen.",
+        race=entries,
+        adapted=how,
+    )
+    return rows
+
+
+def _check(options: DemoOptions) -> None:
+    """The demo replaces its own earlier results, and nothing else, without being asked."""
+    ours = {*FILES, "adapted", "problems.jsonl", "adapted.training"}
+    foreign = [p.name for p in options.output.iterdir() if p.name not in ours] if options.output.is_dir() else []
+    if foreign:
+        raise OutputError(
+            f"{options.output} holds {', '.join(sorted(foreign)[:3])}, which the demo did not write; choose another --output"
+        )
+    if not options.output.is_dir():
+        check_output(options.output, overwrite=False)
+    with disk_errors(options.output):
+        options.output.mkdir(parents=True, exist_ok=True)
+
+
+def _adapt(options: DemoOptions, console: Console) -> Model:
+    """The paper's method, from the base model, on problems that are neither in its training text nor in the test."""
+    data = options.output / "problems.jsonl"
+    rows = [{"prompt": e.prompt, "response": e.response} for e in examples("word-problems", "adapt", 4000)]
+    write_text(data, "".join(json.dumps(row) + "\n" for row in rows))
+    folder = options.output / "adapted"
+    config = make_config(
+        demo_recipe(), model=checkpoint("base"), data=data, output=folder, minutes=options.minutes, overwrite=True
+    )
+    adapt(config=config, console=console)
+    return Model.load(folder)
+
+
+def demo_recipe() -> dict[str, object]:
+    """Full training as in the paper, with a learning rate for minutes instead of days."""
+    return {"method": "full", "k_max": 16}

@@ -1,0 +1,274 @@
+"""The whole of adapting, in the order it happens: check, load, data, train, save."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as transformers_logging
+
+from multitoken.checkpoints.atomic import check_output, disk_errors, write_json
+from multitoken.checkpoints.save import save_checkpoint
+from multitoken.config import AdaptConfig, make_config
+from multitoken.decoding.attention import AttentionRule
+from multitoken.decoding.loop import Decoder
+from multitoken.decoding.policies import NextToken
+from multitoken.decoding.sampling import Sampling
+from multitoken.errors import ModelError, OutputError, UsageError
+from multitoken.models.loading import load_causal_lm, weight_hash
+from multitoken.models.mask_token import add_mask_token
+from multitoken.models.model import eos_ids
+from multitoken.models.mtp_config import MtpConfig
+from multitoken.models.selftest import check_blocks
+
+from .dataset import PreparedData, prepare_samples
+from .objective import Distillation, Objective
+from .progress import TrainingBar, counting_bar
+from .responses import Written, teacher_key, write_missing
+from .sources import Record, read_records
+from .stream import BlockStream, StreamOptions
+from .trainer import BlockTrainer, Clock, last_complete_checkpoint
+
+_WRITE_ROWS = 16  # responses written side by side
+_UNBOUNDED_STEPS = 10**8  # a run by minutes ends by the clock
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What came of it: where the model is, how long it trained, and the last logged numbers."""
+
+    output: Path
+    steps: int
+    seconds: float
+    log: list[dict[str, Any]]
+
+
+def adapt(
+    model: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    output: str | Path | None = None,
+    config: AdaptConfig | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> Adapted:
+    """Adapt a causal language model to several tokens a pass and save it to `output`.
+
+    Takes the fields of `AdaptConfig` as keywords, or a ready `config`. Interrupted runs continue with `resume=True` from
+    the last complete checkpoint, kept beside the output in `OUTPUT.training`.
+
+    Raises `UsageError`, `DataError`, `ModelError` or `OutputError`, all before training where they can be known.
+    """
+    if config is None:
+        config = make_config(model=model, data=data, output=output, **options)
+    elif options or model is not None or data is not None or output is not None:
+        raise UsageError("give a config, or options, but not both")
+    console = console or Console()
+    work = Path(f"{config.output}.training")
+    check_output(config.output, overwrite=config.overwrite)
+    checkpoint = _open_work_folder(work, config)
+
+    device = _device(config.device)
+    loaded = load_causal_lm(config.model, device=device, trust_remote_code=config.trust_remote_code)
+    student, tokenizer = loaded.model, loaded.tokenizer
+    if loaded.mtp is not None:
+        raise ModelError(f"{loaded.name} was adapted already (k={loaded.mtp.k}); start from {loaded.mtp.base_name}")
+    base_hash = weight_hash(student)
+    records = list(read_records(config.data))
+    mask = add_mask_token(student, tokenizer, texts=map(_text_of, records), seed=config.seed)
+    console.print(f"Mask token: {mask.describe()}.")
+    check_blocks(student, mask.id)
+
+    ends = eos_ids(student, tokenizer)
+    write = _writer(student, mask.id, ends, config, work, base_hash, console)
+    prepared = prepare_samples(records, tokenizer, mask.id, config, write, eos_ids=ends)
+    console.print(f"Data: {prepared.report}. Training on {len(prepared.train)} samples.")
+
+    clock = Clock(steps=config.steps, minutes=config.minutes)
+    bar = TrainingBar(clock, console)
+    trainer = _build_trainer(student, config, prepared, mask.id, ends, clock, bar, work)
+    if checkpoint is not None:
+        trainer.restore_clock(checkpoint)
+        console.print(f"Continuing from {checkpoint.name}.")
+    try:
+        with disk_errors(work):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        bar.close()
+
+    mtp = MtpConfig(
+        k=config.k_max,
+        mask_token_id=mask.id,
+        mask_token=mask.token,
+        method=config.method,
+        base_name=loaded.name,
+        base_hash=base_hash,
+    )
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    save_checkpoint(
+        student.eval(),
+        tokenizer,
+        mtp,
+        config.output,
+        overwrite=config.overwrite,
+        extra_files={
+            "adapt.json": json.dumps(
+                {"config": _portable(config), "mask_token": mask.describe(), "steps": trainer.state.global_step, "log": log},
+                indent=1,
+            )
+        },
+    )
+    shutil.rmtree(work)
+    return Adapted(config.output, trainer.state.global_step, clock.seconds, log)
+
+
+def _text_of(record: Record) -> str:
+    return " ".join(str(part) for part in (record.messages, record.prompt, record.response, record.text) if part)
+
+
+def _portable(config: AdaptConfig) -> dict[str, Any]:
+    """The options as they go into a checkpoint: no folders of this machine."""
+    options = config.model_dump(mode="json", exclude={"resume", "overwrite"})
+    for key in ("model", "data", "output"):
+        if Path(str(options[key])).exists() or key == "output":
+            options[key] = Path(str(options[key])).name
+    return options
+
+
+def _device(name: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _open_work_folder(work: Path, config: AdaptConfig) -> Path | None:
+    """Make the folder of the run, or find where the interrupted one may go on. -> its last complete checkpoint."""
+    options = config.model_dump(mode="json", exclude={"resume", "overwrite", "output", "checkpoint_every", "device"})
+    settings = work / "config.json"
+    if settings.exists() and config.resume:
+        before = json.loads(settings.read_text())
+        changed = sorted(key for key in options if options[key] != before.get(key))
+        if changed:
+            told = ", ".join(f"{key} was {before.get(key)!r}, now {options[key]!r}" for key in changed)
+            raise UsageError(f"cannot resume {work} with other options: {told}; use the old ones or --overwrite")
+        return last_complete_checkpoint(work)
+    if config.resume:
+        raise OutputError(f"there is no unfinished run in {work} to resume; leave --resume out")
+    if work.exists() and any(work.iterdir()):
+        if not config.overwrite:
+            raise OutputError(f"{work} holds an unfinished run; continue it with --resume or discard it with --overwrite")
+        shutil.rmtree(work)
+    with disk_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
+    write_json(settings, options)
+    return None
+
+
+def _writer(
+    teacher: PreTrainedModel,
+    mask_id: int,
+    ends: list[int],
+    config: AdaptConfig,
+    work: Path,
+    base_hash: str,
+    console: Console,
+) -> Callable[[list[list[int]]], list[Written]]:
+    """Has the teacher write responses, many rows at a time, with a bar and a cache in the run's folder."""
+    decoder = Decoder(teacher, mask_id=mask_id, trained_k=1, eos_ids=ends)
+    sampling = Sampling(config.temperature, config.seed) if config.responses == "sampled" else None
+    key = teacher_key(
+        base_hash,
+        mode=config.responses,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+
+    def write_batch(prompts: list[list[int]], number: int) -> list[Written]:
+        room = min(config.max_new_tokens, (decoder.max_positions or config.max_length) - max(map(len, prompts)))
+        responses: list[list[int]] = [[] for _ in prompts]
+        for chunk in decoder.decode(
+            prompts, policy=NextToken(), max_new_tokens=room, sampling=sampling, first_row=number
+        ):
+            responses[chunk.row - number] += chunk.token_ids
+        return [(ids, ids[-1] in decoder.eos_ids) for ids in responses]
+
+    def write(prompts: list[list[int]]) -> list[Written]:
+        with counting_bar(console, "the original model writes responses", len(prompts)) as advance:
+            return write_missing(
+                prompts, write_batch, work / "responses.jsonl", key=key, batch_size=_WRITE_ROWS, progress=advance
+            )
+
+    return write
+
+
+def _build_trainer(
+    student: PreTrainedModel,
+    config: AdaptConfig,
+    prepared: PreparedData,
+    mask_id: int,
+    ends: list[int],
+    clock: Clock,
+    bar: TrainingBar,
+    work: Path,
+) -> BlockTrainer:
+    teacher = copy.deepcopy(student).eval().requires_grad_(False)
+    stream = BlockStream(
+        prepared.train,
+        StreamOptions(
+            seed=config.seed,
+            rows_per_step=config.batch_size * config.gradient_accumulation,
+            blocks=config.blocks_per_row,
+            k_max=config.k_max,
+            fixed_k=config.k_schedule == "fixed",
+            train_on=config.train_on,
+        ),
+        config.steps or _UNBOUNDED_STEPS,
+    )
+    objective = Objective(
+        labels=config.labels,
+        teacher=config.teacher,
+        until_disagreement=config.loss_until == "first-disagreement",
+        next_token_weight=config.next_token_weight,
+    )
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=config.steps or _UNBOUNDED_STEPS,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        max_grad_norm=1.0,
+        bf16=config.dtype == "bfloat16",
+        use_cpu=student.device.type == "cpu",
+        seed=config.seed,
+        save_steps=config.checkpoint_every,
+        save_total_limit=2,
+        logging_steps=10,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=student.device.type == "cuda",
+    )
+    distillation = Distillation(
+        teacher, AttentionRule(teacher), objective=objective, mask_id=mask_id, eos_ids=ends
+    )
+    transformers_logging.disable_progress_bar()
+    trainer = BlockTrainer(
+        student,
+        arguments,
+        stream,
+        distillation=distillation,
+        clock=clock,
+        optimizer=config.optimizer,
+        warmup=config.warmup,
+        callbacks=[bar],
+    )
+    trainer.remove_callback(PrinterCallback)  # the bar says it better
+    return trainer
+

@@ -1,0 +1,136 @@
+"""Records -> the samples to train on and those to validate with, missing responses written, and a count of it all."""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from multitoken.config import AdaptConfig
+from multitoken.errors import DataError
+
+from .encoding import Prompt, Sample, encode_record, fingerprint, make_sample
+from .responses import Written
+from .sources import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHORTEST = 2  # tokens: a block predicts at least two
+
+WriteAll = Callable[[list[list[int]]], list[Written]]
+"""Prompts -> their responses: `write_missing` with all but the prompts filled in."""
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What became of the records."""
+
+    records: int
+    written: int
+    """Responses that the teacher wrote."""
+    unfinished: int
+    """Of those, the ones that reached max_new_tokens before they ended."""
+    cut: int
+    """Responses, of the data or written, that were longer than max_length allows."""
+    too_short: int
+    """Records dropped: fewer than two tokens to train on."""
+    no_room: int
+    """Records dropped: the prompt alone reaches max_length."""
+
+    def __str__(self) -> str:
+        counts = {
+            "responses written by the original model": self.written,
+            "of them unfinished at max_new_tokens": self.unfinished,
+            "cut at max_length": self.cut,
+            f"dropped with fewer than {SHORTEST} tokens to train on": self.too_short,
+            "dropped with a prompt that fills max_length": self.no_room,
+        }
+        return ", ".join([f"{self.records:,} records", *(f"{n:,} {what}" for what, n in counts.items() if n)])
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Samples in the order of the data. No prompt is in both lists."""
+
+    train: list[Sample]
+    validation: list[Sample]
+    report: DataReport
+
+    @property
+    def written(self) -> int:
+        return self.report.written
+
+
+def prepare_samples(
+    records: Iterable[Record],
+    tokenizer: "PreTrainedTokenizerBase",
+    mask_id: int | None,
+    config: AdaptConfig,
+    write: WriteAll,
+    *,
+    eos_ids: Collection[int] = (),
+) -> PreparedData:
+    """Encode every record, have the teacher write the responses that are missing, and split.
+
+    All records are read before `write` is called (once, if at all), so bad data is known before the expensive work.
+    Raises `DataError` for a record that cannot be used, and when none is left to train on.
+    """
+    total = no_room = 0
+    encoded: list[tuple[str, Sample | Prompt]] = []
+    for record in records:
+        total += 1
+        if config.rewrite_responses:
+            record = record.without_response()
+        item = encode_record(record, tokenizer, config.max_length, mask_id=mask_id, eos_ids=eos_ids)
+        if len(item.prompt_ids) > config.max_length - SHORTEST:
+            no_room += 1
+        else:
+            encoded.append((_name(record, item), item))
+
+    prompts = [list(item.prompt_ids) for _, item in encoded if isinstance(item, Prompt)]
+    written = write(prompts) if prompts else []
+    responses = iter(written)
+    samples = [
+        (name, item if isinstance(item, Sample) else make_sample(item.prompt_ids, *next(responses), config.max_length))
+        for name, item in encoded
+    ]
+
+    kept = [(name, sample) for name, sample in samples if _trainable(sample, config.train_on) >= SHORTEST]
+    report = DataReport(
+        records=total,
+        written=len(written),
+        unfinished=sum(not ended for _, ended in written),
+        cut=sum(not s.ended and len(s.prompt_ids) + len(s.response_ids) == config.max_length for _, s in samples),
+        too_short=len(samples) - len(kept),
+        no_room=no_room,
+    )
+    if not kept:
+        raise DataError(
+            f"nothing is left to train on in {config.data}: {report}; "
+            f"expected responses of at least {SHORTEST} tokens that fit in max_length={config.max_length}"
+        )
+    held_out = _held_out({name for name, _ in kept}, config.validation_share)
+    train = [sample for name, sample in kept if name not in held_out]
+    return PreparedData(train, [sample for name, sample in kept if name in held_out], report)
+
+
+def _name(record: Record, item: Sample | Prompt) -> str:
+    """What keeps equal prompts together. A plain text has no prompt of its own: it goes by what it says."""
+    if record.text is not None and isinstance(item, Sample):
+        return fingerprint(item.response_ids)
+    return fingerprint(item.prompt_ids)
+
+
+def _trainable(sample: Sample, train_on: str) -> int:
+    """Tokens that a block may predict: the first of all has nothing before it to predict it from."""
+    if train_on == "response" and sample.prompt_ids:
+        return len(sample.response_ids)
+    return len(sample.prompt_ids) + len(sample.response_ids) - 1
+
+
+def _held_out(names: Collection[str], share: float) -> set[str]:
+    """The first names in the order of their hashes: the same whatever the order of the data, and at least one if any
+    are wanted and something is left to train on."""
+    if not share or len(names) < 2:
+        return set()
+    number = min(max(1, round(share * len(names))), len(names) - 1)
+    return set(sorted(names)[:number])

@@ -1,0 +1,67 @@
+"""The optimizer of a run: AdamW, or Muon for the inner matrices with AdamW for the rest."""
+
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class MuonAdamW(Optimizer):
+    """Muon and AdamW as one optimizer, for trainers that know one. Group 0 is Muon's, the others AdamW's."""
+
+    def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], *, lr: float, weight_decay: float) -> None:
+        self.muon = Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.adamw = AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+        super().__init__([*matrices, *others], {"lr": lr})
+        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.muon.step()
+        self.adamw.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.muon.load_state_dict(state_dict["muon"])
+        self.adamw.load_state_dict(state_dict["adamw"])
+        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+
+
+def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: float) -> Optimizer:
+    """`weight_decay` pulls on matrices only, never on embeddings (the mask token's row among them), norms or biases."""
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # pyright: ignore[reportCallIssue]
+    if head is not None:
+        embeddings |= {id(p) for p in head.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim == 2 and id(p) not in embeddings]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in trained if id(p) not in chosen]
+    if name == "muon":
+        return MuonAdamW(matrices, others, lr=lr, weight_decay=weight_decay)
+    decayed = {"params": matrices, "weight_decay": weight_decay}
+    return AdamW([decayed, {"params": others, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.95))
+
+
+def build_schedule(optimizer: Optimizer, progress: Callable[[], float], warmup: float) -> LambdaLR:
+    """Linear warm-up over the first `warmup` share of the run, then linear to zero. `progress()` is in [0, 1]."""
+
+    def factor(_: int) -> float:
+        done = progress()
+        return min(1.0, (done + 1e-3) / warmup) if done < warmup else max(0.0, (1.0 - done) / (1.0 - warmup))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,115 @@
+"""Missing responses, written by the teacher once and kept on disk.
+
+The cache is a JSONL file, a response a line: `{"name": fingerprint of teacher and prompt, "ids": [...], "ended": ...}`.
+Every batch is on disk before the next begins, so Ctrl-C loses at most one batch; a line that was torn is written again.
+"""
+
+import json
+import os
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Literal
+
+from multitoken.errors import DataError, OutputError
+
+from .encoding import fingerprint
+
+Written = tuple[list[int], bool]
+"""A response's ids and whether it ended. If so its last id is the EOS that the teacher chose, else none is there."""
+
+WriteBatch = Callable[[list[list[int]], int], list[Written]]
+"""(prompts, number of the first one) -> their responses. Prompt `number + i` may key the noise of row i."""
+
+
+def teacher_key(
+    model_hash: str, *, mode: Literal["greedy", "sampled"], max_new_tokens: int, temperature: float, seed: int
+) -> str:
+    """What decides a response besides its prompt. A greedy response does not depend on temperature and seed."""
+    noise = f"temperature={temperature!r} seed={seed}" if mode == "sampled" else ""
+    return f"model={model_hash} {mode} max_new_tokens={max_new_tokens} {noise}".rstrip()
+
+
+def write_missing(
+    prompts: Sequence[Sequence[int]],
+    write: WriteBatch,
+    cache_file: Path,
+    *,
+    key: str,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Written]:
+    """A response for each prompt, from the cache or from `write`; equal prompts are written once.
+
+    Batches go from long prompts to short ones: little padding, and one that does not fit in memory fails first.
+    A resumed call numbers the prompts as an undisturbed one does, so that noise keyed by the number is the same.
+    `progress(done, total)` counts different prompts.
+    Raises `DataError` for a damaged cache and `OutputError` when it cannot be read or written.
+    """
+    names = [fingerprint(ids, salt=key) for ids in prompts]
+    wanted = {name: list(ids) for name, ids in zip(names, prompts, strict=True)}
+    written, whole_bytes = _read_cache(cache_file, wanted.keys())
+    missing = sorted(wanted.keys() - written.keys(), key=lambda name: (-len(wanted[name]), wanted[name]))
+    if progress:
+        progress(len(written), len(wanted))
+    if missing:
+        _open_cache(cache_file, whole_bytes)
+    for start in range(0, len(missing), batch_size):
+        batch = missing[start : start + batch_size]
+        responses = write([wanted[name] for name in batch], len(written))
+        assert len(responses) == len(batch), "the writer returned another number of responses than it got prompts"
+        fresh = dict(zip(batch, responses, strict=True))
+        _append(cache_file, fresh)
+        written |= fresh
+        if progress:
+            progress(len(written), len(wanted))
+    return [written[name] for name in names]
+
+
+def _read_cache(path: Path, wanted: Collection[str]) -> tuple[dict[str, Written], int]:
+    """The wanted responses, and the length in bytes of all lines that are whole."""
+    found: dict[str, Written] = {}
+    whole_bytes = 0
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):  # torn by an interruption
+                    break
+                try:
+                    entry = json.loads(line)
+                    name, response = entry["name"], ([int(i) for i in entry["ids"]], bool(entry["ended"]))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise DataError(
+                        f"{path}, line {number}: not a cached response ({error}): delete the file to start anew"
+                    ) from error
+                whole_bytes += len(line)
+                if name in wanted:
+                    found[name] = response
+    except FileNotFoundError:
+        return {}, 0
+    except OSError as error:
+        raise OutputError(f"cannot read the responses kept in {path}: {error.strerror}") from error
+    return found, whole_bytes
+
+
+def _open_cache(path: Path, whole_bytes: int) -> None:
+    """Makes sure, before the expensive work, that the file can be appended to, and cuts off a torn last line."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.truncate(whole_bytes)
+    except OSError as error:
+        raise OutputError(f"cannot keep responses in {path}: {error.strerror}") from error
+
+
+def _append(path: Path, responses: dict[str, Written]) -> None:
+    lines = "".join(
+        json.dumps({"name": name, "ids": ids, "ended": ended}, separators=(",", ":")) + "\n"
+        for name, (ids, ended) in responses.items()
+    )
+    try:
+        with path.open("ab") as file:
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"cannot keep responses in {path}: {error.strerror}; free space and run again") from error

@@ -1,0 +1,174 @@
+"""The trainer: Hugging Face's, with our loss, our stream and checkpoints that say when they are complete."""
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from multitoken.decoding.blocks import pack_blocks
+
+from .objective import BlockStatistics, Distillation
+from .optimizer import build_optimizer, build_schedule
+from .stream import collate
+
+COMPLETE = ".complete"
+_CLOCK = "clock.json"
+
+
+class Clock(TrainerCallback):
+    """How far a run is, in [0, 1], by steps or by minutes; minutes of earlier, interrupted runs count."""
+
+    def __init__(self, *, steps: int | None, minutes: float | None) -> None:
+        self.steps, self.minutes = steps, minutes
+        self.step = 0
+        self.spent = 0.0
+        self._started: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return self.spent + (time.monotonic() - self._started if self._started is not None else 0.0)
+
+    def progress(self) -> float:
+        if self.steps is not None:
+            return min(1.0, self.step / self.steps)
+        assert self.minutes is not None
+        return min(1.0, self.seconds / (60 * self.minutes))
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started = time.monotonic()
+        self.step = state.global_step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.step = state.global_step
+        if self.minutes is not None and self.progress() >= 1.0:
+            control.should_training_stop = True
+
+
+class BlockTrainer(Trainer):
+    """Trains with `Distillation`. Parameters stay float32; `bf16` in the arguments only lowers the compute."""
+
+    # Micro-batches have equal shapes, so the mean over them is the loss of one large batch.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        stream: Dataset[dict[str, list[int]]],
+        *,
+        distillation: Distillation,
+        clock: Clock,
+        optimizer: str,
+        warmup: float,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model=model, args=args, train_dataset=stream, data_collator=collate, callbacks=[clock, *callbacks]
+        )
+        self.distillation = distillation
+        self.clock = clock
+        self._optimizer_name = optimizer
+        self._warmup = warmup
+        self._tally = _Tally()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        model.eval()  # dropout stays off: the proposals are what decoding will see
+        batch = pack_blocks(
+            inputs["tokens"],
+            inputs["lengths"].tolist(),
+            inputs["anchors"],
+            inputs["ks"].tolist(),
+            self.distillation.mask_id,
+        )
+        self.distillation.rule.grow(int(batch.positions.max()) + 1)
+        loss, statistics = self.distillation(model, batch, inputs["lengths"], inputs["trainable"])
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step}; lower --learning-rate "
+                f"(now {self.args.learning_rate:g})"
+            )
+        self._tally.add(statistics, int(inputs["lengths"].sum()) + batch.ids.shape[0] * batch.slots)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._tally.read_and_clear() | {"seconds": round(self.clock.seconds, 1)}
+        super().log(logs, start_time)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(
+                model or self.model,  # pyright: ignore[reportArgumentType]
+                name=self._optimizer_name,
+                lr=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+            )
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = build_schedule(optimizer or self.optimizer, self.clock.progress, self._warmup)  # pyright: ignore[reportArgumentType]
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)  # pyright: ignore[reportArgumentType]  # the stream is the order
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            (folder / _CLOCK).write_text(json.dumps({"seconds": self.clock.seconds}))
+            (folder / COMPLETE).touch()
+
+    def restore_clock(self, checkpoint: Path) -> None:
+        """Count the minutes that the interrupted run had trained at this checkpoint."""
+        self.clock.spent = float(json.loads((checkpoint / _CLOCK).read_text())["seconds"])
+
+
+class _Tally:
+    """Sums of block statistics between two log lines."""
+
+    def __init__(self) -> None:
+        self._accepted: list[float] = []
+        self._tokens = 0
+        self._started = time.monotonic()
+
+    def add(self, statistics: BlockStatistics, tokens: int) -> None:
+        self._accepted.append(statistics.accepted)
+        self._tokens += tokens
+
+    def read_and_clear(self) -> dict[str, float]:
+        seconds = max(1e-9, time.monotonic() - self._started)
+        logs = {
+            "accepted": round(sum(self._accepted) / max(1, len(self._accepted)), 3),
+            "tokens_per_second": round(self._tokens / seconds, 1),
+        }
+        self.__init__()
+        return logs
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; half-written ones are removed."""
+    complete: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).exists():
+            complete.append((int(path.name.rsplit("-", 1)[1]), path))
+        else:
+            shutil.rmtree(path)
+    return max(complete)[1] if complete else None

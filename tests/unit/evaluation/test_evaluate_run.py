@@ -1,0 +1,150 @@
+import pytest
+
+from multitoken.decoding.policies import ConfAdapt, Exact, StaticK
+from multitoken.errors import DataError, UsageError
+from multitoken.evaluation.graders import grader_named
+from multitoken.evaluation.run import evaluate
+from multitoken.evaluation.statistics import Interval
+from multitoken.evaluation.tasks import Question, Task
+from tests.unit.evaluation.scripted import ScriptedLM, ScriptedModel
+
+EOS = 2
+
+
+def make_task(*answers: tuple[str, str], grader: str = "exact", max_new_tokens: int = 20) -> Task:
+    questions = tuple(Question(prompt, answer) for prompt, answer in answers)
+    return Task("sums", questions, grader_named(grader), max_new_tokens)
+
+
+TASK = make_task(("a", "3 4 5 2"), ("bb", "6 2"))
+ORIGINAL = {("next-token", "a"): [[3], [4], [5], [EOS]], ("next-token", "bb"): [[6], [EOS]]}
+ADAPTED = {
+    ("next-token", "a"): [[3], [4], [5], [EOS]],
+    ("next-token", "bb"): [[7], [EOS]],
+    ("exact", "a"): [[3], [4, 5, EOS]],
+    ("exact", "bb"): [[7], [EOS]],
+    ("confadapt", "a"): [[3, 4], [8, EOS]],
+    ("confadapt", "bb"): [[6, EOS]],
+}
+
+
+def test_every_number_of_a_row() -> None:
+    """Guards against each slip that makes a measurement a lie: averaging per-prompt rates, counting prefill tokens as
+    steps, dropping EOS, grading against the wrong prompt, comparing with the wrong model. All by hand."""
+    models = {"original": ScriptedModel(ORIGINAL), "adapted": ScriptedModel(ADAPTED, k=8, speed=2.0)}
+    policies = {"mild": ConfAdapt(threshold=0.8), "exact 0.5": Exact(threshold=0.5, k=4)}
+    original, own, confadapt, exact = evaluate(models, TASK, policies)
+
+    assert (original.model, original.policy, original.label, original.k) == ("original", "next-token", "next-token", 1)
+    assert (original.threshold, original.prompts, original.accuracy) == (None, 2, 1.0)
+    assert (original.tokens, original.forward_passes, original.seconds) == (6, 6, 6.0)
+    assert (original.tokens_per_step, original.tokens_per_second, original.speedup) == (1.0, 1.0, 1.0)
+    assert (original.identical_to_original, original.identical_to_own_next_token) == (2, 2)
+
+    assert (own.model, own.policy, own.k, own.accuracy) == ("adapted", "next-token", 1, 0.5)
+    assert (own.identical_to_original, own.identical_to_own_next_token, own.speedup) == (1, 2, 2.0)
+    assert own.accuracy_change == -0.5
+
+    assert (confadapt.label, confadapt.policy, confadapt.threshold, confadapt.k) == ("mild", "confadapt", 0.8, 8)
+    # a: 3 4 | 8 EOS and bb: 6 EOS |, so 6 tokens, 4 of them in prefills; 3 passes, 2 of them prefills.
+    assert (confadapt.tokens, confadapt.forward_passes, confadapt.tokens_per_step) == (6, 3, 2.0)
+    assert (confadapt.seconds, confadapt.tokens_per_second) == (1.5, 4.0)
+    assert (confadapt.accuracy, confadapt.identical_to_original, confadapt.identical_to_own_next_token) == (0.5, 1, 0)
+    assert confadapt.speedup == 4.0  # seconds per token: a 1.0 / 0.25, bb 1.0 / 0.25
+
+    assert (exact.label, exact.policy, exact.threshold, exact.k) == ("exact 0.5", "exact", 0.5, 4)
+    assert (exact.tokens, exact.forward_passes, exact.tokens_per_step) == (6, 4, 2.0)
+    assert (exact.identical_to_original, exact.identical_to_own_next_token) == (1, 2)
+    assert exact.speedup == 3.0  # a 1.0 / 0.25, bb 1.0 / 0.5: the median of 4 and 2
+    assert exact.accuracy_interval == pytest.approx(Interval(0.0945, 0.9055), abs=1e-4)
+    assert exact.speedup_interval is None  # two prompts
+
+
+def test_combinations_take_turns_and_warm_up_once() -> None:
+    """Guards against running one model after the other, so that a machine that slows down decides who is faster, and
+    against counting the first, cold answer or warming up with a whole one."""
+    order: list[str] = []
+
+    class Noted(ScriptedModel):
+        def generate(self, prompt, *, policy, max_new_tokens):
+            order.append(f"{policy.name}:{prompt}:{max_new_tokens}")
+            return super().generate(prompt, policy=policy, max_new_tokens=max_new_tokens)
+
+    progress: list[tuple[int, int]] = []
+    rows = evaluate(
+        {"original": Noted(ADAPTED, k=8)},
+        TASK,
+        {"e": Exact()},
+        progress=lambda done, all_: progress.append((done, all_)),
+    )
+    warm_up = ["next-token:a:16", "exact:a:16"]
+    assert order == [*warm_up, "next-token:a:20", "exact:a:20", "exact:bb:20", "next-token:bb:20"]
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [row.forward_passes for row in rows] == [6, 4]
+
+
+def test_ties_are_counted_apart_and_judged_by_the_model_they_are_ties_of() -> None:
+    """Guards against a tie counted as identical or as different, and against asking the original's float64 copy about
+    a difference between two outputs of the adapted weights."""
+    close = [0.0] * 10
+    close[4], close[8] = 5.0, 5.00001
+    adapted = ScriptedModel({("next-token", "a"): [[3], [4]], ("exact", "a"): [[3, 8]]}, k=8, hf=ScriptedLM(close))
+    original = ScriptedModel({("next-token", "a"): [[3], [4]]}, hf=ScriptedLM([0.0] * 4 + [5.0] + [0.0] * 5))
+    _, own, exact = evaluate({"original": original, "adapted": adapted}, make_task(("a", "3 4")), {"e": Exact()})
+    assert (own.identical_to_original, own.ties) == (1, 0)
+    assert (exact.identical_to_own_next_token, exact.own_ties) == (0, 1)
+    assert (exact.identical_to_original, exact.ties) == (0, 0)
+
+
+def test_an_ungraded_task_has_speeds_and_no_accuracy() -> None:
+    """Guards against 0% for a task where nothing is right or wrong."""
+    row = evaluate({"original": ScriptedModel(ORIGINAL)}, make_task(("a", ""), grader="none"), {})[0]
+    assert (row.accuracy, row.accuracy_interval, row.accuracy_change, row.accuracy_change_interval) == (None,) * 4
+    assert row.tokens_per_step == 1.0
+
+
+def test_a_model_without_a_mask_token_runs_next_token_only() -> None:
+    """Guards against feeding masks to the original, and against next-token decoding counted twice when also asked for."""
+    original = ScriptedModel(ORIGINAL)
+    rows = evaluate({"original": original, "adapted": ScriptedModel(ADAPTED, k=8)}, TASK, {"e": Exact()})
+    assert [(row.model, row.policy) for row in rows] == [
+        ("original", "next-token"),
+        ("adapted", "next-token"),
+        ("adapted", "exact"),
+    ]
+    with pytest.raises(UsageError, match="no model here has a mask token, which two needs; adapt one first"):
+        evaluate({"original": original}, TASK, {"two": StaticK(2)})
+
+
+def test_an_answer_that_ends_in_its_prefill_has_no_steps() -> None:
+    """Guards against a division by zero where every answer is one token long."""
+    row = evaluate({"original": ScriptedModel({("next-token", "a"): [[EOS]]})}, make_task(("a", "2")), {})[0]
+    assert (row.tokens_per_step, row.tokens, row.forward_passes) == (0.0, 1, 1)
+
+
+def test_bad_prompts_are_found_before_anything_runs() -> None:
+    """Guards against an hour of measurement lost to prompt 1,400, and against a prompt that silently ran past the
+    model's last position."""
+    model = ScriptedModel(ORIGINAL, hf=ScriptedLM(positions=22))
+    with pytest.raises(DataError, match=r"question 2 of sums, original model: 3 prompt tokens and 20 new ones are 23"):
+        evaluate({"original": model}, make_task(("a", "1"), ("ccc", "1")), {})
+    with pytest.raises(
+        DataError, match="question 2 of sums cannot be read by the original model: a prompt with a zero"
+    ):
+        evaluate({"original": model}, make_task(("a", "1"), ("\x00", "1")), {})
+    with pytest.raises(DataError, match="has no questions"):
+        evaluate({"original": model}, make_task(), {})
+    assert model.calls == []
+
+
+def test_models_that_cannot_be_compared_are_refused() -> None:
+    """Guards against token ids compared across two tokenizers, and against a baseline picked by chance."""
+
+    class Other(ScriptedModel):
+        def encode(self, prompt: str) -> list[int]:
+            return [1, *super().encode(prompt)]
+
+    with pytest.raises(UsageError, match="question 1 of sums has other token ids in the adapted model"):
+        evaluate({"original": ScriptedModel(ORIGINAL), "adapted": Other(ADAPTED, k=8)}, TASK, {})
+    with pytest.raises(UsageError, match="expected one of them to be labelled 'original'"):
+        evaluate({"a": ScriptedModel(ORIGINAL), "b": ScriptedModel(ADAPTED, k=8)}, TASK, {})

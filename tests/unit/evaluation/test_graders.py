@@ -1,0 +1,69 @@
+from decimal import Decimal
+
+import pytest
+
+from multitoken.errors import UsageError
+from multitoken.evaluation.graders import grader_named, is_numeric_answer, last_number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("5 + 3 = 8\nAnswer: 8", "8"),
+        ("Answer: 7\nNo, wait.\nAnswer: 8 apples, of 20", "8"),  # after the last marker, its first number
+        ("He earns 9 * 2 = $<<9*2=18>>18.\n#### 18", "18"),
+        ("ANSWER : $1,208.50.", "1208.50"),
+        ("so it is 12, then 14.", "14"),  # no marker: the last number, without the full stop
+        ("**Answer:** 42", "42"),
+        ("Answer: -5", "-5"),
+        ("Answer: −5", "-5"),  # the typographic minus
+        ("Answer: -$5", "-5"),
+        ("left: 20-2", "2"),  # a difference, not minus two
+        ("the numbers 3, 400", "400"),
+        ("1,234,567 in all", "1234567"),
+        ("1234,567", "567"),  # no thousands: two numbers
+        ("0.75", "0.75"),
+    ],
+)
+def test_last_number_reads_what_people_and_gsm8k_write(text: str, number: str) -> None:
+    """Guards against a grader that marks right answers wrong for a comma, a dollar sign, a full stop or a minus."""
+    assert last_number(text) == Decimal(number)
+
+
+@pytest.mark.parametrize("text", ["", "no number here", "5 + 3 = 8\nAnswer:", "#### none"])
+def test_an_answer_that_was_never_given_is_none(text: str) -> None:
+    """Guards against crediting a number of the working when the answer itself was cut off."""
+    assert last_number(text) is None
+
+
+def test_last_number_grades_by_value() -> None:
+    """Guards against comparing strings, where 18 is not 18.0, and against None equal to None counting as right."""
+    grade = grader_named("last-number").grade
+    assert grade("Answer: 18", "She makes 9 * 2 = 18.\n#### 18.0") is True
+    assert grade("Answer: 1,800", "1800") is True
+    assert grade("Answer: 81", "18") is False
+    assert grade("I do not know", "nothing either") is False
+
+
+def test_the_other_graders() -> None:
+    """Guards against an ungraded task that counts as wrong, and against `exact` minding the space around an answer."""
+    assert grader_named("exact").grade(" 1 2 3\n", "1 2 3") is True
+    assert grader_named("exact").grade("1 2 3 4", "1 2 3") is False
+    assert grader_named("contains").grade("it is Paris, of course", " Paris ") is True
+    assert grader_named("contains").grade("it is Rome", "Paris") is False
+    assert grader_named("none").grade("anything", "") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "numeric"),
+    [("18", True), (" $1,000. ", True), ("2 + 2 = 4\n#### 4", True), ("#### four", False), ("18 apples", False)],
+)
+def test_numeric_answers_are_told_from_text(answer: str, numeric: bool) -> None:
+    """Guards against grading "18 apples or 20" by a number that only happens to stand in it."""
+    assert is_numeric_answer(answer) is numeric
+
+
+def test_an_unknown_grader_is_refused_with_the_nearest() -> None:
+    """Guards against a traceback (KeyError) for a typing mistake."""
+    with pytest.raises(UsageError, match=r"no grader 'last-numbr'; did you mean 'last-number'\?"):
+        grader_named("last-numbr")

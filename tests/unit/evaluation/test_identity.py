@@ -1,0 +1,74 @@
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from multitoken.evaluation.identity import Float64Judge, Identity, compare
+from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.unit.evaluation.scripted import ScriptedLM
+
+
+def never(before: Sequence[int], ours: int, reference: int) -> float:
+    raise AssertionError("the judge costs a float64 forward pass and must not be asked here")
+
+
+def test_equal_outputs_are_identical_without_a_judge() -> None:
+    """Guards against a float64 copy of the model for nothing: the common case must cost nothing."""
+    assert compare([5, 7, 2], (5, 7, 2), gap=never) is Identity.IDENTICAL
+    assert compare([], [], gap=never) is Identity.IDENTICAL
+
+
+@pytest.mark.parametrize(("ours", "reference"), [([5, 7], [5, 7, 2]), ([5, 7, 2, 2], [5, 7, 2]), ([], [5])])
+def test_an_output_that_stops_elsewhere_is_different(ours: list[int], reference: list[int]) -> None:
+    """Guards against `zip`, which would call a lost end-of-text token identical."""
+    assert compare(ours, reference, gap=never) is Identity.DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdict"),
+    [(0.0, Identity.TIE), (0.99e-4, Identity.TIE), (1e-4, Identity.DIFFERENT), (3.0, Identity.DIFFERENT)],
+)
+def test_the_first_difference_decides(gap: float, verdict: Identity) -> None:
+    """Guards against excusing a gap of 1e-4 or more, asking at a later difference, or showing the judge our own token."""
+    asked = []
+
+    def judge(before: Sequence[int], ours: int, reference: int) -> float:
+        asked.append((list(before), ours, reference))
+        return gap
+
+    assert compare([5, 7, 1, 3], [5, 8, 1, 4], gap=judge) is verdict
+    assert asked == [([5], 7, 8)]
+
+
+def test_a_third_token_is_not_excused_by_the_tie_of_two_others() -> None:
+    """Guards against calling a wrong token a tie because the two best tokens happened to be close there."""
+    gap = Float64Judge(ScriptedLM([1.0, 3.0, 3.00001, 0.0])).after([1])
+    assert gap([2], 1, 2) == pytest.approx(1e-5)
+    assert gap([2], 3, 2) == pytest.approx(3.00001)
+
+
+def test_the_mask_token_is_out_of_the_running() -> None:
+    """Guards against a mask token with the top logit, which would make every near tie look like a clear defeat."""
+    model = ScriptedLM([1.0, 3.0, 3.0, 9.0])
+    assert Float64Judge(model, mask_token_id=3).after([1])([], 1, 2) == 0.0
+    assert Float64Judge(model).after([1])([], 1, 2) == 6.0
+
+
+def test_the_judge_reads_prompt_and_common_output_in_float64() -> None:
+    """Guards against judging without the prompt, in float32, or by turning the user's own model into float64."""
+    model = tiny_llama(tiny_tokenizer(20))
+    with torch.inference_mode():
+        logits = tiny_llama(tiny_tokenizer(20)).double()(torch.tensor([[4, 5, 6]])).logits[0, -1]
+    expected = float(logits.max() - min(logits[7], logits[8]))
+    assert Float64Judge(model).after([4, 5])([6], 7, 8) == pytest.approx(expected, abs=1e-12)
+    assert model.dtype == torch.float32
+
+
+def test_the_copy_is_made_late_and_a_question_is_answered_once() -> None:
+    """Guards against doubling the memory of runs without a difference, and a forward pass for each policy's same one."""
+    judge = Float64Judge(ScriptedLM())
+    assert judge._twin is None
+    for _ in range(3):
+        judge.after([1, 2])([3], 4, 5)
+        judge.after([1, 2])([3], 5, 4)
+    assert judge._twin.forwards == [[1, 2, 3]]

@@ -1,0 +1,209 @@
+"""What loads, what is refused before its weights are read, and what a refusal says."""
+
+import hashlib
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BertConfig,
+    Gemma3Config,
+    LlamaForCausalLM,
+    Qwen3_5Config,
+    T5Config,
+    ViTConfig,
+)
+
+from multitoken.errors import ModelError, UnsupportedModelError, UsageError
+from multitoken.models.loading import load_causal_lm, weight_hash
+from tests.tiny import tiny_gpt2, tiny_llama, tiny_qwen3, tiny_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A whole tiny checkpoint, to be broken."""
+    tokenizer = tiny_tokenizer(60)
+    tiny_llama(tokenizer).save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def edit_config(folder, **change):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+@pytest.mark.parametrize("build", [tiny_llama, tiny_qwen3, tiny_gpt2])
+def test_a_folder_loads_in_eval_mode_and_the_asked_dtype(build, tmp_path):
+    """Guards against dropout left on, the file's dtype in place of the asked one, and a path as the model's name."""
+    tokenizer = tiny_tokenizer(60)
+    model = build(tokenizer, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    loaded = load_causal_lm(tmp_path / "tiny")
+    assert loaded.name == "tiny" and loaded.mtp is None and not loaded.model.training
+    assert loaded.model.dtype == torch.float32 and loaded.model.config._attn_implementation == "sdpa"
+    assert loaded.tokenizer("w5 w6")["input_ids"] == [5, 6]
+    ids = torch.tensor([[5, 6, 7]])
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()
+    assert torch.equal(loaded.model(ids).logits, model(ids).logits)
+    assert load_causal_lm(str(tmp_path / "tiny"), dtype=torch.bfloat16).model.dtype == torch.bfloat16
+
+
+def test_what_is_not_there_is_named(folder, tmp_path):
+    """Guards against a mistyped path being looked up on the hub, with a network error as the answer."""
+    for path in ("/no/such/folder", "./nothing", "runs/a/b", tmp_path / "nothing"):
+        with pytest.raises(ModelError, match=r"does not exist; expected a folder with config\.json"):
+            load_causal_lm(path)
+    with pytest.raises(ModelError, match="is a file"):
+        load_causal_lm(folder / "config.json")
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        load_causal_lm(tmp_path)
+
+
+def test_a_hub_name_without_network(monkeypatch):
+    """Guards against a traceback of the hub client where the mend is a spelling, the network or a folder."""
+
+    def offline(*arguments, **keywords):
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nmore lines")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", offline)
+    with pytest.raises(ModelError, match=r"'some/model' from the Hugging Face hub: We couldn't connect .* network"):
+        load_causal_lm("some/model")
+
+
+def test_a_corrupt_config(folder):
+    """Guards against a JSON traceback."""
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"cannot read config\.json"):
+        load_causal_lm(folder)
+
+
+def test_a_broken_mtp_block_is_found_before_the_weights(folder, monkeypatch):
+    """Guards against minutes of loading before a refusal that config.json alone decides."""
+    edit_config(folder, mtp={"k": 1})
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: pytest.fail("weights were read"))
+    with pytest.raises(ModelError, match="mtp lacks"):
+        load_causal_lm(folder)
+
+
+def test_a_tokenizer_of_another_checkpoint(folder):
+    """Guards against masks under an id that the tokenizer gives to a word."""
+    block = {"k": 2, "mask_token_id": 7, "mask_token": "w8", "method": "full", "base_name": "b", "base_hash": "h"}
+    edit_config(folder, mtp=block | {"format_version": 1})
+    with pytest.raises(ModelError, match="gives 'w8' the id 8"):
+        load_causal_lm(folder)
+
+
+def test_no_tokenizer(folder):
+    """Guards against an empty tokenizer made up from config.json."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ModelError, match="cannot read the tokenizer"):
+        load_causal_lm(folder)
+
+
+def test_weights_cut_short(folder):
+    """Guards against a half-copied file."""
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="cannot read the weights"):
+        load_causal_lm(folder)
+
+
+def test_missing_weights_are_not_random_ones(folder):
+    """Guards against transformers' habit to warn and go on with random numbers."""
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"the weights lack model\.layers\.1\.mlp\.up_proj\.weight \(1 in all\)"):
+        load_causal_lm(folder)
+
+
+def test_weights_of_another_shape(folder):
+    """Guards against a config and weights of two models."""
+    edit_config(folder, intermediate_size=48)
+    with pytest.raises(ModelError, match="cannot read the weights"):
+        load_causal_lm(folder)
+
+
+def test_pickled_weights_are_refused(folder):
+    """Guards against weight files that run code when they are read."""
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no \*\.safetensors file \(found pytorch_model\.bin"):
+        load_causal_lm(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (T5Config(architectures=["T5ForConditionalGeneration"]), "T5ForConditionalGeneration, an encoder-decoder"),
+        (BertConfig(architectures=["BertForMaskedLM"]), "BertForMaskedLM, an encoder whose tokens see their future"),
+        (ViTConfig(), "vit: transformers knows no causal language model"),
+        (Gemma3Config(architectures=["Gemma3ForConditionalGeneration"]), "Gemma3ForConditionalGeneration, which wraps"),
+        (Qwen3_5Config(), "qwen3_5, which wraps a language model .* text-only checkpoints are supported"),
+    ],
+)
+def test_other_kinds_of_model_are_refused_from_their_config(config, says, folder):
+    """Guards against a model that loads and then decodes wrongly (there are no such weights in the folder)."""
+    (folder / "config.json").unlink()
+    config.save_pretrained(folder)
+    with pytest.raises(UnsupportedModelError, match=says):
+        load_causal_lm(folder)
+
+
+def test_attention_that_takes_no_block_mask(folder, monkeypatch, caplog):
+    """Guards against flash attention, which drops the mask, and against a silent change of the kernel."""
+    with pytest.raises(UsageError, match="'flash_attention_2'; expected one of sdpa, eager, flex_attention"):
+        load_causal_lm(folder, attn_implementation="flash_attention_2")
+    monkeypatch.setattr(LlamaForCausalLM, "_supports_sdpa", False)
+    with caplog.at_level(logging.WARNING, logger="multitoken"):
+        loaded = load_causal_lm(folder)
+    assert loaded.model.config._attn_implementation == "eager"
+    assert "LlamaForCausalLM does not support sdpa" in caplog.text
+
+
+def test_a_device_that_is_not_there(folder, monkeypatch):
+    """Guards against an AssertionError of torch after the weights were read."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="'cuda', but torch sees no GPU"):
+        load_causal_lm(folder, device="cuda")
+    with pytest.raises(UsageError, match="device is 'gpu'; expected 'cpu'"):
+        load_causal_lm(folder, device="gpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weight_hash_sees_every_bit_and_tied_weights_once(dtype):
+    """Guards against a hash of rounded values, of one shard, or one that depends on how weights are tied or stored."""
+    tokenizer = tiny_tokenizer(60)
+    model = tiny_llama(tokenizer, tie_word_embeddings=True, dtype=dtype)
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        assert name != "lm_head.weight"
+        digest.update(f"{name} {list(weight.shape)} {dtype}\n".encode())
+        digest.update(bytes(weight.detach().view(torch.uint8).flatten().tolist()))
+    before = weight_hash(model)
+    assert (
+        before
+        == f"sha256:{digest.hexdigest()}"
+        == weight_hash(tiny_llama(tokenizer, dtype=dtype, tie_word_embeddings=True))
+    )
+    weight = model.model.layers[1].mlp.up_proj.weight
+    weight.data = weight.data.t().contiguous().t()
+    assert weight_hash(model) == before, "the same numbers, laid out otherwise in memory"
+    weight.data.view(torch.int32 if dtype == torch.float32 else torch.int16)[0, 0] ^= 1
+    assert weight_hash(model) != before
+
+
+def test_loading_keeps_the_hash(folder):
+    """Guards against base_hash differing between the run that made a checkpoint and the one that checks it."""
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    assert weight_hash(load_causal_lm(folder).model) == weight_hash(load_causal_lm(copy).model)
