@@ -17,9 +17,9 @@ class Grader:
 
 
 _MARKER = re.compile(r"answer\s*:|####", re.IGNORECASE)
-# A sign counts only where no number, word or bracket stands before it: "20-2" holds 20 and 2, "is -2" holds -2.
-# A comma belongs to a number only between groups of three digits: "1,234" is one number, "3, 4" are two.
-_NUMBER = re.compile(r"(?<![\w)])[-−]?\s?\$?\s?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\d+(?:\.\d+)?")
+# A sign counts only at the number and where no number, word or bracket stands before it: "20-2" and "20 - 2" hold 20
+# and 2, "is -2" holds -2. A comma belongs to a number only between groups of three digits: "3, 4" are two numbers.
+_NUMBER = re.compile(r"(?:(?<![\w)])[-−])?(?:\$\s?)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 
 
 def _value(written: str) -> Decimal:

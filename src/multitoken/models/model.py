@@ -69,7 +69,7 @@ class Model:
         self.name = name
         if mtp is not None:
             check_blocks(hf, mtp.mask_token_id)
-        self._decoder = Decoder(
+        self.decoder = Decoder(
             hf,
             mask_id=mtp.mask_token_id if mtp else None,
             trained_k=mtp.k if mtp else 1,
@@ -135,14 +135,14 @@ class Model:
     def stream(self, prompt: Prompt, *, policy: Policy | None = None, max_new_tokens: int = 256) -> Iterator[Chunk]:
         """The chunks of one answer as they come, each with its text. The texts end to end are the whole answer
         (but for a character that max_new_tokens cut in the middle)."""
-        chunks = self._decoder.decode(
+        chunks = self.decoder.decode(
             [self.encode(prompt)], policy=policy or self.default_policy, max_new_tokens=max_new_tokens
         )
         return self._with_text(chunks)
 
     def _generate(self, prompt: Prompt, policy: Policy | None, max_new_tokens: int) -> Generation:
         started = self._now()
-        bare = self._decoder.decode(
+        bare = self.decoder.decode(
             [self.encode(prompt)], policy=policy or self.default_policy, max_new_tokens=max_new_tokens
         )
         plain = list(bare)

@@ -91,6 +91,7 @@ def encode(
 ) -> list[tuple[list[int], list[float]]]:
     """(token ids, loss weights) per example; the weight at i is that of predicting token i."""
     backend = tokenizer.backend_tokenizer
+    backend.no_padding()  # `solved` leaves padding on, and every row would grow to the longest of its pool
     user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
     prompts = backend.encode_batch([e.prompt for e in batch], add_special_tokens=False)
     responses = backend.encode_batch([e.response for e in batch], add_special_tokens=False)
@@ -235,7 +236,7 @@ def train(output: Path, steps: int, tokens_per_batch: int, lr: float, seed: int,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--tokens-per-batch", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -19,6 +19,10 @@ from multitoken.evaluation.graders import grader_named, is_numeric_answer, last_
         ("Answer: −5", "-5"),  # the typographic minus
         ("Answer: -$5", "-5"),
         ("left: 20-2", "2"),  # a difference, not minus two
+        ("left: 20 - 2", "2"),
+        ("- 2 apples", "2"),  # a bullet
+        ("Answer: $-5", "-5"),
+        ("USD1,234", "1234"),
         ("the numbers 3, 400", "400"),
         ("1,234,567 in all", "1234567"),
         ("1234,567", "567"),  # no thousands: two numbers

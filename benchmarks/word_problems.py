@@ -1,0 +1,152 @@
+"""The embedded checkpoints on fresh word problems: what is gained, what is lost, and how fast it is on the clock.
+
+    python -m benchmarks.word_problems                       the README's numbers (about a quarter of an hour on 2 cores)
+    python -m benchmarks.word_problems --model DIR --prompts 300
+
+Accuracy, identity and tokens per step need no clock, so they are measured in batches on all prompts. Speed is measured
+at batch 1, in pairs: transformers' greedy `generate` and ours on the same prompt, in turn, warmed up, one clock. A
+speed-up is the median ratio of seconds per token over the pairs, with its 95% interval. The last line is JSON.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from multitoken.checkpoints.provenance import provenance
+from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy, StaticK
+from multitoken.evaluation.identity import Float64Judge
+from multitoken.evaluation.measure import label_of
+from multitoken.evaluation.identity import compare
+from multitoken.evaluation.results import percent, percent_range
+from multitoken.evaluation.rows import Combination, Outcome, Row, make_row
+from multitoken.evaluation.statistics import ratio_interval
+from multitoken.models.model import Model
+from multitoken.quickstart.embedded import checkpoint, embedded_task
+
+POLICIES: tuple[Policy, ...] = (Exact(0.5), Exact(0.3), ConfAdapt(0.99), ConfAdapt(0.95), ConfAdapt(0.9), ConfAdapt(0.6), StaticK(2))
+
+
+def answer_all(model: Model, prompts: list[list[int]], policy: Policy, batch: int, new: int, what: str) -> list[tuple]:
+    """(token ids, tokens of the prefill, forward passes that the row took part in) per prompt, in order."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    results: dict[int, tuple] = {}
+    for start in track(range(0, len(order), batch), description=what, console=Console(stderr=True)):
+        part = order[start : start + batch]
+        chunks: dict[int, list] = {i: [] for i in range(len(part))}
+        for chunk in model.decoder.decode([prompts[i] for i in part], policy=policy, max_new_tokens=new):
+            chunks[chunk.row].append(chunk.token_ids)
+        for row, i in enumerate(part):
+            ids = tuple(t for c in chunks[row] for t in c)
+            results[i] = (ids, len(chunks[row][0]), len(chunks[row]))
+    return [results[i] for i in range(len(prompts))]
+
+
+def measure_all(original: Model, adapted: Model, number: int, batch: int, task_name: str) -> list[Row]:
+    """Rows without a clock (their `seconds` are of the batch and not reported)."""
+    task = embedded_task(task_name, number)
+    prompts = [original.encode(q.prompt) for q in task.questions]
+    outcomes: dict[Combination, list[Outcome]] = {}
+    for label, model in (("original", original), ("adapted", adapted)):
+        for policy in (NextToken(), *(POLICIES if model.mtp else ())):
+            k = policy.k or (model.mtp.k if model.mtp else 1)
+            what = Combination(label, label_of(policy), policy.name, getattr(policy, "threshold", None), k)
+            answers = answer_all(model, prompts, policy, batch, task.max_new_tokens, f"{label}, {what.label}")
+            outcomes[what] = []
+            for question, (ids, prefill, passes) in zip(task.questions, answers, strict=True):
+                text = model.tokenizer.decode(list(ids), skip_special_tokens=True)
+                correct = task.grader.grade(text, question.answer)
+                outcomes[what].append(Outcome(ids, prefill, passes, 1.0, correct))
+    plain = {what.model: o for what, o in outcomes.items() if what.policy == "next-token"}
+    judges = {
+        label: Float64Judge(model.hf, adapted.mtp.mask_token_id if adapted.mtp else None)
+        for label, model in (("original", original), ("adapted", adapted))
+    }
+
+    def identities(ours: list[Outcome], label: str) -> list:
+        triples = zip(ours, plain[label], prompts, strict=True)
+        return [compare(o.token_ids, r.token_ids, gap=judges[label].after(ids)) for o, r, ids in triples]
+
+    return [
+        make_row(task.name, what, o, plain["original"], identities(o, "original"), identities(o, what.model))
+        for what, o in outcomes.items()
+    ]
+
+
+def race_generate(adapted: Model, policies: tuple[Policy, ...], pairs: int) -> list[dict]:
+    """Speed-ups over transformers' greedy `generate` of the same weights, in interleaved pairs."""
+    task = embedded_task("word-problems", pairs + 3, split="speed")
+    assert adapted.mtp is not None
+    suppress = [adapted.mtp.mask_token_id]
+
+    def generate(ids: list[int]) -> tuple[int, float]:
+        row = torch.tensor([ids])
+        started = time.perf_counter()
+        out = adapted.hf.generate(
+            row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=task.max_new_tokens, suppress_tokens=suppress
+        )
+        return out.shape[1] - len(ids), time.perf_counter() - started
+
+    seconds: dict[str, list[float]] = {"generate": [], **{label_of(p): [] for p in policies}}
+    tokens: dict[str, int] = dict.fromkeys(seconds, 0)
+    for i, question in enumerate(track(task.questions, description="racing generate", console=Console(stderr=True))):
+        n, spent = generate(adapted.encode(question.prompt))
+        measured = {"generate": (n, spent)}
+        for policy in policies:
+            answer = adapted.generate(question.prompt, policy=policy, max_new_tokens=task.max_new_tokens)
+            measured[label_of(policy)] = (len(answer.token_ids), answer.seconds)
+        if i >= 3:  # the first three warm up
+            for label, (n, spent) in measured.items():
+                seconds[label].append(spent / n)
+                tokens[label] += n
+    results = []
+    for label in seconds:
+        ratio = ratio_interval(list(zip(seconds["generate"], seconds[label], strict=True)))
+        results.append(
+            {
+                "label": label,
+                "seconds_per_token": sum(seconds[label]) / len(seconds[label]),
+                "tokens_per_second": len(seconds[label]) / sum(seconds[label]),
+                "speedup": ratio.median,
+                "interval": ratio.interval,
+            }
+        )
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(checkpoint("adapted")))
+    parser.add_argument("--original", default=str(checkpoint("base")))
+    parser.add_argument("--task", default="word-problems")
+    parser.add_argument("--prompts", type=int, default=1500)
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=32)
+    a = parser.parse_args()
+    original, adapted = Model.load(a.original), Model.load(a.model)
+    rows = measure_all(original, adapted, a.prompts, a.batch, a.task)
+    print(f"| {a.prompts} {a.task} | accuracy | 95% | tokens per step | identical to own next-token | ties | identical to original |")
+    print("|---|---|---|---|---|---|---|")
+    for r in rows:
+        accuracy = percent(r.accuracy) if r.accuracy is not None else "-"
+        interval = percent_range(r.accuracy_interval) if r.accuracy_interval else "-"
+        print(
+            f"| {r.model}, {r.label} | {accuracy} | {interval} | {r.tokens_per_step:.2f} | "
+            f"{r.identical_to_own_next_token} | {r.own_ties} | {r.identical_to_original} (+{r.ties} ties) |"
+        )
+    speeds = race_generate(adapted, (NextToken(), Exact(0.5), Exact(0.5, 8), ConfAdapt(0.9)), a.pairs) if a.pairs else []
+    if speeds:
+        print(f"\n| batch 1, {a.pairs} pairs | tokens per second | against transformers' generate | 95% |\n|---|---|---|---|")
+    for s in speeds:
+        low, high = s["interval"] or (float("nan"), float("nan"))
+        print(f"| {s['label']} | {s['tokens_per_second']:.0f} | {s['speedup']:.2f} | {low:.2f} to {high:.2f} |")
+    facts = provenance(threads=torch.get_num_threads())
+    print(json.dumps({"provenance": facts, "rows": [dataclasses.asdict(r) for r in rows], "speed": speeds}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The command line as a user types it: what it prints, what it leaves behind, and how it says no."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from multitoken.cli import main
+
+from tests.tiny import tiny_llama, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A base model, data, a task, and the model adapted from it by the command itself."""
+    folder = tmp_path_factory.mktemp("project")
+    tokenizer = tiny_tokenizer()
+    tiny_llama(tokenizer).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    rows = [{"prompt": f"w{4 + i} w{5 + i}", "response": " ".join(f"w{4 + (i + j) % 40}" for j in range(8))} for i in range(20)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "task.jsonl").write_text("".join(json.dumps({"prompt": r["prompt"], "answer": "w7"}) + "\n" for r in rows[:4]))
+    code = run("adapt", folder / "base", "--data", folder / "data.jsonl", "--output", folder / "adapted", "--steps", 3,
+               "--k-max", 4, "--batch-size", 2, "--blocks-per-row", 2)  # fmt: skip
+    assert code == 0
+    return folder
+
+
+def run(*argv) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(a) for a in argv])
+    return int(ended.value.code or 0)
+
+
+def test_generate_prints_one_json_object_last(project, capsys) -> None:
+    """Scripts read the last line; everything else must keep out of standard output."""
+    assert run("generate", project / "adapted", "w7 w8", "--policy", "exact", "--threshold", 0.3, "--max-new-tokens", 9, "--json") == 0
+    out = capsys.readouterr().out
+    answer = json.loads(out)
+    assert set(answer) == {"text", "token_ids", "chunk_sizes", "forward_passes", "tokens_per_step", "seconds"}
+    assert sum(answer["chunk_sizes"]) == len(answer["token_ids"]) <= 9
+    assert answer["forward_passes"] == len(answer["chunk_sizes"])
+    run("generate", project / "adapted", "w7 w8", "--policy", "next-token", "--max-new-tokens", 9, "--json")
+    assert json.loads(capsys.readouterr().out)["token_ids"] == answer["token_ids"]
+
+
+def test_generate_works_with_a_model_that_was_never_adapted(project, capsys) -> None:
+    """The same commands serve as the baseline."""
+    assert run("generate", project / "base", "w7 w8", "--max-new-tokens", 5, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["forward_passes"] <= 5
+    assert run("generate", project / "base", "w7", "--policy", "exact", "--k", 3) == 2
+    assert "no mask token" in capsys.readouterr().err
+
+
+def test_evaluate_writes_numbers_picture_and_page(project, capsys) -> None:
+    """results.json is what other tools read: its fields are fixed."""
+    out = project / "evaluation"
+    assert run("evaluate", project / "adapted", "--original", project / "base", "--task", project / "task.jsonl",
+               "--output", out, "--policy", "exact:0.5", "--policy", "confadapt:0.9", "--max-new-tokens", 8, "--json") == 0  # fmt: skip
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    stored = json.loads((out / "results.json").read_text())
+    assert set(stored) == {"provenance", "rows"} and len(stored["rows"]) == len(printed["rows"]) == 4
+    promised = {"task", "model", "policy", "threshold", "k", "prompts", "accuracy", "identical_to_original",
+                "tokens_per_step", "tokens_per_second", "forward_passes"}  # fmt: skip
+    assert all(promised <= set(row) for row in stored["rows"])
+    assert {row["model"] for row in stored["rows"]} == {"original", "adapted"}
+    exact = next(row for row in stored["rows"] if row["policy"] == "exact")
+    assert exact["identical_to_own_next_token"] + exact["own_ties"] == 4
+    assert (out / "tradeoff.png").read_bytes().startswith(b"\x89PNG") and "<html" in (out / "report.html").read_text()
+    assert run("evaluate", project / "adapted", "--task", project / "task.jsonl", "--output", out) == 1
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_recipe_holds_options_and_refuses_unknown_ones(project, capsys) -> None:
+    """A misspelt key in a recipe would silently train something else."""
+    recipe = project / "recipe.yaml"
+    recipe.write_text(
+        f"model: {project / 'base'}\ndata: {project / 'data.jsonl'}\noutput: {project / 'from-recipe'}\nsteps: 1\nk_max: 4\nbatch_size: 2\n"
+    )
+    assert run("adapt", "--config", recipe) == 0
+    assert json.loads((project / "from-recipe" / "config.json").read_text())["mtp"]["k"] == 4
+    recipe.write_text("stepz: 1\n")
+    assert run("adapt", "--config", recipe) == 2
+    assert "did you mean 'steps'" in capsys.readouterr().err
+
+
+BASE, DATA = "BASE", "DATA"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["adapt", "no/such/model/here", "--data", DATA], 1, "does not exist"),
+        (["adapt", BASE, "--data", "missing.jsonl"], 1, "missing.jsonl"),
+        (["adapt", BASE, "--data", "EMPTYROW"], 1, "expected"),
+        (["adapt", BASE, "--data", DATA, "--k-max", "1"], 2, "at least 2"),
+        (["adapt", BASE, "--data", DATA, "--steps", "3", "--minutes", "2"], 2, "not both"),
+        (["adapt", BASE, "--data", DATA, "--resume"], 1, "no unfinished run"),
+        (["adapt", BASE, "--data", DATA, "--method", "magic"], 2, "method is 'magic'"),
+        (["adapt", BASE, "--data", DATA, "--learning-rate", "fast"], 2, "fast"),
+        (["adapt", BASE], 2, "data is missing"),
+        (["generate", "ADAPTED", "w7", "--policy", "exact", "--threshold", "1.7"], 2, "threshold is 1.7"),
+        (["generate", "ADAPTED", "w7", "--policy", "exact", "--k", "9"], 2, "trained for k up to 4"),
+        (["generate", "ADAPTED", "w7", "--policy", "sure"], 2, "expected one of"),
+        (["generate", "ADAPTED", "w7", "--threshold", "0.5"], 2, "--policy"),
+        (["generate", "ADAPTED", "w7 <MTP>"], 2, "mask token"),
+        (["generate", "ADAPTED", ""], 2, "empty"),
+        (["generate", "ADAPTED", "w7", "--max-new-tokens", "999"], 2, "256 positions"),
+        (["evaluate", "ADAPTED", "--task", "poems", "--output", "OUT2"], 2, "no task 'poems'"),
+        (["evaluate", "ADAPTED", "--task", "TASK", "--output", "OUT2", "--policy", "exact:2"], 2, "threshold is 2"),
+        (["fly"], 2, "fly"),
+    ],
+)
+def test_mistakes_are_named_with_the_mend_and_an_exit_code(project, tmp_path, capsys, argv, code, message) -> None:
+    """Exit code 2 for usage, 1 for the rest, no traceback, and nothing left behind."""
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "w7"}\n{"title": "no text"}\n')
+    places = {
+        BASE: project / "base", DATA: project / "data.jsonl", "ADAPTED": project / "adapted",
+        "TASK": project / "task.jsonl", "EMPTYROW": tmp_path / "bad.jsonl", "OUT2": tmp_path / "out2",
+    }  # fmt: skip
+    words = [str(places.get(a, a)) for a in argv]
+    if argv[0] == "adapt":
+        words += ["--output", str(tmp_path / "out")]
+    assert run(*words) == code
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out2").exists()
+
+
+def test_an_output_folder_in_use_is_left_alone(project, capsys) -> None:
+    """Somebody's model is in there."""
+    before = (project / "adapted" / "config.json").read_text()
+    assert run("adapt", project / "base", "--data", project / "data.jsonl", "--output", project / "adapted", "--steps", 1) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert (project / "adapted" / "config.json").read_text() == before
+
+
+def test_help_is_quick_to_load(project) -> None:
+    """torch takes seconds to import: `--help` must not."""
+    probe = "import sys; from multitoken.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_killed_run_leaves_no_model_and_resumes(project, how) -> None:
+    """Ctrl-C or a power cut in the middle: nothing half-written at the output, and --resume finishes the run."""
+    output = project / f"killed-{how.name}"
+    argv = [sys.executable, "-m", "multitoken.cli", "adapt", project / "base", "--data", project / "data.jsonl", "--output",
+            output, "--steps", "60", "--k-max", "4", "--batch-size", "2", "--checkpoint-every", "3"]  # fmt: skip
+    command = [str(a) for a in argv]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    work = Path(f"{output}.training")
+    deadline = time.monotonic() + 240
+    while not list(work.glob("checkpoint-*/.complete")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(how)
+    _, err = process.communicate()
+    assert process.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL), err
+    assert not output.exists() and work.exists()
+    if how is signal.SIGINT:
+        assert b"--resume" in err and b"Traceback" not in err
+    assert run(*command[3:], "--resume") == 0
+    assert json.loads((output / "adapt.json").read_text())["steps"] == 60

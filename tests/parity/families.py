@@ -1,0 +1,86 @@
+"""One tiny random model per attention family, with logits spread wide enough that a wrong mask shows as 1 and more."""
+
+from collections.abc import Callable
+
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+VOCABULARY, MASK, EOS = 96, 95, 5
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": EOS,
+    "pad_token_id": 0,
+}
+_GROUPED = {**_COMMON, "num_key_value_heads": 2, "intermediate_size": 64}
+_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+def _make(cls, config) -> Callable[[], PreTrainedModel]:
+    def build() -> PreTrainedModel:
+        torch.manual_seed(0)
+        return cls(config).eval()
+
+    return build
+
+
+SUPPORTED = {
+    "llama": _make(LlamaForCausalLM, LlamaConfig(**_GROUPED)),
+    "qwen3": _make(Qwen3ForCausalLM, Qwen3Config(**_GROUPED, head_dim=12)),
+    "gpt2": _make(
+        GPT2LMHeadModel,
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=48, n_layer=3, n_head=4, n_positions=128, initializer_range=0.3,
+            bos_token_id=1, eos_token_id=EOS, pad_token_id=0, attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1,
+        ),
+    ),
+    "mistral, sliding": _make(MistralForCausalLM, MistralConfig(**_GROUPED, sliding_window=6)),
+    "gemma2, sliding and full, eager": _make(
+        Gemma2ForCausalLM, Gemma2Config(**_GROUPED, head_dim=12, sliding_window=6, layer_types=_TYPES, attn_implementation="eager")
+    ),
+    "gemma3, sliding and full": _make(
+        Gemma3ForCausalLM, Gemma3TextConfig(**_GROUPED, head_dim=12, sliding_window=6, layer_types=_TYPES)
+    ),
+    "qwen3 mixture of experts": _make(
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(**_GROUPED, head_dim=12, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
+    ),
+}  # fmt: skip
+REFUSED = {
+    "bloom (ALiBi)": _make(
+        BloomForCausalLM,
+        BloomConfig(vocab_size=VOCABULARY, hidden_size=48, n_layer=3, n_head=4, initializer_range=0.3),
+    ),
+    "mamba2 (recurrent)": _make(
+        Mamba2ForCausalLM,
+        Mamba2Config(
+            vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=2, state_size=8, num_heads=6, head_dim=16,
+            n_groups=1, chunk_size=8, initializer_range=0.3,
+        ),
+    ),
+}  # fmt: skip

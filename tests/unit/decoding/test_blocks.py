@@ -1,0 +1,57 @@
+"""The block layout: the worked example of the docstring, exactly."""
+
+import torch
+
+from multitoken.decoding.blocks import PADDING, REAL, pack_blocks
+
+M = 99
+
+
+def example():
+    tokens = torch.tensor([[10, 11, 12, 13, 14]])
+    return pack_blocks(tokens, [5], torch.tensor([[1, 3]]), (3, 2), M)
+
+
+def test_worked_example() -> None:
+    """An off-by-one in positions or anchors trains the wrong places without any error."""
+    batch = example()
+    assert batch.ids.tolist() == [[10, 11, 12, 13, 14, 11, M, M, 13, M]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 1, 2, 3, 3, 4]]
+    assert batch.block.tolist() == [[REAL] * 5 + [0, 0, 0, 1, 1]]
+    assert batch.place.tolist() == [0, 1, 2, 0, 1]
+    assert (batch.slots, batch.real) == (5, 5)
+
+
+def test_rule_of_the_worked_example() -> None:
+    """A block that sees the real token at its anchor, or a later one, or another block, is told the answer."""
+    expected = [
+        "1000000000",
+        "1100000000",
+        "1110000000",
+        "1111000000",
+        "1111100000",
+        "1000010000",
+        "1000011000",
+        "1000011100",
+        "1110000010",
+        "1110000011",
+    ]
+    rule = example().rule()[0]
+    causal = torch.ones(10, 10, dtype=torch.bool)
+    positions = example().positions[0]
+    causal = positions[None, :] <= positions[:, None]
+    assert ["".join(str(int(x)) for x in row) for row in (rule & causal)] == expected
+
+
+def test_proposals_stand_where_the_next_masks_were() -> None:
+    """The teacher reads the student's tokens one place on: the proposal for place j is the input of place j + 1."""
+    proposals = torch.tensor([[50, 51, 52, 60, 61]])
+    assert example().with_proposals(proposals).tolist() == [[10, 11, 12, 13, 14, 11, 50, 51, 13, 60]]
+
+
+def test_padding_is_seen_by_nobody() -> None:
+    """Right padding in a batch of unlike lengths must not leak into blocks."""
+    tokens = torch.tensor([[10, 11, 12, 0, 0]])
+    batch = pack_blocks(tokens, [3], torch.tensor([[2]]), (2,), M)
+    assert batch.block.tolist() == [[REAL] * 3 + [PADDING] * 2 + [0, 0]]
+    assert batch.rule()[0, 5:, 3:5].sum() == 0

@@ -1,0 +1,64 @@
+"""How much of a block each policy keeps."""
+
+import pytest
+
+from multitoken.decoding.policies import ConfAdapt, Exact, NextToken, StaticK, make_policy, with_trained_k
+from multitoken.decoding.records import DecodingError
+
+BLOCK = [0.95, 0.9, 0.4, 0.99]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        (NextToken(), 1),
+        (StaticK(4), 4),
+        (ConfAdapt(0.9), 2),
+        (ConfAdapt(0.4), 4),
+        (ConfAdapt(0.0), 4),
+        (ConfAdapt(1.0), 1),
+        (Exact(0.5), 2),
+        (Exact(0.99), 1),
+        (Exact(0.0), 4),
+    ],
+)
+def test_kept(policy, kept: int) -> None:
+    """Guards the rule itself: the longest confident *prefix*, not every confident place (0.99 stands behind 0.4)."""
+    assert policy.kept(BLOCK) == kept
+
+
+def test_unsure_anchor_is_emitted_alone_by_confadapt_and_never_tested_by_exact() -> None:
+    """An unsure next token is still the next token; only ConfAdapt lets it stop what stands behind it."""
+    block = [0.1, 0.99, 0.99]
+    assert ConfAdapt(0.9).kept(block) == 1
+    assert Exact(0.9).kept(block) == 3
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.7, float("nan"), "high", True])
+@pytest.mark.parametrize("policy", [ConfAdapt, Exact])
+def test_bad_thresholds_are_refused_by_value(policy, threshold) -> None:
+    """A threshold of 1.7 would silently decode one token a step."""
+    with pytest.raises(DecodingError, match=f"threshold is {threshold!r}"):
+        policy(threshold)
+
+
+def test_options_that_a_policy_does_not_have_are_refused() -> None:
+    """A swallowed option lets a user believe it did something."""
+    with pytest.raises(DecodingError, match="next-token policy has no threshold"):
+        make_policy("next-token", threshold=0.5)
+    with pytest.raises(DecodingError, match="static policy needs k"):
+        make_policy("static")
+    with pytest.raises(DecodingError, match="expected one of next-token, static, confadapt, exact"):
+        make_policy("eager")
+    assert make_policy("exact", threshold=0.7, k=4) == Exact(0.7, 4)
+    assert make_policy("static", k=3) == StaticK(3)
+
+
+def test_trained_k_is_filled_in_and_is_a_ceiling() -> None:
+    """Masks beyond what was trained would be fed to a model that never saw so many."""
+    assert with_trained_k(Exact(0.5), 8) == Exact(0.5, 8)
+    assert with_trained_k(StaticK(3), 8) == StaticK(3)
+    with pytest.raises(DecodingError, match="k is 9.*up to 8; choose k <= 8"):
+        with_trained_k(ConfAdapt(0.9, 9), 8)
+    with pytest.raises(DecodingError, match="no mask token"):
+        with_trained_k(StaticK(2), 1)

@@ -1,0 +1,175 @@
+"""The objective: the paper's two examples as an exact test, what counts, and the values against slow references."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from multitoken.decoding.attention import AttentionRule
+from multitoken.decoding.blocks import pack_blocks
+from multitoken.training.objective import Distillation, Objective, block_loss, data_labels, supervised, suppress
+
+EOS = torch.tensor([9])
+
+# The toy world (arXiv 2602.06019, section 3): after the prefix, "panda bamboo" and "lion meat" are equally likely.
+PANDA, LION, BAMBOO, MEAT = range(4)
+NEXT = {None: [0.5, 0.5, 0.0, 0.0], PANDA: [0, 0, 1.0, 0], LION: [0, 0, 0, 1.0]}
+
+
+def learn_pairs(online: bool, seed: int) -> tuple[int, torch.Tensor]:
+    """Train a student that knows nothing but one logit vector per place (k = 2), then read it:
+    its first token, and its distribution at the second place."""
+    torch.manual_seed(seed)
+    logits = nn.Parameter(torch.randn(1, 2, 4) * 0.01)
+    optimizer = torch.optim.Adam([logits], lr=0.05)
+    no_eos = torch.tensor([], dtype=torch.long)
+    for step in range(600):
+        proposals = logits.detach().argmax(-1)
+        first = PANDA if proposals[0, 0] == PANDA else LION
+        if online:  # the teacher reads the student's own first token
+            teacher = torch.tensor([[NEXT[None], NEXT[first]]])
+            labels = teacher.argmax(-1)
+        else:  # the text says panda bamboo and lion meat in turn
+            labels = torch.tensor([[[PANDA, BAMBOO], [LION, MEAT]][step % 2]])
+        counted = supervised_places(proposals, labels, no_eos)
+        optimizer.zero_grad()
+        block_loss(logits, None, labels, counted, Objective()).backward()
+        optimizer.step()
+    place_1 = logits.detach().softmax(-1)[0, 1]
+    return int(logits.detach()[0, 0].argmax()), place_1
+
+
+def supervised_places(proposals, labels, eos):
+    batch = pack_blocks(torch.zeros(1, 3, dtype=torch.long), [3], torch.tensor([[1]]), (2,), 7)
+    return supervised(batch, proposals, labels, eos, until_disagreement=False)
+
+
+def test_online_labels_give_pairs_that_fit_and_offline_labels_a_mixture() -> None:
+    """The panda and the lion: offline labels teach the second place half bamboo and half meat, whatever stands first;
+    the online objective makes it certain of the word that fits the student's own first one."""
+    fits = {PANDA: BAMBOO, LION: MEAT}
+    for seed in range(4):
+        first, second = learn_pairs(online=True, seed=seed)
+        assert second.argmax().item() == fits[first] and second.max() > 0.95
+        first, second = learn_pairs(online=False, seed=seed)
+        assert second[BAMBOO] == pytest.approx(0.5, abs=0.1) and second[MEAT] == pytest.approx(0.5, abs=0.1)
+
+
+def batch_of_blocks(ks=(3, 3)):
+    return pack_blocks(torch.tensor([[1, 2, 3, 4, 5]]), [5], torch.tensor([[0, 1]]), ks, 7)
+
+
+def test_places_behind_the_first_eos_do_not_count() -> None:
+    """What a student says behind its own end of text, or behind the teacher's, is never decoded."""
+    proposals = torch.tensor([[4, 9, 4, 4, 4, 4]])
+    labels = torch.tensor([[4, 4, 4, 9, 4, 4]])
+    counted = supervised(batch_of_blocks(), proposals, labels, EOS, until_disagreement=False)
+    assert counted.tolist() == [[True, True, False, True, False, False]]
+
+
+def test_until_disagreement_keeps_the_first_wrong_place_and_nothing_behind_it() -> None:
+    """The first wrong place is where there is most to learn; behind it the label answers a prefix never kept."""
+    proposals = torch.tensor([[4, 5, 4, 6, 4, 4]])
+    labels = torch.tensor([[4, 4, 4, 4, 4, 4]])
+    counted = supervised(batch_of_blocks(), proposals, labels, EOS, until_disagreement=True)
+    assert counted.tolist() == [[True, True, False, True, False, False]]
+
+
+def test_labels_of_the_data_end_with_the_data() -> None:
+    """A label from the padding, or from the next row, would teach rubbish."""
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 0, 0]])
+    batch = pack_blocks(tokens, [5, 3], torch.tensor([[0, 3], [0, 1]]), (3, 3), 7)
+    labels = data_labels(batch, torch.tensor([5, 3]))
+    assert labels.tolist() == [[2, 3, 4, 5, -100, -100], [2, 3, -100, 3, -100, -100]]
+
+
+def small_models():
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    student, teacher = LlamaForCausalLM(config).double().eval(), LlamaForCausalLM(config).double().eval()
+    return student, teacher.requires_grad_(False)
+
+
+MASK = 31
+TOKENS = torch.tensor([[3, 4, 5, 6, 7, 8], [10, 11, 12, 13, 0, 0]])
+LENGTHS = torch.tensor([6, 4])
+ANCHORS = torch.tensor([[1, 4], [0, 2]])
+KS = (3, 2)
+
+
+def slow_loss(student, teacher, objective: Objective) -> torch.Tensor:
+    """The definition, block by block and place by place, with plain forward passes."""
+    total = torch.zeros((), dtype=torch.float64)
+    for row, anchors, length in zip(TOKENS, ANCHORS, LENGTHS.tolist(), strict=True):
+        for anchor, k in zip(anchors.tolist(), KS, strict=True):
+            prefix = row[: anchor + 1]
+            own = student(torch.cat([prefix, torch.full((k - 1,), MASK)])[None], use_cache=False).logits[0, -k:].clone()
+            own[:, MASK] = -torch.inf
+            block = own.detach().argmax(-1)
+            read = teacher(torch.cat([prefix, block[:-1]])[None], use_cache=False).logits[0, -k:].clone()
+            read[:, MASK] = -torch.inf
+            for j in range(k):
+                if objective.labels == "data":
+                    if anchor + 1 + j >= length:
+                        break
+                    label = row[anchor + 1 + j]
+                else:
+                    label = read[j].argmax()
+                if objective.teacher == "soft":
+                    keep = torch.arange(32) != MASK
+                    p, q = read[j, keep].log_softmax(-1), own[j, keep].log_softmax(-1)
+                    total = total + (p.exp() * (p - q)).sum()
+                else:
+                    total = total - own[j].log_softmax(-1)[label]
+                if objective.until_disagreement and block[j] != label:
+                    break
+    total = total / (2 * (len(KS) if objective.until_disagreement else sum(KS)))
+    if objective.next_token_weight:
+        rows = []
+        for row, length in zip(TOKENS, LENGTHS.tolist(), strict=True):
+            ours = suppress(student(row[None, :length], use_cache=False).logits[0], MASK).double()
+            theirs = suppress(teacher(row[None, :length], use_cache=False).logits[0], MASK).double()
+            keep = torch.arange(32) != MASK
+            p, q = theirs[:, keep].log_softmax(-1), ours[:, keep].log_softmax(-1)
+            rows.append((p.exp() * (p - q)).sum(-1)[: length - 1].mean())
+        total = total + objective.next_token_weight * torch.stack(rows).mean()
+    return total
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Objective(),
+        Objective(teacher="soft"),
+        Objective(labels="data"),
+        Objective(until_disagreement=True),
+        Objective(labels="data", until_disagreement=True),
+        Objective(next_token_weight=0.5),
+    ],
+    ids=str,
+)
+def test_loss_and_gradient_equal_the_slow_reference(objective: Objective) -> None:
+    """One number and one gradient per option, against the definition. float32 logits bound the error, hence 1e-5."""
+    student, teacher = small_models()
+    rule = AttentionRule(teacher)
+    rule.grow(16)
+    batch = pack_blocks(TOKENS, LENGTHS.tolist(), ANCHORS, KS, MASK)
+    trainable = torch.arange(6) < LENGTHS[:, None] - 1
+    distil = Distillation(teacher, rule, objective=objective, mask_id=MASK, eos_ids=[30])
+    loss, statistics = distil(student, batch, LENGTHS, trainable)
+    reference = slow_loss(student, teacher, objective)
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-5)
+    parameters = list(student.parameters())
+    for ours, expected in zip(
+        torch.autograd.grad(loss, parameters, allow_unused=True),
+        torch.autograd.grad(reference, parameters, allow_unused=True),
+        strict=True,
+    ):
+        if ours is None or expected is None:
+            assert ours is None and expected is None
+        else:
+            assert torch.allclose(ours, expected, atol=1e-5)
+    assert statistics.seen[0] == 4 and 0 <= statistics.accepted <= max(KS)

@@ -1,0 +1,75 @@
+"""The optimizer: what decays, and that both names train and resume."""
+
+import pytest
+import torch
+
+from multitoken.training.optimizer import build_optimizer, build_schedule
+
+from tests.tiny import tiny_llama, tiny_tokenizer
+
+
+def test_embeddings_and_norms_never_decay() -> None:
+    """Weight decay would pull every row of the embedding, the mask token's too, towards zero at each step."""
+    model = tiny_llama(tiny_tokenizer(), tie_word_embeddings=False)
+    optimizer = build_optimizer(model, name="adamw", lr=1e-3, weight_decay=0.1)
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        expected = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+        assert (id(parameter) in decayed) == expected, name
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_state_survives_saving_and_loading(name: str) -> None:
+    """A resumed run must go on as if it had never stopped, bit by bit."""
+
+    def steps(model, optimizer, schedule, n: int) -> None:
+        for i in range(n):
+            sum((p * (i + 1)).sin().sum() for p in model.parameters()).backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+
+    def fresh():
+        model = tiny_llama(tiny_tokenizer())
+        optimizer = build_optimizer(model, name=name, lr=1e-2, weight_decay=0.1)
+        return model, optimizer, build_schedule(optimizer, lambda: 0.5, 0.1)
+
+    whole = fresh()
+    steps(*whole, 2)
+    saved = [{k: v.clone() for k, v in whole[0].state_dict().items()}, whole[1].state_dict(), whole[2].state_dict()]
+    saved[1] = torch.load(_buffer(saved[1]), weights_only=True)
+    steps(*whole, 2)
+    resumed = fresh()
+    resumed[0].load_state_dict(saved[0])
+    resumed[1].load_state_dict(saved[1])
+    resumed[2].load_state_dict(saved[2])
+    steps(*resumed, 2)
+    for ours, theirs in zip(resumed[0].parameters(), whole[0].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def _buffer(state):
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def test_schedule_climbs_then_falls_to_zero_for_every_group() -> None:
+    """Muon's and AdamW's groups must follow the same schedule."""
+    model = tiny_llama(tiny_tokenizer())
+    optimizer = build_optimizer(model, name="muon", lr=1.0, weight_decay=0.0)
+    done = [0.0]
+    schedule = build_schedule(optimizer, lambda: done[0], 0.1)
+    seen = []
+    for progress in (0.05, 0.1, 0.55, 1.0):
+        done[0] = progress
+        optimizer.step()
+        schedule.step()
+        rates = {group["lr"] for group in optimizer.param_groups}
+        assert len(rates) == 1
+        seen.append(rates.pop())
+    assert seen == pytest.approx([0.51, 1.0, 0.5, 0.0], abs=1e-6)
+    assert {g["lr"] for g in (*optimizer.muon.param_groups, *optimizer.adamw.param_groups)} == {0.0}

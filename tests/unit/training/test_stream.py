@@ -1,0 +1,63 @@
+"""The order of training: a function of seed and place, alike for every way of cutting it up."""
+
+import torch
+
+from multitoken.training.encoding import Sample
+from multitoken.training.stream import BlockStream, StreamOptions, collate
+
+SAMPLES = [Sample(tuple(range(10, 10 + p)), tuple(range(50, 50 + r)), True) for p, r in ((3, 5), (1, 2), (4, 9), (2, 30))]
+
+
+def stream(**changes) -> BlockStream:
+    options = {"seed": 3, "rows_per_step": 4, "blocks": 3, "k_max": 8, **changes}
+    return BlockStream(SAMPLES, StreamOptions(**options), steps=20)
+
+
+def test_the_same_place_gives_the_same_row_whoever_asks_in_whatever_order() -> None:
+    """Resume, several processes and accumulation each read the stream in another order."""
+    forward, backward = stream(), stream()
+    rows = [forward[i] for i in range(len(forward))]
+    assert [backward[i] for i in reversed(range(len(backward)))][::-1] == rows
+    assert [stream(seed=4)[i] for i in range(8)] != rows[:8]
+
+
+def test_rows_of_a_step_share_their_ks_and_steps_differ() -> None:
+    """Rows of one step are packed into one tensor; ks that never change would be the paper's failed ablation."""
+    s = stream()
+    per_step = [{tuple(s[i]["ks"]) for i in range(step * 4, step * 4 + 4)} for step in range(20)]
+    assert all(len(ks) == 1 for ks in per_step)
+    assert len(set.union(*per_step)) > 15
+    drawn = {k for ks in set.union(*per_step) for k in ks}
+    assert min(drawn) == 2 and max(drawn) == 8
+    assert set(stream(fixed_k=True)[0]["ks"]) == {8}
+
+
+def test_anchors_stand_where_a_response_token_follows() -> None:
+    """An anchor in the prompt trains on what no one generates; one at the end has nothing to predict."""
+    for train_on, first in (("response", True), ("all", False)):
+        s = stream(train_on=train_on)
+        for i in range(len(s)):
+            row = s[i]
+            prompt = next(len(x.prompt_ids) for x in SAMPLES if [*x.prompt_ids, *x.response_ids] == row["ids"])
+            low = prompt - 1 if first else 0
+            assert all(low <= a <= len(row["ids"]) - 2 for a in row["anchors"])
+
+
+def test_every_epoch_shows_every_sample_once() -> None:
+    """Sorting by length within windows must not lose or repeat samples."""
+    s = stream(rows_per_step=2)
+    for epoch in range(3):
+        seen = sorted(tuple(s[i]["ids"]) for i in range(epoch * 4, epoch * 4 + 4))
+        assert seen == sorted((*x.prompt_ids, *x.response_ids) for x in SAMPLES)
+
+
+def test_collate_pads_right_and_marks_what_may_be_trained() -> None:
+    """`trainable` is the response's next-token places: the last prompt token up to the last but one token."""
+    s = stream()
+    rows = [s[i] for i in range(4)]
+    batch = collate(rows)
+    for b, row in enumerate(rows):
+        n = len(row["ids"])
+        assert batch["tokens"][b, :n].tolist() == row["ids"] and not batch["tokens"][b, n:].any()
+        assert batch["trainable"][b].nonzero().flatten().tolist() == list(range(row["first"][0], n - 1))
+    assert batch["ks"].tolist() == rows[0]["ks"] and batch["lengths"].dtype == torch.long

@@ -1,0 +1,152 @@
+"""The trainer: accumulation equals one large batch, and a resumed run is bit-identical to one never interrupted."""
+
+import json
+
+import pytest
+import torch
+
+from multitoken.config import make_config
+from multitoken.errors import OutputError, UsageError
+from multitoken.models.loading import load_causal_lm
+from multitoken.training import adapt as adapt_module
+from multitoken.training.adapt import adapt
+from multitoken.training.trainer import BlockTrainer, last_complete_checkpoint
+
+from tests.tiny import tiny_llama, tiny_tokenizer
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A tiny base model in a folder, and data: prompts with responses."""
+    tokenizer = tiny_tokenizer()
+    tiny_llama(tokenizer, vocab_size=64).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows = [{"prompt": f"w{4 + i} w{5 + i}", "response": " ".join(f"w{4 + (i + j) % 50}" for j in range(9))} for i in range(24)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def run(project, name: str, **options):
+    given = {"steps": 6, "batch_size": 4, "blocks_per_row": 3, "k_max": 4, "learning_rate": 1e-2, "checkpoint_every": 2}
+    return adapt(
+        model=project / "base", data=project / "data.jsonl", output=project / name, **(given | options)
+    )
+
+
+def weights(folder):
+    return dict(load_causal_lm(folder).model.named_parameters())
+
+
+def largest_difference(a, b) -> float:
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def test_two_micro_batches_equal_one_batch(project) -> None:
+    """A mean of means over unequal counts would train another objective than the one asked for.
+
+    Adam divides by tiny second moments at first, so rounding shows at 1e-5 of a step of 1e-2.
+    """
+    run(project, "whole", batch_size=4)
+    run(project, "halves", batch_size=2, gradient_accumulation=2)
+    assert largest_difference(weights(project / "whole"), weights(project / "halves")) < 1e-4
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resume_is_bit_identical(project, monkeypatch, optimizer: str) -> None:
+    """An interrupted run must end with the very weights of one that was left alone."""
+    run(project, "whole", optimizer=optimizer)
+
+    plain = BlockTrainer.compute_loss
+    seen = []
+
+    def killed(self, *args, **kwargs):
+        seen.append(self.state.global_step)
+        if len(seen) == 6:  # in step 5: checkpoint 4 is complete
+            raise KeyboardInterrupt
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(BlockTrainer, "compute_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(project, "cut", optimizer=optimizer)
+    monkeypatch.setattr(BlockTrainer, "compute_loss", plain)
+    assert not (project / "cut").exists(), "nothing half-written where the model will be"
+
+    with pytest.raises(OutputError, match="unfinished run; continue it with --resume"):
+        run(project, "cut", optimizer=optimizer)
+    with pytest.raises(UsageError, match="learning_rate was 0.01, now 0.02"):
+        run(project, "cut", optimizer=optimizer, resume=True, learning_rate=2e-2)
+    assert run(project, "cut", optimizer=optimizer, resume=True).steps == 6
+    assert largest_difference(weights(project / "whole"), weights(project / "cut")) == 0.0
+    assert not (project / "cut.training").exists()
+
+
+def test_half_written_checkpoints_are_never_resumed_from(tmp_path) -> None:
+    """The highest number is the one that was being written when the machine went down."""
+    for step, complete in ((2, True), (10, True), (12, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if complete:
+            (folder / ".complete").touch()
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-12").exists()
+
+
+def test_adapted_checkpoint_says_what_it_is_and_decodes(project) -> None:
+    """The folder must stand alone: mask id, k, base, and a tokenizer that knows the mask token."""
+    import multitoken as mt
+
+    base = load_causal_lm(project / "base")
+    done = run(project, "adapted")
+    assert done.steps == 6 and len(done.log) > 0
+    model = mt.load(project / "adapted")
+    assert model.mtp is not None and (model.mtp.k, model.mtp.base_name, model.mtp.method) == (4, "base", "full")
+    assert model.mtp.mask_token_id == 60, "the first padded row, which no token used"
+    assert model.tokenizer.convert_tokens_to_ids("<MTP>") == 60
+    assert largest_difference(dict(base.model.named_parameters()), dict(model.hf.named_parameters())) > 1e-4
+    exact = model.generate("w7 w8", policy=mt.Exact(0.0), max_new_tokens=12)
+    plain = model.generate("w7 w8", policy=mt.NextToken(), max_new_tokens=12)
+    assert exact.token_ids == plain.token_ids
+    with pytest.raises(mt.DecodingError, match="contains the mask token"):
+        model.generate("w7 <MTP> w8")
+
+
+def test_prompts_only_are_answered_by_the_original_model(project) -> None:
+    """Missing responses are the teacher's own, batched, and the same as it writes alone."""
+    (project / "data.jsonl").write_text("".join(json.dumps({"prompt": f"w{4 + i} w{9 + i}"}) + "\n" for i in range(20)))
+    written = {}
+    plain = adapt_module.prepare_samples
+
+    def spy(*args, **kwargs):
+        prepared = plain(*args, **kwargs)
+        written.update({s.prompt_ids: s.response_ids for s in prepared.train + prepared.validation})
+        return prepared
+
+    adapt_module.prepare_samples = spy
+    try:
+        run(project, "adapted", steps=1, max_new_tokens=10)
+    finally:
+        adapt_module.prepare_samples = plain
+    base = load_causal_lm(project / "base").model
+    assert len(written) == 20
+    for prompt, response in list(written.items())[:5]:
+        out = base.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=10)
+        assert tuple(out[0, len(prompt) :].tolist()) == response
+
+
+def test_an_exploding_loss_is_an_error_with_a_mend(project) -> None:
+    """A loss that is not a number would be trained on silently to the end."""
+    with pytest.raises(FloatingPointError, match="lower --learning-rate"):
+        run(project, "adapted", learning_rate=1e30, steps=20)
+
+
+def test_options_of_every_objective_run(project) -> None:
+    """An advertised option without a run is a promise nobody checked."""
+    for i, options in enumerate(
+        (
+            {"teacher": "soft", "loss_until": "first-disagreement"},
+            {"labels": "data", "k_schedule": "fixed"},
+            {"next_token_weight": 0.5, "train_on": "all", "dtype": "bfloat16"},
+        )
+    ):
+        assert run(project, f"run{i}", steps=2, **options).steps == 2
+    assert make_config(model="m", data="d", output="o").labels == "online"
