@@ -19,16 +19,23 @@ from rich.progress import track
 
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy, StaticK
-from multitoken.evaluation.identity import Float64Judge
+from multitoken.evaluation.identity import Float64Judge, compare
 from multitoken.evaluation.measure import label_of
-from multitoken.evaluation.identity import compare
 from multitoken.evaluation.results import percent, percent_range
 from multitoken.evaluation.rows import Combination, Outcome, Row, make_row
 from multitoken.evaluation.statistics import ratio_interval
 from multitoken.models.model import Model
 from multitoken.quickstart.embedded import checkpoint, embedded_task
 
-POLICIES: tuple[Policy, ...] = (Exact(0.5), Exact(0.3), ConfAdapt(0.99), ConfAdapt(0.95), ConfAdapt(0.9), ConfAdapt(0.6), StaticK(2))
+POLICIES: tuple[Policy, ...] = (
+    Exact(0.5),
+    Exact(0.3),
+    ConfAdapt(0.99),
+    ConfAdapt(0.95),
+    ConfAdapt(0.9),
+    ConfAdapt(0.6),
+    StaticK(2),
+)
 
 
 def answer_all(model: Model, prompts: list[list[int]], policy: Policy, batch: int, new: int, what: str) -> list[tuple]:
@@ -87,7 +94,11 @@ def race_generate(adapted: Model, policies: tuple[Policy, ...], pairs: int) -> l
         row = torch.tensor([ids])
         started = time.perf_counter()
         out = adapted.hf.generate(
-            row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=task.max_new_tokens, suppress_tokens=suppress
+            row,
+            attention_mask=torch.ones_like(row),
+            do_sample=False,
+            max_new_tokens=task.max_new_tokens,
+            suppress_tokens=suppress,
         )
         return out.shape[1] - len(ids), time.perf_counter() - started
 
@@ -129,7 +140,9 @@ def main() -> None:
     a = parser.parse_args()
     original, adapted = Model.load(a.original), Model.load(a.model)
     rows = measure_all(original, adapted, a.prompts, a.batch, a.task)
-    print(f"| {a.prompts} {a.task} | accuracy | 95% | tokens per step | identical to own next-token | ties | identical to original |")
+    print(
+        f"| {a.prompts} {a.task} | accuracy | 95% | tokens per step | identical to own next-token | ties | identical to original |"
+    )
     print("|---|---|---|---|---|---|---|")
     for r in rows:
         accuracy = percent(r.accuracy) if r.accuracy is not None else "-"
@@ -138,9 +151,13 @@ def main() -> None:
             f"| {r.model}, {r.label} | {accuracy} | {interval} | {r.tokens_per_step:.2f} | "
             f"{r.identical_to_own_next_token} | {r.own_ties} | {r.identical_to_original} (+{r.ties} ties) |"
         )
-    speeds = race_generate(adapted, (NextToken(), Exact(0.5), Exact(0.5, 8), ConfAdapt(0.9)), a.pairs) if a.pairs else []
+    speeds = (
+        race_generate(adapted, (NextToken(), Exact(0.5), Exact(0.5, 8), ConfAdapt(0.9)), a.pairs) if a.pairs else []
+    )
     if speeds:
-        print(f"\n| batch 1, {a.pairs} pairs | tokens per second | against transformers' generate | 95% |\n|---|---|---|---|")
+        print(
+            f"\n| batch 1, {a.pairs} pairs | tokens per second | against transformers' generate | 95% |\n|---|---|---|---|"
+        )
     for s in speeds:
         low, high = s["interval"] or (float("nan"), float("nan"))
         print(f"| {s['label']} | {s['tokens_per_second']:.0f} | {s['speedup']:.2f} | {low:.2f} to {high:.2f} |")

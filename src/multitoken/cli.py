@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
+from typer.exceptions import TyperException
 
 from multitoken.config import AdaptConfig, load_recipe, make_config
 from multitoken.errors import MultitokenError, UsageError
@@ -23,8 +23,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 _POLICY_HELP = "next-token, static, confadapt or exact"
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line; the rest goes to stderr.")]
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line; the rest goes to stderr.")
+]
 
 
 def _console(json_output: bool = False) -> Console:
@@ -64,9 +67,7 @@ def _adapt_signature() -> inspect.Signature:
         kind = _option_type(field.annotation)
         default = "" if field.is_required() else f" [default: {field.default}]" if field.default is not None else ""
         option = typer.Option(help=(field.description or "") + default, show_default=False)
-        parameters.append(
-            inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind | None, option])
-        )
+        parameters.append(inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind | None, option]))
     return inspect.Signature(parameters)
 
 
@@ -89,12 +90,16 @@ app.command("adapt", no_args_is_help=True)(_adapt)
 def generate(
     model: Annotated[str, typer.Argument(help="A folder or Hub name, adapted or not; 'demo' is the embedded one.")],
     prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads it from standard input.")],
-    policy: Annotated[str | None, typer.Option(help=f"{_POLICY_HELP}. Adapted models: exact, others: next-token.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help=f"{_POLICY_HELP}. Adapted models: exact, others: next-token.")
+    ] = None,
     threshold: Annotated[float | None, typer.Option(help="Confidence from 0 to 1 that a token must reach.")] = None,
     k: Annotated[int | None, typer.Option(help="Most tokens a step; at most what the model was trained for.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    trust_remote_code: Annotated[bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")
+    ] = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Answer PROMPT with MODEL, streaming each chunk in its own colour."""
@@ -148,7 +153,9 @@ def evaluate_command(
     grader: Annotated[str | None, typer.Option(help="last-number, exact, contains or none (JSONL files).")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    trust_remote_code: Annotated[bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what the output folder holds.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
@@ -194,7 +201,9 @@ def _task(name: str, prompts: int | None, grader: str | None, max_new_tokens: in
 @app.command()
 def demo(
     fast: Annotated[bool, typer.Option("--fast", help="Use the embedded adapted checkpoint: under a minute.")] = False,
-    output: Annotated[Path, typer.Option(help="Folder for the report, the picture and the numbers.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Option(help="Folder for the report, the picture and the numbers.")] = Path(
+        "demo-output"
+    ),
     minutes: Annotated[float | None, typer.Option(help="Minutes of training.")] = None,
     questions: Annotated[int | None, typer.Option(help="Questions to each model under each policy.")] = None,
 ) -> None:
@@ -228,23 +237,20 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
-        return app(arguments, standalone_mode=False) or 0
-    except click.exceptions.Abort:
-        return _interrupted()
-    except click.ClickException as error:
-        error.show()
+        code = app(arguments, standalone_mode=False) or 0
+    except TyperException as error:  # wrong words on the command line: typer says which
+        show = getattr(error, "show", None)
+        show() if show else print(f"Error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return _interrupted()
+        code = _INTERRUPTED
     except Exception as error:
         if debug:
             raise
         return _report(error)
-
-
-def _interrupted() -> int:
-    print("Interrupted. An interrupted `multitoken adapt` continues with --resume.", file=sys.stderr)
-    return 130
+    if code == _INTERRUPTED:
+        print("Interrupted. An interrupted `multitoken adapt` continues with --resume.", file=sys.stderr)
+    return code
 
 
 def _report(error: Exception) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from multitoken.cli import main
-
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 
@@ -22,9 +21,14 @@ def project(tmp_path_factory):
     tokenizer = tiny_tokenizer()
     tiny_llama(tokenizer).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    rows = [{"prompt": f"w{4 + i} w{5 + i}", "response": " ".join(f"w{4 + (i + j) % 40}" for j in range(8))} for i in range(20)]
+    rows = [
+        {"prompt": f"w{4 + i} w{5 + i}", "response": " ".join(f"w{4 + (i + j) % 40}" for j in range(8))}
+        for i in range(20)
+    ]
     (folder / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (folder / "task.jsonl").write_text("".join(json.dumps({"prompt": r["prompt"], "answer": "w7"}) + "\n" for r in rows[:4]))
+    (folder / "task.jsonl").write_text(
+        "".join(json.dumps({"prompt": r["prompt"], "answer": "w7"}) + "\n" for r in rows[:4])
+    )
     code = run("adapt", folder / "base", "--data", folder / "data.jsonl", "--output", folder / "adapted", "--steps", 3,
                "--k-max", 4, "--batch-size", 2, "--blocks-per-row", 2)  # fmt: skip
     assert code == 0
@@ -39,7 +43,21 @@ def run(*argv) -> int:
 
 def test_generate_prints_one_json_object_last(project, capsys) -> None:
     """Scripts read the last line; everything else must keep out of standard output."""
-    assert run("generate", project / "adapted", "w7 w8", "--policy", "exact", "--threshold", 0.3, "--max-new-tokens", 9, "--json") == 0
+    assert (
+        run(
+            "generate",
+            project / "adapted",
+            "w7 w8",
+            "--policy",
+            "exact",
+            "--threshold",
+            0.3,
+            "--max-new-tokens",
+            9,
+            "--json",
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     answer = json.loads(out)
     assert set(answer) == {"text", "token_ids", "chunk_sizes", "forward_passes", "tokens_per_step", "seconds"}
@@ -135,7 +153,10 @@ def test_mistakes_are_named_with_the_mend_and_an_exit_code(project, tmp_path, ca
 def test_an_output_folder_in_use_is_left_alone(project, capsys) -> None:
     """Somebody's model is in there."""
     before = (project / "adapted" / "config.json").read_text()
-    assert run("adapt", project / "base", "--data", project / "data.jsonl", "--output", project / "adapted", "--steps", 1) == 1
+    assert (
+        run("adapt", project / "base", "--data", project / "data.jsonl", "--output", project / "adapted", "--steps", 1)
+        == 1
+    )
     assert "--overwrite" in capsys.readouterr().err
     assert (project / "adapted" / "config.json").read_text() == before
 
@@ -153,7 +174,9 @@ def test_a_killed_run_leaves_no_model_and_resumes(project, how) -> None:
     argv = [sys.executable, "-m", "multitoken.cli", "adapt", project / "base", "--data", project / "data.jsonl", "--output",
             output, "--steps", "60", "--k-max", "4", "--batch-size", "2", "--checkpoint-every", "3"]  # fmt: skip
     command = [str(a) for a in argv]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     work = Path(f"{output}.training")
     deadline = time.monotonic() + 240
     while not list(work.glob("checkpoint-*/.complete")) and process.poll() is None and time.monotonic() < deadline:

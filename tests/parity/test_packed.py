@@ -5,9 +5,8 @@ import torch
 
 from multitoken.decoding.attention import AttentionRule
 from multitoken.decoding.blocks import pack_blocks
-from multitoken.models.selftest import check_blocks
 from multitoken.errors import UnsupportedModelError
-
+from multitoken.models.selftest import check_blocks
 from tests.parity.families import MASK, REFUSED, SUPPORTED
 
 LENGTHS, KS = (20, 14), (4, 2, 3)
@@ -39,13 +38,16 @@ def separate_logits(model, tokens):
 
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_packed_equals_separate(family: str) -> None:
-    """float64, so that only a wrong mask or position can differ; right padding and other anchors in each row."""
+    """Right padding and other anchors in each row; a wrong mask or position shows as 1 and more.
+
+    float64 parameters; norms and rotary angles still compute in float32, hence 1e-4 of the spread and not 1e-9.
+    """
     model = SUPPORTED[family]().double()
     tokens = torch.randint(6, 90, (2, 20), generator=torch.Generator().manual_seed(1))
     tokens[1, LENGTHS[1] :] = 0
     ours, reference = packed_logits(model, tokens), separate_logits(model, tokens)
     assert reference.std() > 0.3, "logits too flat to show a wrong mask"
-    assert torch.allclose(ours, reference, atol=1e-9)
+    assert torch.allclose(ours, reference, atol=1e-4 * reference.std().item())
 
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -54,7 +56,7 @@ def test_packed_equals_separate(family: str) -> None:
     for ours_g, expected_g in zip(gradients, expected, strict=True):
         assert (ours_g is None) == (expected_g is None)
         if ours_g is not None:
-            assert torch.allclose(ours_g, expected_g, atol=1e-8 * (1 + expected_g.abs().max().item()))
+            assert torch.allclose(ours_g, expected_g, atol=1e-4 * expected_g.abs().max().item())
 
 
 @pytest.mark.parametrize("family", SUPPORTED)

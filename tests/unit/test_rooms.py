@@ -15,7 +15,9 @@ MAY_IMPORT = {
     "evaluation": {"decoding", "models", "checkpoints"},
     "quickstart": {"decoding", "models", "checkpoints", "training", "evaluation", "serving"},
 }
-FILES = [pytest.param(path, id=str(path.relative_to(SOURCE))) for room in MAY_IMPORT for path in (SOURCE / room).glob("*.py")]
+FILES = [
+    pytest.param(path, id=str(path.relative_to(SOURCE))) for room in MAY_IMPORT for path in (SOURCE / room).glob("*.py")
+]
 
 
 def imported(path: Path) -> list[ast.Import | ast.ImportFrom]:

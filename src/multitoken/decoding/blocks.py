@@ -62,9 +62,7 @@ class BlockBatch:
         return ids
 
 
-def pack_blocks(
-    tokens: Tensor, lengths: Sequence[int], anchors: Tensor, ks: Sequence[int], mask_id: int
-) -> BlockBatch:
+def pack_blocks(tokens: Tensor, lengths: Sequence[int], anchors: Tensor, ks: Sequence[int], mask_id: int) -> BlockBatch:
     """Lay out blocks. tokens [B, T] right-padded, lengths of the rows, anchors [B, N] positions, ks [N] (>= 1 each)."""
     rows, real = tokens.shape
     device = tokens.device

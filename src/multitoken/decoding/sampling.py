@@ -23,7 +23,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.temperature, int | float) and math.isfinite(self.temperature) and self.temperature > 0):
-            raise DecodingError(f"temperature is {self.temperature!r}; expected a number above 0 (leave it out for greedy)")
+            raise DecodingError(
+                f"temperature is {self.temperature!r}; expected a number above 0 (leave it out for greedy)"
+            )
 
     def pick(self, scores: Tensor, row: int, position: int) -> int:
         """The token for one position. scores: [V] float32 logits after processors."""

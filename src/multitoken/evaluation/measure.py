@@ -38,7 +38,7 @@ def label_of(policy: Policy) -> str:
 
 
 def parse_policy(text: str) -> Policy:
-    """"exact:0.5", "confadapt:0.9", "static:3" or a bare name -> the policy. Raises `UsageError`."""
+    """ "exact:0.5", "confadapt:0.9", "static:3" or a bare name -> the policy. Raises `UsageError`."""
     name, colon, number = text.partition(":")
     if not colon:
         return make_policy(name)
@@ -46,12 +46,12 @@ def parse_policy(text: str) -> Policy:
         return make_policy(name, k=int(number)) if name == StaticK.name else make_policy(name, threshold=float(number))
     except ValueError as error:  # a DecodingError says it better
         reason = str(error) if "expected" in str(error) or "has no" in str(error) else f"{number!r} is no number"
-        raise UsageError(f"policy {text!r}: {reason}; write exact:0.5, confadapt:0.9, static:3 or next-token") from error
+        raise UsageError(
+            f"policy {text!r}: {reason}; write exact:0.5, confadapt:0.9, static:3 or next-token"
+        ) from error
 
 
-def measure(
-    models: Mapping[str, ModelLike], task: Task, policies: Sequence[Policy], console: Console
-) -> list[Row]:
+def measure(models: Mapping[str, ModelLike], task: Task, policies: Sequence[Policy], console: Console) -> list[Row]:
     """`evaluate` with a bar and the table afterwards."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:

@@ -70,11 +70,19 @@ class _Voice:
 
     def opening(self, value: int) -> str:
         state = self._state(str(value))
-        options = (f"At first {self.name} {state}.", f"{_capital(self.name)} {state} at the start.", f"To begin with, {self.name} {state}.")
+        options = (
+            f"At first {self.name} {state}.",
+            f"{_capital(self.name)} {state} at the start.",
+            f"To begin with, {self.name} {state}.",
+        )
         return zipf(self.rng, options)
 
     def product(self, a: int, b: int) -> str:
-        options = (f"{a} times {b} is {a} * {b} = {a * b}.", f"That is {a} * {b} = {a * b} {self.things}.", f"First find {a} * {b} = {a * b}.")
+        options = (
+            f"{a} times {b} is {a} * {b} = {a * b}.",
+            f"That is {a} * {b} = {a * b} {self.things}.",
+            f"First find {a} * {b} = {a * b}.",
+        )
         return zipf(self.rng, options)
 
     def step(self, sign: str, left: int, right: int, result: int, present: str, gerund: str) -> str:
@@ -92,7 +100,11 @@ class _Voice:
 
     def closing(self, result: int) -> str:
         state = self._state(str(result))
-        options = (f"So {self.name} {state}.", f"In the end {self.name} {state}.", f"This means that {self.name} {state}.")
+        options = (
+            f"So {self.name} {state}.",
+            f"In the end {self.name} {state}.",
+            f"This means that {self.name} {state}.",
+        )
         return zipf(self.rng, options)
 
 
@@ -188,8 +200,16 @@ def _compare(
     phrase, expression, other = rng.choice(options)
     total = value + other
     lines = [
-        zipf(rng, (f"{friend} has {expression} = {other} {things}.", f"For {friend} that gives {expression} = {other}.")),
-        zipf(rng, (f"Together they have {value} + {other} = {total} {things}.", f"In all that makes {value} + {other} = {total}.")),
+        zipf(
+            rng, (f"{friend} has {expression} = {other} {things}.", f"For {friend} that gives {expression} = {other}.")
+        ),
+        zipf(
+            rng,
+            (
+                f"Together they have {value} + {other} = {total} {things}.",
+                f"In all that makes {value} + {other} = {total}.",
+            ),
+        ),
     ]
     question = zipf(rng, (f"How many {things} do they have together?", f"How many {things} is that in all?"))
     return f"{friend} {kind.compare} {phrase}.", question, lines, total

@@ -40,7 +40,10 @@ def train_tokenizer(sample: int = 20_000) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with split digits, learned from the first examples of the training stream."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -113,7 +116,9 @@ def _weights(texts: list[str], result_weight: float) -> list[float]:
     return weights
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, tokens: int, start: int, practice: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, tokens: int, start: int, practice: bool
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
     """Endless (ids, weights, next unread example): rows of like length, right-padded, at most `tokens` a batch.
 
     One example a row: nothing is cut and nothing sees its neighbour, and causal attention needs no mask.
@@ -155,10 +160,19 @@ def solved(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, number: 
     problems = sorted(examples("word-problems", split, number), key=lambda e: len(e.prompt))
     for i in range(0, number, 64):
         batch = problems[i : i + 64]
-        texts = [tokenizer.apply_chat_template([{"role": "user", "content": e.prompt}], tokenize=False, add_generation_prompt=True) for e in batch]
-        inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False)
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": e.prompt}], tokenize=False, add_generation_prompt=True
+            )
+            for e in batch
+        ]
+        inputs = tokenizer(
+            texts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False
+        )
         out = model.generate(**inputs, do_sample=False, max_new_tokens=320)
-        for e, text in zip(batch, tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True), strict=True):
+        for e, text in zip(
+            batch, tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True), strict=True
+        ):
             right += text.rsplit("Answer: ", 1)[-1].strip() == e.answer
     return right / number
 
@@ -217,26 +231,54 @@ def train(output: Path, steps: int, tokens_per_batch: int, lr: float, seed: int,
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(f"loss is {loss.item()} at step {step}")
             if step % 20 == 0 or step == steps - 1:
-                record = {"step": step, "loss": round(loss.item(), 4), "norm": round(float(norm), 3), "tokens": tokens, "examples": used, "seconds": round(time.time() - started, 1)}
+                record = {
+                    "step": step,
+                    "loss": round(loss.item(), 4),
+                    "norm": round(float(norm), 3),
+                    "tokens": tokens,
+                    "examples": used,
+                    "seconds": round(time.time() - started, 1),
+                }
                 print(json.dumps(record), file=log, flush=True)
             if (step + 1) % checkpoint_every == 0 or step == steps - 1:
                 model.eval()
-                record = {"step": step, "solved_of_128": solved(model, tokenizer, 128), "seconds": round(time.time() - started, 1)}
+                record = {
+                    "step": step,
+                    "solved_of_128": solved(model, tokenizer, 128),
+                    "seconds": round(time.time() - started, 1),
+                }
                 model.train()
                 print(json.dumps(record), file=log, flush=True)
                 temporary = state_file.with_suffix(".tmp")
-                torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step + 1, "used": used, "tokens": tokens}, temporary)
+                torch.save(
+                    {
+                        "model": model.state_dict(),
+                        "optimizers": [o.state_dict() for o in optimizers],
+                        "step": step + 1,
+                        "used": used,
+                        "tokens": tokens,
+                    },
+                    temporary,
+                )
                 temporary.replace(state_file)
     model.to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
-    facts = {"generator_version": GENERATOR_VERSION, "steps": steps, "tokens": tokens, "seed": seed, "lr": lr, "tokens_per_batch": tokens_per_batch, "torch": torch.__version__}
+    facts = {
+        "generator_version": GENERATOR_VERSION,
+        "steps": steps,
+        "tokens": tokens,
+        "seed": seed,
+        "lr": lr,
+        "tokens_per_batch": tokens_per_batch,
+        "torch": torch.__version__,
+    }
     (output / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=3400)
     parser.add_argument("--tokens-per-batch", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -120,7 +120,12 @@ def adapt(
         overwrite=config.overwrite,
         extra_files={
             "adapt.json": json.dumps(
-                {"config": _portable(config), "mask_token": mask.describe(), "steps": trainer.state.global_step, "log": log},
+                {
+                    "config": _portable(config),
+                    "mask_token": mask.describe(),
+                    "steps": trainer.state.global_step,
+                    "log": log,
+                },
                 indent=1,
             )
         },
@@ -161,7 +166,9 @@ def _open_work_folder(work: Path, config: AdaptConfig) -> Path | None:
         raise OutputError(f"there is no unfinished run in {work} to resume; leave --resume out")
     if work.exists() and any(work.iterdir()):
         if not config.overwrite:
-            raise OutputError(f"{work} holds an unfinished run; continue it with --resume or discard it with --overwrite")
+            raise OutputError(
+                f"{work} holds an unfinished run; continue it with --resume or discard it with --overwrite"
+            )
         shutil.rmtree(work)
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
@@ -250,14 +257,13 @@ def _build_trainer(
         save_steps=config.checkpoint_every,
         save_total_limit=2,
         logging_steps=10,
+        logging_first_step=True,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=student.device.type == "cuda",
     )
-    distillation = Distillation(
-        teacher, AttentionRule(teacher), objective=objective, mask_id=mask_id, eos_ids=ends
-    )
+    distillation = Distillation(teacher, AttentionRule(teacher), objective=objective, mask_id=mask_id, eos_ids=ends)
     transformers_logging.disable_progress_bar()
     trainer = BlockTrainer(
         student,
@@ -271,4 +277,3 @@ def _build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # the bar says it better
     return trainer
-

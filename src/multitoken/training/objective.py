@@ -66,7 +66,9 @@ def data_labels(batch: BlockBatch, lengths: Tensor) -> Tensor:
     return labels.masked_fill(~inside, -100)
 
 
-def supervised(batch: BlockBatch, proposals: Tensor, labels: Tensor, eos_ids: Tensor, until_disagreement: bool) -> Tensor:
+def supervised(
+    batch: BlockBatch, proposals: Tensor, labels: Tensor, eos_ids: Tensor, until_disagreement: bool
+) -> Tensor:
     """Which places count, [B, M] bool: none behind the block's first EOS (proposed or taught), none without a label,
     and with `until_disagreement` none behind the first place where proposal and label differ."""
     ends = torch.isin(proposals, eos_ids) | torch.isin(labels, eos_ids)

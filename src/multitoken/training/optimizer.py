@@ -12,7 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 class MuonAdamW(Optimizer):
     """Muon and AdamW as one optimizer, for trainers that know one. Group 0 is Muon's, the others AdamW's."""
 
-    def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], *, lr: float, weight_decay: float) -> None:
+    def __init__(
+        self, matrices: list[nn.Parameter], others: list[nn.Parameter], *, lr: float, weight_decay: float
+    ) -> None:
         self.muon = Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         self.adamw = AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
         super().__init__([*matrices, *others], {"lr": lr})

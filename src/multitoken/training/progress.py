@@ -43,7 +43,12 @@ class TrainingBar(TrainerCallback):
         self._progress.update(self._task, completed=done, status=" · ".join(parts))
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
         if logs and "loss" in logs:
             self._logs = {**logs, "loss": float(logs["loss"])}

@@ -1,6 +1,7 @@
 """The frozen generators: right arithmetic, the promised ranges, and text that never changes within a version."""
 
 import hashlib
+import itertools
 import re
 
 import pytest
@@ -66,7 +67,7 @@ def test_counting_and_repeating_say_what_the_prompt_asks() -> None:
         numbers = [int(n) for n in example.answer.split(", ")]
         first, last = map(int, re.findall(r"\d+", example.prompt)[:2])
         assert (numbers[0], numbers[-1]) == (first, last)
-        assert len({b - a for a, b in zip(numbers, numbers[1:], strict=False)}) == 1
+        assert len({b - a for a, b in itertools.pairwise(numbers)}) == 1
     for example in examples("repeating", "test", 200):
         phrase, times = re.fullmatch(r"Say '(.+)' (\d+) times\.", example.prompt).groups()
         assert example.answer == ", ".join([phrase] * int(times))
@@ -97,5 +98,3 @@ def test_unknown_tasks_are_refused() -> None:
         embedded_task("countin", 5)
     with pytest.raises(KeyError):
         make_example("poems", "test", 0)
-
-

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from multitoken.training.optimizer import build_optimizer, build_schedule
-
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 

@@ -5,7 +5,9 @@ import torch
 from multitoken.training.encoding import Sample
 from multitoken.training.stream import BlockStream, StreamOptions, collate
 
-SAMPLES = [Sample(tuple(range(10, 10 + p)), tuple(range(50, 50 + r)), True) for p, r in ((3, 5), (1, 2), (4, 9), (2, 30))]
+SAMPLES = [
+    Sample(tuple(range(10, 10 + p)), tuple(range(50, 50 + r)), True) for p, r in ((3, 5), (1, 2), (4, 9), (2, 30))
+]
 
 
 def stream(**changes) -> BlockStream:
