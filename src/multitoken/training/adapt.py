@@ -1,6 +1,7 @@
 """The whole of adapting, in the order it happens: check, load, data, train, save."""
 
 import copy
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -35,18 +36,20 @@ from .responses import Written, teacher_key, write_missing
 from .sources import Record, read_records
 from .stream import BlockStream, StreamOptions
 from .trainer import BlockTrainer, Clock, last_complete_checkpoint
+from .validate import Validation, validate
 
-_WRITE_ROWS = 16  # responses written side by side
+_WRITE_ROWS = 32  # responses written side by side
 _UNBOUNDED_STEPS = 10**8  # a run by minutes ends by the clock
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """What came of it: where the model is, how long it trained, and the last logged numbers."""
+    """What came of it: where the model is, how long it trained, what it does on unseen prompts, and the log."""
 
     output: Path
     steps: int
     seconds: float
+    validation: Validation | None
     log: list[dict[str, Any]]
 
 
@@ -103,6 +106,10 @@ def adapt(
     finally:
         bar.close()
 
+    validation = validate(student, trainer.distillation, prepared.validation, _stream_options(config))
+    if validation is not None:
+        console.print(f"Validation: {validation}.")
+
     mtp = MtpConfig(
         k=config.k_max,
         mask_token_id=mask.id,
@@ -124,6 +131,8 @@ def adapt(
                     "config": _portable(config),
                     "mask_token": mask.describe(),
                     "steps": trainer.state.global_step,
+                    "seconds": round(clock.seconds, 1),
+                    "validation": dataclasses.asdict(validation) if validation else None,
                     "log": log,
                 },
                 indent=1,
@@ -131,7 +140,7 @@ def adapt(
         },
     )
     shutil.rmtree(work)
-    return Adapted(config.output, trainer.state.global_step, clock.seconds, log)
+    return Adapted(config.output, trainer.state.global_step, clock.seconds, validation, log)
 
 
 def _text_of(record: Record) -> str:
@@ -214,6 +223,17 @@ def _writer(
     return write
 
 
+def _stream_options(config: AdaptConfig) -> StreamOptions:
+    return StreamOptions(
+        seed=config.seed,
+        rows_per_step=config.batch_size * config.gradient_accumulation,
+        blocks=config.blocks_per_row,
+        k_max=config.k_max,
+        fixed_k=config.k_schedule == "fixed",
+        train_on=config.train_on,
+    )
+
+
 def _build_trainer(
     student: PreTrainedModel,
     config: AdaptConfig,
@@ -227,14 +247,7 @@ def _build_trainer(
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     stream = BlockStream(
         prepared.train,
-        StreamOptions(
-            seed=config.seed,
-            rows_per_step=config.batch_size * config.gradient_accumulation,
-            blocks=config.blocks_per_row,
-            k_max=config.k_max,
-            fixed_k=config.k_schedule == "fixed",
-            train_on=config.train_on,
-        ),
+        _stream_options(config),
         config.steps or _UNBOUNDED_STEPS,
     )
     objective = Objective(
