@@ -29,7 +29,7 @@ from multitoken.models.model import eos_ids
 from multitoken.models.mtp_config import MtpConfig
 from multitoken.models.selftest import check_blocks
 
-from .dataset import PreparedData, prepare_samples
+from .dataset import DataReport, PreparedData, prepare_samples
 from .objective import Distillation, Objective
 from .progress import TrainingBar, counting_bar
 from .responses import Written, teacher_key, write_missing
@@ -96,7 +96,12 @@ def adapt(
 
     clock = Clock(steps=config.steps, minutes=config.minutes)
     bar = TrainingBar(clock, console)
-    trainer = _build_trainer(student, config, prepared, mask.id, ends, clock, bar, work)
+    objective = _objective(config, prepared.report)
+    if objective.labels != config.labels:
+        console.print(
+            "Labels: the responses' own tokens. The original model wrote them greedily, so they are its labels."
+        )
+    trainer = _build_trainer(student, config, prepared, mask.id, ends, clock, bar, work, objective)
     if checkpoint is not None:
         trainer.restore_clock(checkpoint)
         console.print(f"Continuing from {checkpoint.name}.")
@@ -223,6 +228,23 @@ def _writer(
     return write
 
 
+def _objective(config: AdaptConfig, report: DataReport) -> Objective:
+    """The objective asked for, with its exact short cut where the data allows it (see `objective`)."""
+    until_disagreement = config.loss_until == "first-disagreement"
+    teachers_own_words = (
+        config.responses == "greedy"
+        and config.train_on == "response"
+        and report.written == report.records - report.no_room
+    )
+    same = until_disagreement and teachers_own_words and config.teacher == "hard"
+    return Objective(
+        labels="data" if same else config.labels,
+        teacher=config.teacher,
+        until_disagreement=until_disagreement,
+        next_token_weight=config.next_token_weight,
+    )
+
+
 def _stream_options(config: AdaptConfig) -> StreamOptions:
     return StreamOptions(
         seed=config.seed,
@@ -243,18 +265,13 @@ def _build_trainer(
     clock: Clock,
     bar: TrainingBar,
     work: Path,
+    objective: Objective,
 ) -> BlockTrainer:
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     stream = BlockStream(
         prepared.train,
         _stream_options(config),
         config.steps or _UNBOUNDED_STEPS,
-    )
-    objective = Objective(
-        labels=config.labels,
-        teacher=config.teacher,
-        until_disagreement=config.loss_until == "first-disagreement",
-        next_token_weight=config.next_token_weight,
     )
     arguments = TrainingArguments(
         output_dir=str(work),

@@ -4,6 +4,10 @@ The student proposes a block in one pass. The frozen teacher reads the student's
 it would have written there: that is the label. A label from a fixed text cannot know that the student, facing "the
 zookeeper fed the", has chosen *panda* and not *lion*, and would teach it the mixture "panda meat"; the teacher's can.
 
+One exact short cut: with `until_disagreement`, and responses that the teacher itself wrote greedily, every counted place
+has seen only the teacher's own tokens, so its label *is* the text's next token and labels="data" is the same objective
+without a teacher pass.
+
 Limits: labels of places behind a wrong proposal are right for a prefix that decoding will never keep. The paper trains
 them all the same; `until_disagreement` leaves them out.
 
@@ -18,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from multitoken.decoding.attention import AttentionRule
+from multitoken.decoding.attention import AttentionRule, Masks
 from multitoken.decoding.blocks import BlockBatch
 
 
@@ -128,38 +132,48 @@ class Distillation:
         """
         objective = self.objective
         masks = self.rule.packed(batch.positions, batch.rule())
-        keep = 0 if objective.next_token_weight else batch.slots
-        logits = suppress(_forward(student, batch.ids, masks, batch.positions, keep), self.mask_id)
-        block_logits = logits[:, -batch.slots :]
-        proposals = propose(block_logits)
-        teacher_logits = teacher_blocks = None
-        if objective.labels == "online" or objective.next_token_weight or objective.teacher == "soft":
-            with torch.no_grad():
-                ids = batch.with_proposals(proposals)
-                teacher_logits = suppress(_forward(self.teacher, ids, masks, batch.positions, keep), self.mask_id)
-            teacher_blocks = teacher_logits[:, -batch.slots :]
-        if objective.labels == "data":
-            labels = data_labels(batch, lengths)
-        else:
-            assert teacher_blocks is not None
-            labels = teacher_blocks.argmax(-1)
+        real = batch.real if objective.next_token_weight else 0  # real positions whose logits are needed
+        logits = self._read(student, batch.ids, masks, batch.positions, real + batch.slots)
+        blocks = logits[:, real:]
+        proposals = propose(blocks)
+        taught_real, taught_blocks = self._teach(batch, proposals, masks, real)
+        labels = data_labels(batch, lengths) if taught_blocks is None else taught_blocks.argmax(-1)
         eos = torch.tensor(self.eos_ids, device=labels.device)
         counted = supervised(batch, proposals, labels, eos, objective.until_disagreement)
         rows = batch.ids.shape[0]
-        loss = block_loss(block_logits, teacher_blocks, labels, counted, objective)
+        loss = block_loss(blocks, taught_blocks, labels, counted, objective)
         loss = loss / (rows * (len(batch.ks) if objective.until_disagreement else batch.slots))
         if objective.next_token_weight:
-            assert teacher_logits is not None
-            real = _kl(teacher_logits[:, : batch.real], logits[:, : batch.real])
-            per_row = torch.where(trainable, real, 0.0).sum(1) / trainable.sum(1).clamp_min(1)
+            assert taught_real is not None
+            divergence = _kl(taught_real, logits[:, :real])
+            per_row = torch.where(trainable, divergence, 0.0).sum(1) / trainable.sum(1).clamp_min(1)
             loss = loss + objective.next_token_weight * per_row.mean()
         return loss, _statistics(batch, proposals, labels, eos)
 
+    @torch.no_grad()
+    def _teach(
+        self, batch: BlockBatch, proposals: Tensor, masks: Masks, real: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The teacher's logits at the first `real` positions, and at the student's own blocks. None: not needed."""
+        if self.objective.labels == "online":
+            ids = batch.with_proposals(proposals)
+            logits = self._read(self.teacher, ids, masks, batch.positions, real + batch.slots)
+            return logits[:, :real], logits[:, real:]
+        if real:  # the text alone
+            front = (
+                {kind: mask[..., :real, :real] for kind, mask in masks.items()}
+                if isinstance(masks, dict)
+                else masks[..., :real, :real]
+            )
+            return self._read(self.teacher, batch.ids[:, :real], front, batch.positions[:, :real], real), None
+        return None, None
 
-def _forward(model: torch.nn.Module, ids: Tensor, masks: object, positions: Tensor, keep: int) -> Tensor:
-    return model(
-        input_ids=ids, attention_mask=masks, position_ids=positions, use_cache=False, logits_to_keep=keep
-    ).logits
+    def _read(self, model: torch.nn.Module, ids: Tensor, masks: Masks, positions: Tensor, keep: int) -> Tensor:
+        """Logits [B, keep, V] of the last `keep` places, the mask token's at -inf."""
+        output = model(
+            input_ids=ids, attention_mask=masks, position_ids=positions, use_cache=False, logits_to_keep=keep
+        )
+        return suppress(output.logits[:, -keep:], self.mask_id)
 
 
 def _statistics(batch: BlockBatch, proposals: Tensor, labels: Tensor, eos: Tensor) -> BlockStatistics:

@@ -58,7 +58,7 @@ def test_trained_k_is_filled_in_and_is_a_ceiling() -> None:
     """Masks beyond what was trained would be fed to a model that never saw so many."""
     assert with_trained_k(Exact(0.5), 8) == Exact(0.5, 8)
     assert with_trained_k(StaticK(3), 8) == StaticK(3)
-    with pytest.raises(DecodingError, match="k is 9.*up to 8; choose k <= 8"):
+    with pytest.raises(DecodingError, match=r"k is 9.*up to 8; choose k <= 8"):
         with_trained_k(ConfAdapt(0.9, 9), 8)
     with pytest.raises(DecodingError, match="no mask token"):
         with_trained_k(StaticK(2), 1)

@@ -173,3 +173,24 @@ def test_loss_and_gradient_equal_the_slow_reference(objective: Objective) -> Non
         else:
             assert torch.allclose(ours, expected, atol=1e-5)
     assert statistics.seen[0] == 4 and 0 <= statistics.accepted <= max(KS)
+
+
+def test_the_teachers_own_greedy_words_need_no_teacher_pass() -> None:
+    """The short cut must be the same number: data labels on greedy text, cut at the first disagreement."""
+    student, teacher = small_models()
+    with torch.no_grad():
+        tokens = TOKENS[:, :3].clone()
+        for _ in range(7):
+            logits = teacher(tokens, use_cache=False).logits[:, -1]
+            logits[:, MASK] = -torch.inf
+            tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], 1)
+    batch = pack_blocks(tokens, [10, 10], torch.tensor([[2, 5], [3, 4]]), (4, 4), MASK)
+    rule = AttentionRule(teacher)
+    rule.grow(16)
+    results = []
+    for labels in ("online", "data"):
+        objective = Objective(labels=labels, until_disagreement=True, next_token_weight=0.5)
+        distil = Distillation(teacher, rule, objective=objective, mask_id=MASK, eos_ids=[])
+        loss, statistics = distil(student, batch, torch.tensor([10, 10]), torch.ones(2, 10, dtype=torch.bool))
+        results.append((loss.item(), statistics.accepted))
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
