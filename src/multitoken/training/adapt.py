@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,11 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from multitoken.checkpoints.atomic import check_output, disk_errors, write_json
+from multitoken.checkpoints.atomic import check_output, disk_errors
 from multitoken.checkpoints.save import save_checkpoint
 from multitoken.config import AdaptConfig, make_config
 from multitoken.decoding.attention import AttentionRule
-from multitoken.decoding.loop import Decoder
-from multitoken.decoding.policies import NextToken
-from multitoken.decoding.sampling import Sampling
-from multitoken.errors import ModelError, OutputError, UsageError
+from multitoken.errors import ModelError, UsageError
 from multitoken.models.loading import load_causal_lm, weight_hash
 from multitoken.models.mask_token import add_mask_token
 from multitoken.models.model import eos_ids
@@ -31,14 +27,14 @@ from multitoken.models.selftest import check_blocks
 
 from .dataset import DataReport, PreparedData, prepare_samples
 from .objective import Distillation, Objective
-from .progress import TrainingBar, counting_bar
-from .responses import Written, teacher_key, write_missing
+from .progress import TrainingBar
+from .run_folder import open_run_folder
 from .sources import Record, read_records
 from .stream import BlockStream, StreamOptions
-from .trainer import BlockTrainer, Clock, last_complete_checkpoint
+from .teacher import response_writer
+from .trainer import BlockTrainer, Clock
 from .validate import Validation, validate
 
-_WRITE_ROWS = 32  # responses written side by side
 _UNBOUNDED_STEPS = 10**8  # a run by minutes ends by the clock
 
 
@@ -76,7 +72,7 @@ def adapt(
     console = console or Console()
     work = Path(f"{config.output}.training")
     check_output(config.output, overwrite=config.overwrite)
-    checkpoint = _open_work_folder(work, config)
+    checkpoint = open_run_folder(work, config)
 
     device = _device(config.device)
     loaded = load_causal_lm(config.model, device=device, trust_remote_code=config.trust_remote_code)
@@ -89,8 +85,9 @@ def adapt(
     console.print(f"Mask token: {mask.describe()}.")
     check_blocks(student, mask.id)
 
+    config = _within_positions(config, student, console)
     ends = eos_ids(student, tokenizer)
-    write = _writer(student, mask.id, ends, config, work, base_hash, console)
+    write = response_writer(student, mask.id, ends, config, work, base_hash, console)
     prepared = prepare_samples(records, tokenizer, mask.id, config, write, eos_ids=ends)
     console.print(f"Data: {prepared.report}. Training on {len(prepared.train)} samples.")
 
@@ -161,71 +158,22 @@ def _portable(config: AdaptConfig) -> dict[str, Any]:
     return options
 
 
+def _within_positions(config: AdaptConfig, model: PreTrainedModel, console: Console) -> AdaptConfig:
+    """Samples no longer than leaves room for a block behind their last token: learned position tables end there."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None or config.max_length + config.k_max <= limit:
+        return config
+    longest = limit - config.k_max
+    if longest < 4:
+        raise UsageError(f"k_max is {config.k_max}, but the model has {limit} positions; choose a smaller --k-max")
+    console.print(
+        f"Samples are cut at {longest} tokens: the model has {limit} positions, a block needs {config.k_max}."
+    )
+    return config.model_copy(update={"max_length": longest})
+
+
 def _device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def _open_work_folder(work: Path, config: AdaptConfig) -> Path | None:
-    """Make the folder of the run, or find where the interrupted one may go on. -> its last complete checkpoint."""
-    options = config.model_dump(mode="json", exclude={"resume", "overwrite", "output", "checkpoint_every", "device"})
-    settings = work / "config.json"
-    if settings.exists() and config.resume:
-        before = json.loads(settings.read_text())
-        changed = sorted(key for key in options if options[key] != before.get(key))
-        if changed:
-            told = ", ".join(f"{key} was {before.get(key)!r}, now {options[key]!r}" for key in changed)
-            raise UsageError(f"cannot resume {work} with other options: {told}; use the old ones or --overwrite")
-        return last_complete_checkpoint(work)
-    if config.resume:
-        raise OutputError(f"there is no unfinished run in {work} to resume; leave --resume out")
-    if work.exists() and any(work.iterdir()):
-        if not config.overwrite:
-            raise OutputError(
-                f"{work} holds an unfinished run; continue it with --resume or discard it with --overwrite"
-            )
-        shutil.rmtree(work)
-    with disk_errors(work):
-        work.mkdir(parents=True, exist_ok=True)
-    write_json(settings, options)
-    return None
-
-
-def _writer(
-    teacher: PreTrainedModel,
-    mask_id: int,
-    ends: list[int],
-    config: AdaptConfig,
-    work: Path,
-    base_hash: str,
-    console: Console,
-) -> Callable[[list[list[int]]], list[Written]]:
-    """Has the teacher write responses, many rows at a time, with a bar and a cache in the run's folder."""
-    decoder = Decoder(teacher, mask_id=mask_id, trained_k=1, eos_ids=ends)
-    sampling = Sampling(config.temperature, config.seed) if config.responses == "sampled" else None
-    key = teacher_key(
-        base_hash,
-        mode=config.responses,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        seed=config.seed,
-    )
-
-    def write_batch(prompts: list[list[int]], number: int) -> list[Written]:
-        room = min(config.max_new_tokens, (decoder.max_positions or config.max_length) - max(map(len, prompts)))
-        responses: list[list[int]] = [[] for _ in prompts]
-        for chunk in decoder.decode(
-            prompts, policy=NextToken(), max_new_tokens=room, sampling=sampling, first_row=number
-        ):
-            responses[chunk.row - number] += chunk.token_ids
-        return [(ids, ids[-1] in decoder.eos_ids) for ids in responses]
-
-    def write(prompts: list[list[int]]) -> list[Written]:
-        with counting_bar(console, "the original model writes responses", len(prompts)) as advance:
-            return write_missing(
-                prompts, write_batch, work / "responses.jsonl", key=key, batch_size=_WRITE_ROWS, progress=advance
-            )
-
-    return write
 
 
 def _objective(config: AdaptConfig, report: DataReport) -> Objective:

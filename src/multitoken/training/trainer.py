@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from multitoken.decoding.blocks import pack_blocks
 
 from .objective import BlockStatistics, Distillation
 from .optimizer import build_optimizer, build_schedule
+from .run_folder import COMPLETE
 from .stream import collate
 
-COMPLETE = ".complete"
 _CLOCK = "clock.json"
 
 
@@ -161,14 +160,3 @@ class _Tally:
         }
         self.__init__()
         return logs
-
-
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; half-written ones are removed."""
-    complete: list[tuple[int, Path]] = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).exists():
-            complete.append((int(path.name.rsplit("-", 1)[1]), path))
-        else:
-            shutil.rmtree(path)
-    return max(complete)[1] if complete else None

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from multitoken.config import make_config
-from multitoken.errors import OutputError, UsageError
+from multitoken.errors import DataError, OutputError, UsageError
 from multitoken.models.loading import load_causal_lm
 from multitoken.training import adapt as adapt_module
 from multitoken.training.adapt import adapt
-from multitoken.training.trainer import BlockTrainer, last_complete_checkpoint
-from tests.tiny import tiny_llama, tiny_tokenizer
+from multitoken.training.run_folder import last_complete_checkpoint
+from multitoken.training.trainer import BlockTrainer
+from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture
@@ -156,3 +157,22 @@ def test_options_of_every_objective_run(project) -> None:
     ):
         assert run(project, f"run{i}", steps=2, **options).steps == 2
     assert make_config(model="m", data="d", output="o").labels == "online"
+
+
+def test_samples_leave_room_for_blocks_in_learned_position_tables(project) -> None:
+    """GPT-2 would crash, or worse, read past its table, where an anchor stands near the last position."""
+    tokenizer = tiny_tokenizer()
+    tiny_gpt2(tokenizer, n_positions=16).save_pretrained(project / "base")
+    tokenizer.save_pretrained(project / "base")
+    rows = [{"prompt": f"w{4 + i}", "response": " ".join(f"w{4 + (i + j) % 50}" for j in range(30))} for i in range(20)]
+    (project / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(project, "adapted", steps=3).steps == 3
+    with pytest.raises(UsageError, match="the model has 16 positions"):
+        run(project, "other", steps=1, k_max=14)
+
+
+def test_a_run_that_failed_early_does_not_stand_in_its_own_way(project) -> None:
+    """A typo in the data path must not leave a folder that the next try refuses."""
+    with pytest.raises(DataError):
+        adapt(model=project / "base", data=project / "nothing.jsonl", output=project / "adapted", steps=1)
+    assert run(project, "adapted", steps=1).steps == 1

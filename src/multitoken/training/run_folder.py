@@ -1,0 +1,51 @@
+"""The folder of a run, beside its output: the options it began with, written responses, checkpoints."""
+
+import json
+import shutil
+from pathlib import Path
+
+from multitoken.checkpoints.atomic import COMPLETE, disk_errors, write_json
+from multitoken.config import AdaptConfig
+from multitoken.errors import OutputError, UsageError
+
+__all__ = ["COMPLETE", "RESPONSES", "last_complete_checkpoint", "open_run_folder"]
+
+RESPONSES = "responses.jsonl"
+
+
+def open_run_folder(work: Path, config: AdaptConfig) -> Path | None:
+    """Make the folder of the run, or find where the interrupted one may go on. -> its last complete checkpoint."""
+    options = config.model_dump(mode="json", exclude={"resume", "overwrite", "output", "checkpoint_every", "device"})
+    settings = work / "config.json"
+    if settings.exists() and config.resume:
+        before = json.loads(settings.read_text())
+        changed = sorted(key for key in options if options[key] != before.get(key))
+        if changed:
+            told = ", ".join(f"{key} was {before.get(key)!r}, now {options[key]!r}" for key in changed)
+            raise UsageError(f"cannot resume {work} with other options: {told}; use the old ones or --overwrite")
+        return last_complete_checkpoint(work)
+    if config.resume:
+        raise OutputError(f"there is no unfinished run in {work} to resume; leave --resume out")
+    if work.exists():
+        # A run that failed before it wrote or trained anything left nothing worth asking about.
+        worth = any(work.glob("checkpoint-*")) or (work / RESPONSES).exists()
+        if worth and not config.overwrite:
+            raise OutputError(
+                f"{work} holds an unfinished run; continue it with --resume or discard it with --overwrite"
+            )
+        shutil.rmtree(work)
+    with disk_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
+    write_json(settings, options)
+    return None
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; half-written ones are removed."""
+    complete: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).exists():
+            complete.append((int(path.name.rsplit("-", 1)[1]), path))
+        else:
+            shutil.rmtree(path)
+    return max(complete)[1] if complete else None
