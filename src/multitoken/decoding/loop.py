@@ -89,7 +89,7 @@ class Decoder:
     def _check_prompt(self, i: int, prompt: Sequence[int], max_new_tokens: int) -> None:
         if not len(prompt):
             raise DecodingError(f"prompt {i} is empty; it needs at least one token")
-        vocabulary = self.model.get_input_embeddings().num_embeddings
+        vocabulary: int = self.model.config.get_text_config().vocab_size
         for token in prompt:
             if token == self.mask_id:
                 raise DecodingError(

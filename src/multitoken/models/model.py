@@ -1,7 +1,7 @@
 """`Model`: what a user holds. Text in, text out; everything about tokens is `decoding`'s."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -111,15 +111,13 @@ class Model:
         return encode_prompt(prompt, self.tokenizer)
 
     @overload
-    def generate(self, prompt: str, *, policy: Policy | None = ..., max_new_tokens: int = ...) -> Generation: ...
-    @overload
     def generate(
-        self, prompt: Sequence[Prompt], *, policy: Policy | None = ..., max_new_tokens: int = ...
-    ) -> list[Generation]: ...
-    @overload
-    def generate(
-        self, prompt: list[Message], *, policy: Policy | None = ..., max_new_tokens: int = ...
+        self, prompt: str | list[Message], *, policy: Policy | None = ..., max_new_tokens: int = ...
     ) -> Generation: ...
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[Message]], *, policy: Policy | None = ..., max_new_tokens: int = ...
+    ) -> list[Generation]: ...
     def generate(
         self, prompt: Any, *, policy: Policy | None = None, max_new_tokens: int = 256
     ) -> Generation | list[Generation]:
@@ -183,7 +181,8 @@ def eos_ids(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int
     """The ids that end a response: the generation config's, which instruction models often have several of, and the
     tokenizer's."""
     ids: set[int] = set()
-    for source in (getattr(hf.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+    sources: tuple[Any, ...] = (getattr(hf.generation_config, "eos_token_id", None), tokenizer.eos_token_id)
+    for source in sources:
         if isinstance(source, int):
             ids.add(source)
         elif source is not None:

@@ -24,7 +24,7 @@ _TOLERANCE = 0.1
 @torch.inference_mode()
 def check_blocks(model: PreTrainedModel, mask_id: int, *, positions: int = 48) -> None:
     """Raise `UnsupportedModelError` unless packed blocks and cached steps equal plain forward passes."""
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary: int = model.config.get_text_config().vocab_size
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or positions
     length = min(positions, limit) - 4
     tokens = (torch.arange(length, device=model.device) * 7919 + 13) % max(2, min(vocabulary, mask_id))

@@ -18,6 +18,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from multitoken.models.model import Model
+
 from .corpus import GENERATOR_VERSION, LANGUAGE, MIXTURE, Example, examples, mixed
 
 VOCABULARY = 2048
@@ -78,14 +80,14 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids(END),
+        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
         initializer_range=0.02,
     )
     model = LlamaForCausalLM(config)
-    for layer in model.model.layers:  # residual branches start at zero: deep signals stay calm at a high learning rate
-        nn.init.zeros_(layer.self_attn.o_proj.weight)
-        nn.init.zeros_(layer.mlp.down_proj.weight)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            nn.init.zeros_(parameter)  # residual branches start at zero: signals stay calm at a high learning rate
     return model
 
 
@@ -94,8 +96,8 @@ def encode(
 ) -> list[tuple[list[int], list[float]]]:
     """(token ids, loss weights) per example; the weight at i is that of predicting token i."""
     backend = tokenizer.backend_tokenizer
-    backend.no_padding()  # `solved` leaves padding on, and every row would grow to the longest of its pool
-    user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
+    backend.no_padding()  # left on by anyone else, every row would grow to the longest of its pool
+    user, assistant, end = (int(tokenizer.vocab[token]) for token in (USER, ASSISTANT, END))
     prompts = backend.encode_batch([e.prompt for e in batch], add_special_tokens=False)
     responses = backend.encode_batch([e.response for e in batch], add_special_tokens=False)
     rows = []
@@ -152,27 +154,18 @@ def loss_of(model: nn.Module, ids: torch.Tensor, weights: torch.Tensor) -> torch
     return (token_losses * w).sum()
 
 
-@torch.no_grad()
 def solved(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, number: int, split: str = "valid") -> float:
-    """The share of `number` word problems that greedy `generate` answers right, in left-padded batches."""
-    tokenizer.padding_side = "left"
-    right = 0
+    """The share of `number` word problems that greedy decoding answers right."""
+    ours = Model(model, tokenizer)
     problems = sorted(examples("word-problems", split, number), key=lambda e: len(e.prompt))
-    for i in range(0, number, 64):
-        batch = problems[i : i + 64]
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": e.prompt}], tokenize=False, add_generation_prompt=True
-            )
-            for e in batch
-        ]
-        inputs = tokenizer(
-            texts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False
-        )
-        out = model.generate(**inputs, do_sample=False, max_new_tokens=320)
-        for e, text in zip(
-            batch, tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True), strict=True
-        ):
+    right = 0
+    for start in range(0, number, 64):
+        batch = problems[start : start + 64]
+        answers: list[list[int]] = [[] for _ in batch]
+        for chunk in ours.decoder.decode([ours.encode(e.prompt) for e in batch], max_new_tokens=320):
+            answers[chunk.row] += chunk.token_ids
+        for e, ids in zip(batch, answers, strict=True):
+            text = str(tokenizer.decode(ids, skip_special_tokens=True))
             right += text.rsplit("Answer: ", 1)[-1].strip() == e.answer
     return right / number
 
@@ -261,7 +254,10 @@ def train(output: Path, steps: int, tokens_per_batch: int, lr: float, seed: int,
                     temporary,
                 )
                 temporary.replace(state_file)
-    model.to(torch.bfloat16).save_pretrained(output)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     facts = {
         "generator_version": GENERATOR_VERSION,
@@ -276,7 +272,7 @@ def train(output: Path, steps: int, tokens_per_batch: int, lr: float, seed: int,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=4700)
     parser.add_argument("--tokens-per-batch", type=int, default=4096)

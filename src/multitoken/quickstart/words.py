@@ -1,5 +1,11 @@
 """Names, places and small words that the task generators draw from. Frozen with `corpus.GENERATOR_VERSION`."""
 
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
 FEMALE_NAMES = [
     "Ada",
     "Alma",
@@ -247,6 +253,6 @@ PHRASES = [
 ]
 
 
-def zipf(rng, options):
+def zipf(rng: random.Random, options: Sequence[T]) -> T:
     """Draw one option with weights 1, 1/2, 1/3, ...: wordings are skewed, as in real text."""
     return rng.choices(options, weights=[1.0 / (i + 1) for i in range(len(options))])[0]
