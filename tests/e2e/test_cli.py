@@ -120,7 +120,7 @@ BASE, DATA = "BASE", "DATA"
         (["adapt", BASE, "--data", DATA, "--steps", "3", "--minutes", "2"], 2, "not both"),
         (["adapt", BASE, "--data", DATA, "--resume"], 1, "no unfinished run"),
         (["adapt", BASE, "--data", DATA, "--method", "magic"], 2, "method is 'magic'"),
-        (["adapt", BASE, "--data", DATA, "--learning-rate", "fast"], 2, "fast"),
+        (["adapt", BASE, "--data", DATA, "--learning-rate", "fast"], 2, "--learning-rate"),
         (["adapt", BASE], 2, "data is missing"),
         (["generate", "ADAPTED", "w7", "--policy", "exact", "--threshold", "1.7"], 2, "threshold is 1.7"),
         (["generate", "ADAPTED", "w7", "--policy", "exact", "--k", "9"], 2, "trained for k up to 4"),

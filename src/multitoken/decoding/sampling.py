@@ -31,6 +31,7 @@ class Sampling:
         """The token for one position. scores: [V] float32 logits after processors."""
         key = self.seed * 0x9E37_79B9_7F4A_7C15 + row * 0xBF58_476D_1CE4_E5B9 + position * 0x94D0_49BB_1331_11EB
         generator = torch.Generator().manual_seed(key & 0x7FFF_FFFF_FFFF_FFFF)
-        uniform = torch.rand(scores.shape[-1], generator=generator, dtype=torch.float64).clamp_min(1e-300)
-        gumbel = -torch.log(-torch.log(uniform).clamp_min(1e-300))
+        uniform = torch.rand(scores.shape[-1], generator=generator, dtype=torch.float64)
+        exponential = -uniform.clamp_min(1e-300).log()
+        gumbel = -exponential.clamp_min(1e-300).log()
         return int((scores.double().cpu() / self.temperature + gumbel).argmax())

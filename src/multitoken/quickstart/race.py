@@ -18,8 +18,8 @@ from multitoken.evaluation.report import RaceEntry
 from multitoken.models.model import Generation, Model
 
 _COLOURS = ("bright_cyan", "bright_yellow", "bright_green", "bright_magenta", "bright_blue", "bright_red")
+_NARROWEST, _WIDEST = 24, 44  # columns of a runner's panel
 _SHOWN_SECONDS = 4.0  # how long the slowest runner takes on the screen
-_PANEL_WIDTH = 42
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def race(
 def _show(laps: Sequence[Lap], console: Console) -> None:
     slowest = max(lap.seconds for lap in laps)
     if not console.is_terminal:
-        console.print(_panels(laps, slowest))
+        console.print(_panels(laps, slowest, console.width))
         return
     slowdown = max(1.0, _SHOWN_SECONDS / slowest)
     with Live(console=console, refresh_per_second=20) as live:
@@ -74,17 +74,18 @@ def _show(laps: Sequence[Lap], console: Console) -> None:
         now = 0.0
         while now < slowest:
             now = (time.perf_counter() - started) / slowdown
-            live.update(_panels(laps, now))
+            live.update(_panels(laps, now, console.width))
             time.sleep(0.04)
     if slowdown > 1.05:
         console.print(f"[dim]shown {slowdown:.1f} times slower than it ran[/dim]")
 
 
-def _panels(laps: Sequence[Lap], now: float) -> Columns:
-    return Columns([_panel(lap, now) for lap in laps], width=_PANEL_WIDTH)
+def _panels(laps: Sequence[Lap], now: float, columns: int) -> Columns:
+    width = max(_NARROWEST, min(_WIDEST, columns // len(laps) - 1))
+    return Columns([_panel(lap, now, width) for lap in laps], width=width)
 
 
-def _panel(lap: Lap, now: float) -> Panel:
+def _panel(lap: Lap, now: float, width: int) -> Panel:
     """What the lap has written by `now`, one colour a chunk, and its numbers once it is through."""
     text = Text()
     shown = [c for c, moment in zip(lap.chunks, lap.moments, strict=True) if moment <= now]
@@ -92,7 +93,7 @@ def _panel(lap: Lap, now: float) -> Panel:
         text.append(chunk.text, style=_COLOURS[i % len(_COLOURS)])
     if len(shown) == len(lap.chunks):
         generation = lap.generation()
-        subtitle = f"{lap.seconds:.2f} s · {generation.tokens_per_step:.1f} tokens per step"
+        subtitle = f"{lap.seconds:.2f} s · {generation.tokens_per_step:.1f}/step"
     else:
         subtitle = f"{len(shown)} steps"
-    return Panel(text, title=lap.label, subtitle=subtitle, width=_PANEL_WIDTH)
+    return Panel(text, title=lap.label, subtitle=subtitle, width=width)

@@ -80,8 +80,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids(END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        eos_token_id=tokenizer.vocab[END],
+        pad_token_id=tokenizer.vocab[PAD],
         initializer_range=0.02,
     )
     model = LlamaForCausalLM(config)

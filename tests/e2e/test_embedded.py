@@ -1,0 +1,59 @@
+"""The embedded checkpoints as they are shipped."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import multitoken as mt
+from multitoken.quickstart.corpus import examples
+from multitoken.quickstart.embedded import checkpoint, embedded_task
+
+MOST_BYTES = 12_000_000
+
+
+@pytest.fixture(scope="module")
+def base():
+    return mt.load(checkpoint("base"))
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    return mt.load(checkpoint("adapted"))
+
+
+@pytest.mark.parametrize("name", ["base", "adapted"])
+def test_weights_are_small_and_rounded(name: str) -> None:
+    """They travel in the wheel; and the base is rounded before anything is adapted from it, so both start alike."""
+    folder = Path(checkpoint(name))
+    assert (folder / "model.safetensors").stat().st_size <= MOST_BYTES
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_base_is_the_promised_model_and_solves_problems(base) -> None:
+    """A stale or damaged checkpoint would still load. (Its accuracy on 1,500 problems is a benchmark's business.)"""
+    assert 4e6 <= base.hf.num_parameters() <= 6e6
+    assert base.hf.config.max_position_embeddings == 2048 and base.hf.dtype == torch.float32
+    assert len(base.tokenizer) < base.hf.config.vocab_size, "no unused row for a mask token"
+    task = embedded_task("word-problems", 16)
+    prompts = [base.encode(q.prompt) for q in task.questions]
+    answers: list[list[int]] = [[] for _ in prompts]
+    for chunk in base.decoder.decode(prompts, max_new_tokens=320):
+        answers[chunk.row] += chunk.token_ids
+    texts = [base.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
+    assert sum(bool(task.grader.grade(t, q.answer)) for t, q in zip(texts, task.questions, strict=True)) >= 12
+
+
+def test_adapted_knows_its_base_and_is_exact(base, adapted) -> None:
+    """The two checkpoints must belong together, and Exact must change no token of the adapted one."""
+    from multitoken.models.loading import weight_hash
+
+    assert adapted.mtp is not None and adapted.mtp.base_hash == weight_hash(base.hf)
+    assert adapted.mtp.mask_token_id == 2040
+    for example in examples("word-problems", "test", 6):
+        exact = adapted.generate(example.prompt, policy=mt.Exact(0.5))
+        plain = adapted.generate(example.prompt, policy=mt.NextToken())
+        assert exact.token_ids == plain.token_ids
+        assert exact.forward_passes < plain.forward_passes
+        assert "".join(c.text for c in exact.chunks) == exact.text == plain.text
