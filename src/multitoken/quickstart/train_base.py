@@ -274,7 +274,7 @@ def train(output: Path, steps: int, tokens_per_batch: int, lr: float, seed: int,
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4700)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--tokens-per-batch", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
