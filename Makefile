@@ -1,4 +1,4 @@
-# make demo    watch an ordinary model become a multi-token model (8 minutes on 2 cores)
+# make demo    watch an ordinary model become a multi-token model (a few minutes on 2 cores)
 # make test    lint, types, tests
 PYTHON ?= python3
 VENV := .venv
