@@ -21,7 +21,7 @@ from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy, StaticK
 from multitoken.evaluation.identity import Float64Judge, compare
 from multitoken.evaluation.measure import label_of
-from multitoken.evaluation.results import percent, percent_range
+from multitoken.evaluation.results import percent
 from multitoken.evaluation.rows import Combination, Outcome, Row, make_row
 from multitoken.evaluation.statistics import ratio_interval
 from multitoken.models.model import Model
@@ -141,14 +141,13 @@ def main() -> None:
     original, adapted = Model.load(a.original), Model.load(a.model)
     rows = measure_all(original, adapted, a.prompts, a.batch, a.task)
     print(
-        f"| {a.prompts} {a.task} | accuracy | 95% | tokens per step | identical to own next-token | ties | identical to original |"
+        f"| {a.prompts} {a.task} | accuracy (95%) | tokens per step | identical to own next-token | ties | identical to original |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|")
     for r in rows:
-        accuracy = percent(r.accuracy) if r.accuracy is not None else "-"
-        interval = percent_range(r.accuracy_interval) if r.accuracy_interval else "-"
+        accuracy = percent(r.accuracy, r.accuracy_interval) if r.accuracy is not None else "-"
         print(
-            f"| {r.model}, {r.label} | {accuracy} | {interval} | {r.tokens_per_step:.2f} | "
+            f"| {r.model}, {r.label} | {accuracy} | {r.tokens_per_step:.2f} | "
             f"{r.identical_to_own_next_token} | {r.own_ties} | {r.identical_to_original} (+{r.ties} ties) |"
         )
     speeds = (
