@@ -103,7 +103,6 @@ def race_generate(adapted: Model, policies: tuple[Policy, ...], pairs: int) -> l
         return out.shape[1] - len(ids), time.perf_counter() - started
 
     seconds: dict[str, list[float]] = {"generate": [], **{label_of(p): [] for p in policies}}
-    tokens: dict[str, int] = dict.fromkeys(seconds, 0)
     for i, question in enumerate(track(task.questions, description="racing generate", console=Console(stderr=True))):
         n, spent = generate(adapted.encode(question.prompt))
         measured = {"generate": (n, spent)}
@@ -113,7 +112,6 @@ def race_generate(adapted: Model, policies: tuple[Policy, ...], pairs: int) -> l
         if i >= 3:  # the first three warm up
             for label, (n, spent) in measured.items():
                 seconds[label].append(spent / n)
-                tokens[label] += n
     results = []
     for label in seconds:
         ratio = ratio_interval(list(zip(seconds["generate"], seconds[label], strict=True)))

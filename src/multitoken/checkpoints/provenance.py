@@ -49,7 +49,7 @@ def _quote(word: str) -> str:
 def _shorten(argument: str) -> str:
     flag, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
     path = Path(value)
-    # "/work/model" is a path where /work exists; "/help", in a prompt, is text.
+    # "/data/model" is a path where /data exists; "/help", in a prompt, is text.
     if not path.is_absolute() or not Path(*path.parts[:2]).exists():
         return argument
     here, home = Path.cwd(), Path.home()

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from multitoken.decoding.attention import AttentionRule, Masks
-from multitoken.decoding.blocks import BlockBatch
+from multitoken.decoding.blocks import BlockBatch, pack_blocks
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,14 @@ class Distillation:
         self.objective = objective
         self.mask_id = mask_id
         self.eos_ids = eos_ids
+
+    def pack(self, inputs: dict[str, Tensor]) -> BlockBatch:
+        """The collated tensors of a step, laid out; the attention rule grows to their positions."""
+        batch = pack_blocks(
+            inputs["tokens"], inputs["lengths"].tolist(), inputs["anchors"], inputs["ks"].tolist(), self.mask_id
+        )
+        self.rule.grow(int(batch.positions.max()) + 1)
+        return batch
 
     def __call__(
         self, student: torch.nn.Module, batch: BlockBatch, lengths: Tensor, trainable: Tensor

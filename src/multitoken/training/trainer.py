@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from multitoken.decoding.blocks import pack_blocks
-
 from .objective import BlockStatistics, Distillation
 from .optimizer import build_optimizer, build_schedule
 from .run_folder import COMPLETE
@@ -86,14 +84,7 @@ class BlockTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         model.eval()  # dropout stays off: the proposals are what decoding will see
-        batch = pack_blocks(
-            inputs["tokens"],
-            inputs["lengths"].tolist(),
-            inputs["anchors"],
-            inputs["ks"].tolist(),
-            self.distillation.mask_id,
-        )
-        self.distillation.rule.grow(int(batch.positions.max()) + 1)
+        batch = self.distillation.pack(inputs)
         loss, statistics = self.distillation(model, batch, inputs["lengths"], inputs["trainable"])
         if not math.isfinite(loss.item()):
             raise FloatingPointError(

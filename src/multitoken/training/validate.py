@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from multitoken.decoding.blocks import pack_blocks
-
 from .encoding import Sample
 from .objective import Distillation
 from .stream import BlockStream, StreamOptions, collate
@@ -47,9 +45,7 @@ def validate(
     for step in range(steps):
         inputs = collate([stream[step * rows + i] for i in range(rows)])
         inputs = {name: tensor.to(student.device) for name, tensor in inputs.items()}
-        ks = inputs["ks"].tolist()
-        batch = pack_blocks(inputs["tokens"], inputs["lengths"].tolist(), inputs["anchors"], ks, distillation.mask_id)
-        distillation.rule.grow(int(batch.positions.max()) + 1)
+        batch = distillation.pack(inputs)
         _, statistics = distillation(student, batch, inputs["lengths"], inputs["trainable"])
         agreed += statistics.agreed.cpu()
         seen += statistics.seen.cpu()
