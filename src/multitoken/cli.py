@@ -25,6 +25,9 @@ app = typer.Typer(
 
 _INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 _POLICY_HELP = "next-token, static, confadapt or exact"
+BaseOption = Annotated[
+    str | None, typer.Option(help="Where the model of a gated adapter lies, if not where the adapter says.")
+]
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line; the rest goes to stderr.")
 ]
@@ -96,6 +99,7 @@ def generate(
     threshold: Annotated[float | None, typer.Option(help="Confidence from 0 to 1 that a token must reach.")] = None,
     k: Annotated[int | None, typer.Option(help="Most tokens a step; at most what the model was trained for.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
+    base: BaseOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     trust_remote_code: Annotated[
         bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")
@@ -112,7 +116,7 @@ def generate(
         raise UsageError("--threshold and --k belong to a policy; add --policy exact, for example")
     chosen = make_policy(policy, threshold=threshold, k=k) if policy else None
     text = sys.stdin.read() if prompt == "-" else prompt
-    loaded = Model.load(_model_path(model), device=device, trust_remote_code=trust_remote_code)
+    loaded = Model.load(_model_path(model), device=device, trust_remote_code=trust_remote_code, base=base)
     console = _console(json_output)
     colours = ("cyan", "yellow", "green", "magenta")
     started = time.perf_counter()
@@ -152,6 +156,7 @@ def evaluate_command(
     prompts: Annotated[int | None, typer.Option(help="How many questions (embedded tasks: 100 if not given).")] = None,
     grader: Annotated[str | None, typer.Option(help="last-number, exact, contains or none (JSONL files).")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
+    base: BaseOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     trust_remote_code: Annotated[
         bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")
@@ -171,7 +176,8 @@ def evaluate_command(
     for label, name in (("original", original), ("adapted", model)):
         if name is not None:
             path = _model_path(name, "base" if label == "original" else "adapted")
-            models[label] = Model.load(path, device=device, trust_remote_code=trust_remote_code)
+            where = base if label == "adapted" else None
+            models[label] = Model.load(path, device=device, trust_remote_code=trust_remote_code, base=where)
     console = _console(json_output)
     rows = measure(models, questions, policies, console)
     against = f", against {models['original'].name}" if original else ""

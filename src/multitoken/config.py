@@ -33,8 +33,12 @@ class AdaptConfig(BaseModel):
     """Training data: a .jsonl, .json, .parquet, .txt or .md file, a folder, or a dataset NAME[:CONFIG][@SPLIT]."""
     output: Path
     """The folder that the adapted model is written to."""
-    method: Literal["full"] = "full"
-    """The weights that train: full is every weight, as in the paper."""
+    method: Literal["full", "gated"] = "full"
+    """What trains: full, every weight, as in the paper; gated, a low-rank adapter that acts at masks only."""
+    rank: int = Field(default=64, ge=1)
+    """Rank of the gated adapter."""
+    layers: str | None = None
+    """The linear layers that the gated adapter acts in: a regular expression found in their names (all if not given)."""
 
     minutes: float | None = Field(default=None, gt=0)
     """How long to train, in minutes of wall clock (10 if neither minutes nor steps are given)."""
@@ -132,6 +136,10 @@ class AdaptConfig(BaseModel):
         # An option that would do nothing is refused: its author expects an effect.
         if self.temperature != 1.0 and self.responses == "greedy":
             raise ValueError(f"temperature={self.temperature:g} needs responses=sampled: greedy responses have none")
+        if self.method != "gated" and (self.rank != 64 or self.layers is not None):
+            raise ValueError(f"rank and layers belong to method=gated, found method={self.method}")
+        if self.method == "gated" and self.next_token_weight:
+            raise ValueError("next_token_weight needs method=full: a gated adapter cannot move next-token predictions")
         if self.teacher == "soft" and self.labels == "data":
             raise ValueError("teacher=soft needs labels=online: with labels=data there is no teacher pass")
         return self

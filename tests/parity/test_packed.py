@@ -15,9 +15,7 @@ ANCHORS = torch.tensor([[3, 19, 11], [0, 6, 13]])
 
 def packed_logits(model, tokens):
     batch = pack_blocks(tokens, LENGTHS, ANCHORS, KS, MASK)
-    rule = AttentionRule(model)
-    rule.grow(64)
-    masks = rule.packed(batch.positions, batch.rule())
+    masks = AttentionRule(model).between(batch.positions, batch.positions, batch.rule())
     return model(
         input_ids=batch.ids, attention_mask=masks, position_ids=batch.positions, use_cache=False,
         logits_to_keep=batch.slots,

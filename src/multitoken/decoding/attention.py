@@ -87,7 +87,7 @@ class AttentionRule:
         """Queries at `positions` [B, S] against the cache slots 0 .. view - 1, where slot = position."""
         return self._map(lambda table: table[positions, :view])
 
-    def packed(self, positions: Tensor, block_rule: Tensor) -> Masks:
-        """Queries and keys at `positions` [B, S], and only where `block_rule` [B, S, S] allows it too."""
-        q, kv = positions[:, :, None], positions[:, None, :]
-        return self._map(lambda table: table[q, kv] & block_rule)
+    def between(self, queries: Tensor, keys: Tensor, allowed: Tensor) -> Masks:
+        """Queries at positions [B, S], keys at positions [B, T], and only where `allowed` [B, S, T] says so too."""
+        self.grow(int(torch.maximum(queries.max(), keys.max())) + 1)
+        return self._map(lambda table: table[queries[:, :, None], keys[:, None, :]] & allowed)

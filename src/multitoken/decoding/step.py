@@ -101,7 +101,7 @@ def step(state: State) -> list[Chunk]:
         feeds.append([*row.ids[row.cached :], *row.drafts, *[state.mask_id or 0] * masks])
         wanted.append(len(row.drafts) + 1 + masks)
     logits = forward_rows(state, feeds, max(wanted))
-    if state.mask_id is not None:
+    if state.mask_id is not None and state.mask_id < logits.shape[-1]:  # a gated adapter's id may lie beyond
         logits[..., state.mask_id] = -torch.inf
     top = logits.argmax(-1)
     confidences = (logits.gather(-1, top[..., None])[..., 0] - logits.logsumexp(-1)).exp()

@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import (
 
 from multitoken.errors import ModelError, UnsupportedModelError, UsageError
 
+from .gated import attach_adapter, find_base, is_adapter, read_adapter_config
 from .mtp_config import MtpConfig
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,10 @@ def load_causal_lm(
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
     attn_implementation: str = "sdpa",
+    base: str | Path | None = None,
 ) -> Loaded:
-    """The model and tokenizer of a folder or of a hub name.
+    """The model and tokenizer of a folder or of a hub name; for the folder of a gated adapter, those of its base with
+    the adapter in action. `base` is where that lies, if not where the adapter says.
 
     Raises UsageError for a device or attention that cannot be, UnsupportedModelError for a kind of model that would
     decode wrongly, and ModelError for one that is missing, incomplete or broken.
@@ -63,6 +66,11 @@ def load_causal_lm(
             "(flash kernels take no block mask)"
         )
     place = _device(device)
+    if is_adapter(name_or_path):
+        how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+        return _load_gated(Path(name_or_path), base, **how, attn_implementation=attn_implementation)
+    if base is not None:
+        raise UsageError(f"base is {str(base)!r}, but {name_or_path} is no adapter; leave base out")
     source, name = _locate(name_or_path)
     config = _read_config(source, trust_remote_code)
     refuse_unsupported(config, name)
@@ -76,6 +84,28 @@ def load_causal_lm(
     attention = _attention(config, source, attn_implementation)
     model: Any = _read_weights(source, config, dtype, trust_remote_code, attention)
     return Loaded(model.to(place).eval(), tokenizer, mtp, name)
+
+
+def _load_gated(folder: Path, base: str | Path | None, **how: Any) -> Loaded:
+    """The base, checked to be the very weights that the adapter was made for, with the adapter in action."""
+    settings, mtp = read_adapter_config(folder)
+    source = base or find_base(folder, settings)
+    try:
+        loaded = load_causal_lm(source, **how)
+    except UnsupportedModelError:
+        raise
+    except ModelError as error:
+        raise ModelError(f"{folder} is an adapter of {mtp.base_name}: {error}. Give its place as base (--base)") from error
+    if (found := weight_hash(loaded.model)) != mtp.base_hash:
+        raise ModelError(
+            f"{folder} was made for {mtp.base_name} with the weights {mtp.base_hash[:19]}, but those of {source} are "
+            f"{found[:19]}; give the model it was made from as base (--base)"
+        )
+    attach_adapter(loaded.model, folder, settings, mtp)
+    tokenizer = _read_tokenizer(str(folder), trust_remote_code=False)
+    if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:
+        raise ModelError(f"{folder}: the tokenizer does not give {mtp.mask_token!r} the id {mtp.mask_token_id}")
+    return Loaded(loaded.model, tokenizer, mtp, folder.resolve().name)
 
 
 def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
@@ -107,15 +137,17 @@ def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
 
 
 def weight_hash(model: PreTrainedModel) -> str:
-    """`sha256:` and the hex digest of every parameter's name, shape, dtype and bytes, by name, tied ones once.
+    """`sha256:` and the hex digest of every parameter's name, shape and float32 bytes, by name, tied ones once.
 
-    A function of the weights as they are in memory: the same file loaded in another dtype has another hash.
+    A bf16 file has the same hash in whichever dtype it is loaded; a float32 file loaded in bf16 has lost what it is.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {list(parameter.shape)} {parameter.dtype}\n".encode())
-        # One parameter at a time and as bytes: numpy knows no bf16, and on a CPU nothing is copied.
-        flat = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        # One parameter at a time: on a CPU, nothing is copied in float32 and little in bf16.
+        values = parameter.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+        digest.update(f"{name} {list(values.shape)} {values.dtype}\n".encode())
+        flat = values.contiguous().reshape(-1).view(torch.uint8)
         digest.update(flat.numpy().data)
     return f"sha256:{digest.hexdigest()}"
 

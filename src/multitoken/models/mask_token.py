@@ -4,13 +4,14 @@ Three places, the least intrusive first:
 
 1. a row of the embedding matrix beyond every id of the tokenizer (matrices are often padded to a round number);
 2. a reserved token (`<|reserved_special_token_7|>`, `<unused42>`, ...) that nothing uses;
-3. one new row. It changes matrix shapes, hence summation order: the original's logits move in their last bits.
+3. one new row. It changes matrix shapes, hence summation order: the original's logits move in their last bits. A gated
+   adapter brings the mask's vector itself and leaves the matrix alone: then the id lies beyond its rows.
 """
 
 import json
 import re
 from collections.abc import Iterable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ RESERVED = re.compile(
     re.IGNORECASE,
 )
 
-Origin = Literal["unused row", "reserved token", "new row"]
+Origin = Literal["unused row", "reserved token", "new row", "beyond"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class MaskToken:
                 return f"took row {self.id} of the embedding matrix, which no token used, for {self.token!r}"
             case "reserved token":
                 return f"took the reserved token {self.token!r} (id {self.id}), which nothing used"
+            case "beyond":
+                return f"gave {self.token!r} the id {self.id}, behind the embedding matrix, which stays as it is"
             case "new row":
                 return f"added row {self.id} to the embedding matrix, which had no free one, for {self.token!r}"
 
@@ -63,20 +66,39 @@ def add_mask_token(
 
     Raises ModelError if the model has a mask token, UnsupportedModelError if its vocabulary cannot take one.
     """
-    if (block := getattr(model.config, "mtp", None)) is not None:
-        raise ModelError(f"the model already has a mask token (config.mtp = {block!r}); use that one")
-    rows = _matrices(model)[0].shape[0]
-    vocabulary = tokenizer.get_vocab()
-    named = _named_ids(model)
-    mask = _choose(rows, tokenizer, vocabulary, named, texts)
+    used = _used_rows(model, tokenizer)
+    mask = _find(model, tokenizer, texts)
     if mask.origin == "new row":
         _resize(model, mask.id + 1)
     _register(tokenizer, mask)
-    used = torch.tensor(sorted({i for i in vocabulary.values() if i < rows and i != mask.id}))
     generator = torch.Generator().manual_seed(seed)
-    for matrix in _matrices(model):
-        _initialise(matrix, mask.id, used, generator)
+    with torch.no_grad():
+        for matrix in _matrices(model):
+            matrix[mask.id] = _typical(matrix, used[used != mask.id], generator)
     return mask
+
+
+def reserve_mask_token(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, texts: Iterable[str] = (), seed: int = 0
+) -> tuple[MaskToken, torch.Tensor]:
+    """As `add_mask_token`, but the model stays as it is: the mask's vector [hidden] is returned instead."""
+    used = _used_rows(model, tokenizer)
+    mask = _find(model, tokenizer, texts)
+    if mask.origin == "new row":
+        mask = replace(mask, origin="beyond")
+    _register(tokenizer, mask)
+    return mask, _typical(_matrices(model)[0], used[used != mask.id], torch.Generator().manual_seed(seed))
+
+
+def _used_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    rows = _matrices(model)[0].shape[0]
+    return torch.tensor(sorted({i for i in tokenizer.get_vocab().values() if i < rows}))
+
+
+def _find(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> MaskToken:
+    if (block := getattr(model.config, "mtp", None)) is not None:
+        raise ModelError(f"the model already has a mask token (config.mtp = {block!r}); use that one")
+    return _choose(_matrices(model)[0].shape[0], tokenizer, tokenizer.get_vocab(), _named_ids(model), texts)
 
 
 def _choose(
@@ -197,8 +219,8 @@ def _reserve_id(tokenizer: PreTrainedTokenizerFast, special: AddedToken, wanted:
 
 
 @torch.no_grad()
-def _initialise(matrix: torch.Tensor, row: int, used: torch.Tensor, generator: torch.Generator) -> None:
-    """Draw `matrix[row]` with the mean and spread, per column, of the rows `used`. `matrix` [vocabulary, hidden]."""
+def _typical(matrix: torch.Tensor, used: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A vector drawn with the mean and spread, per column, of the rows `used` of `matrix` [vocabulary, hidden]."""
     total = torch.zeros(matrix.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
     # Slices in float64: sums over 150,000 bf16 rows would be off, and a float copy of the whole would be large.
@@ -209,4 +231,4 @@ def _initialise(matrix: torch.Tensor, row: int, used: torch.Tensor, generator: t
     mean = total / len(used)
     spread = (squares / len(used) - mean.square()).clamp(min=0).sqrt()
     noise = torch.randn(len(mean), generator=generator, dtype=torch.float64)
-    matrix[row] = (mean + spread * noise).to(matrix)
+    return (mean + spread * noise).to(matrix)

@@ -86,14 +86,19 @@ class Model:
         dtype: torch.dtype = torch.float32,
         attn_implementation: str = "sdpa",
         trust_remote_code: bool = False,
+        base: str | Path | None = None,
     ) -> "Model":
-        """A folder or Hub name, adapted or not. An ordinary model decodes with NextToken only."""
+        """A folder or Hub name, adapted or not. An ordinary model decodes with NextToken only.
+
+        `base`: where the model of a gated adapter lies, if not where the adapter says.
+        """
         loaded = load_causal_lm(
             path,
             device=device,
             dtype=dtype,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
+            base=base,
         )
         return cls(loaded.model, loaded.tokenizer, loaded.mtp, loaded.name)
 

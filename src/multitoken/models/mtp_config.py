@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from multitoken.errors import ModelError, nearest
 
 FORMAT_VERSION = 1
-METHODS = ("full",)
+METHODS = ("full", "gated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +64,26 @@ class MtpConfig:
             return None
         if not isinstance(block, dict):
             raise ModelError(f"config.json: mtp is {block!r}; expected an object with the keys {', '.join(_KEYS)}")
+        mtp = cls.from_block(block, "config.json")
+        vocabulary = config.get_text_config().vocab_size
+        if mtp.mask_token_id >= vocabulary:
+            raise _broken("mask_token_id", mtp.mask_token_id, f"an id below vocab_size = {vocabulary}")
+        return mtp
+
+    @classmethod
+    def from_block(cls, block: dict[str, Any], where: str) -> "MtpConfig":
+        """The block as it stands in the file `where`, which messages name."""
         # Before the keys: a newer format may well have other keys, and "upgrade" is then the better advice.
         version = block.get("format_version", FORMAT_VERSION)
         if type(version) is int and version > FORMAT_VERSION:
             raise _newer(version)
         for key in block:
             if key not in _KEYS:
-                raise ModelError(f"config.json: mtp has the unknown key {key!r}{nearest(str(key), _KEYS)}")
+                raise ModelError(f"{where}: mtp has the unknown key {key!r}{nearest(str(key), _KEYS)}")
         missing = [key for key in _KEYS if key not in block]
         if missing:
-            raise ModelError(f"config.json: mtp lacks {', '.join(missing)}; save the checkpoint again")
-        mtp = cls(**block)
-        vocabulary = config.get_text_config().vocab_size
-        if mtp.mask_token_id >= vocabulary:
-            raise _broken("mask_token_id", mtp.mask_token_id, f"an id below vocab_size = {vocabulary}")
-        return mtp
+            raise ModelError(f"{where}: mtp lacks {', '.join(missing)}; save the checkpoint again")
+        return cls(**block)
 
     def to_dict(self) -> dict[str, int | str]:
         """The block as `config.json` holds it."""

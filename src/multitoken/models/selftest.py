@@ -57,9 +57,7 @@ def _relative(ours: Tensor, plain: Tensor) -> float:
 def _packed_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
     anchors, ks = [len(tokens) // 4, len(tokens) - 1], (3, 4)
     batch = pack_blocks(tokens[None], [len(tokens)], torch.tensor([anchors]), ks, mask_id)
-    rule = AttentionRule(model)
-    rule.grow(int(batch.positions.max()) + 1)
-    masks = rule.packed(batch.positions, batch.rule())
+    masks = AttentionRule(model).between(batch.positions, batch.positions, batch.rule())
     logits = model(
         input_ids=batch.ids,
         attention_mask=masks,

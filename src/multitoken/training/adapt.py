@@ -1,6 +1,5 @@
 """The whole of adapting, in the order it happens: check, load, data, train, save."""
 
-import copy
 import dataclasses
 import json
 import shutil
@@ -15,17 +14,15 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from multitoken.checkpoints.atomic import check_output, disk_errors
-from multitoken.checkpoints.save import save_checkpoint
 from multitoken.config import AdaptConfig, make_config
-from multitoken.decoding.attention import AttentionRule
 from multitoken.errors import ModelError, UsageError
 from multitoken.models.loading import load_causal_lm, weight_hash
-from multitoken.models.mask_token import add_mask_token
 from multitoken.models.model import eos_ids
 from multitoken.models.mtp_config import MtpConfig
 from multitoken.models.selftest import check_blocks
 
 from .dataset import DataReport, PreparedData, prepare_samples
+from .methods import prepare
 from .objective import Distillation, Objective
 from .progress import TrainingBar
 from .run_folder import open_run_folder
@@ -76,18 +73,19 @@ def adapt(
 
     device = _device(config.device)
     loaded = load_causal_lm(config.model, device=device, trust_remote_code=config.trust_remote_code)
-    student, tokenizer = loaded.model, loaded.tokenizer
+    language_model, tokenizer = loaded.model, loaded.tokenizer
     if loaded.mtp is not None:
         raise ModelError(f"{loaded.name} was adapted already (k={loaded.mtp.k}); start from {loaded.mtp.base_name}")
-    base_hash = weight_hash(student)
+    base_hash = weight_hash(language_model)
     records = list(read_records(config.data))
-    mask = add_mask_token(student, tokenizer, texts=map(_text_of, records), seed=config.seed)
+    way = prepare(loaded, config, map(_text_of, records))
+    mask = way.mask
     console.print(f"Mask token: {mask.describe()}.")
-    check_blocks(student, mask.id)
+    check_blocks(language_model, mask.id)
 
-    config = _within_positions(config, student, console)
-    ends = eos_ids(student, tokenizer)
-    write = response_writer(student, mask.id, ends, config, work, base_hash, console)
+    config = _within_positions(config, language_model, console)
+    ends = eos_ids(language_model, tokenizer)
+    write = response_writer(language_model, mask.id, ends, config, work, base_hash, console)
     prepared = prepare_samples(records, tokenizer, mask.id, config, write, eos_ids=ends)
     console.print(f"Data: {prepared.report}. Training on {len(prepared.train)} samples.")
 
@@ -98,7 +96,18 @@ def adapt(
         console.print(
             "Labels: the responses' own tokens. The original model wrote them greedily, so they are its labels."
         )
-    trainer = _build_trainer(student, config, prepared, mask.id, ends, clock, bar, work, objective)
+    distillation = Distillation(way.trained, way.passes, objective=objective, mask_id=mask.id, eos_ids=ends).to(device)
+    transformers_logging.disable_progress_bar()
+    trainer = BlockTrainer(
+        distillation,
+        _arguments(config, work, device),
+        BlockStream(prepared.train, _stream_options(config), config.steps or _UNBOUNDED_STEPS),
+        clock=clock,
+        optimizer=config.optimizer,
+        warmup=config.warmup,
+        callbacks=[bar],
+    )
+    trainer.remove_callback(PrinterCallback)  # the bar says it better
     if checkpoint is not None:
         trainer.restore_clock(checkpoint)
         console.print(f"Continuing from {checkpoint.name}.")
@@ -108,7 +117,7 @@ def adapt(
     finally:
         bar.close()
 
-    validation = validate(student, trainer.distillation, prepared.validation, _stream_options(config))
+    validation = validate(distillation, prepared.validation, _stream_options(config))
     if validation is not None:
         console.print(f"Validation: {validation}.")
 
@@ -121,26 +130,15 @@ def adapt(
         base_hash=base_hash,
     )
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    save_checkpoint(
-        student.eval(),
-        tokenizer,
-        mtp,
-        config.output,
-        overwrite=config.overwrite,
-        extra_files={
-            "adapt.json": json.dumps(
-                {
-                    "config": _portable(config),
-                    "mask_token": mask.describe(),
-                    "steps": trainer.state.global_step,
-                    "seconds": round(clock.seconds, 1),
-                    "validation": dataclasses.asdict(validation) if validation else None,
-                    "log": log,
-                },
-                indent=1,
-            )
-        },
-    )
+    record = {
+        "config": _portable(config),
+        "mask_token": mask.describe(),
+        "steps": trainer.state.global_step,
+        "seconds": round(clock.seconds, 1),
+        "validation": dataclasses.asdict(validation) if validation else None,
+        "log": log,
+    }
+    way.save(mtp, {"adapt.json": json.dumps(record, indent=1)})
     shutil.rmtree(work)
     return Adapted(config.output, trainer.state.global_step, clock.seconds, validation, log)
 
@@ -204,24 +202,8 @@ def _stream_options(config: AdaptConfig) -> StreamOptions:
     )
 
 
-def _build_trainer(
-    student: PreTrainedModel,
-    config: AdaptConfig,
-    prepared: PreparedData,
-    mask_id: int,
-    ends: list[int],
-    clock: Clock,
-    bar: TrainingBar,
-    work: Path,
-    objective: Objective,
-) -> BlockTrainer:
-    teacher = copy.deepcopy(student).eval().requires_grad_(False)
-    stream = BlockStream(
-        prepared.train,
-        _stream_options(config),
-        config.steps or _UNBOUNDED_STEPS,
-    )
-    arguments = TrainingArguments(
+def _arguments(config: AdaptConfig, work: Path, device: str) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(work),
         max_steps=config.steps or _UNBOUNDED_STEPS,
         per_device_train_batch_size=config.batch_size,
@@ -230,7 +212,7 @@ def _build_trainer(
         weight_decay=config.weight_decay,
         max_grad_norm=1.0,
         bf16=config.dtype == "bfloat16",
-        use_cpu=student.device.type == "cpu",
+        use_cpu=device == "cpu",
         seed=config.seed,
         save_steps=config.checkpoint_every,
         save_total_limit=2,
@@ -239,19 +221,5 @@ def _build_trainer(
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=student.device.type == "cuda",
+        dataloader_pin_memory=device.startswith("cuda"),
     )
-    distillation = Distillation(teacher, AttentionRule(teacher), objective=objective, mask_id=mask_id, eos_ids=ends)
-    transformers_logging.disable_progress_bar()
-    trainer = BlockTrainer(
-        student,
-        arguments,
-        stream,
-        distillation=distillation,
-        clock=clock,
-        optimizer=config.optimizer,
-        warmup=config.warmup,
-        callbacks=[bar],
-    )
-    trainer.remove_callback(PrinterCallback)  # the bar says it better
-    return trainer

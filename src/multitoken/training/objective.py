@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
-from multitoken.decoding.attention import AttentionRule, Masks
-from multitoken.decoding.blocks import BlockBatch, pack_blocks
+from multitoken.decoding.blocks import REAL, BlockBatch, pack_blocks
+
+from .passes import Passes
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,7 @@ class BlockStatistics:
     agreed: Tensor  # [k_max]
     seen: Tensor  # [k_max]
     accepted: float  # mean length of the agreeing front of a block, the anchor included
-
-
-def suppress(logits: Tensor, mask_id: int) -> Tensor:
-    """Float32 logits with the mask token's column at -inf: it is never proposed, taught or emitted."""
-    column = torch.arange(logits.shape[-1], device=logits.device) == mask_id
-    return logits.float().masked_fill(column, -torch.inf)
-
-
-def propose(logits: Tensor) -> Tensor:
-    """The student's own block: argmax at each place. [B, M, V] -> [B, M]."""
-    return logits.detach().argmax(-1)
+    tokens: int  # real ones and those of blocks
 
 
 def data_labels(batch: BlockBatch, lengths: Tensor) -> Tensor:
@@ -89,99 +78,64 @@ def _happened_before(event: Tensor, block_of: Tensor) -> Tensor:
     return before > before[:, first]
 
 
-def block_loss(
-    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, counted: Tensor, objective: Objective
-) -> Tensor:
-    """Sum over the counted places. student_logits, teacher_logits [B, M, V] with the mask column at -inf."""
-    if objective.teacher == "soft":
-        assert teacher_logits is not None
-        losses = _kl(teacher_logits, student_logits)
-    else:
-        losses = F.cross_entropy(student_logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
-        losses = losses.view(labels.shape)
-    return torch.where(counted, losses, 0.0).sum()
+class Distillation(nn.Module):
+    """One batch of blocks -> loss and statistics. `trained` is the module whose parameters learn: what is saved.
 
-
-def _kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """KL(teacher || student) over the last axis; columns at -inf in both add nothing."""
-    log_p, log_q = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
-    terms = log_p.exp() * (log_p - log_q)
-    return torch.where(log_p == -torch.inf, 0.0, terms).sum(-1)
-
-
-class Distillation:
-    """One batch of blocks -> loss and statistics, with a student, a frozen teacher, and an objective."""
+    Passes and teacher are not submodules: they are no part of what is trained, wrapped or saved.
+    """
 
     def __init__(
-        self, teacher: PreTrainedModel, rule: AttentionRule, *, objective: Objective, mask_id: int, eos_ids: list[int]
+        self, trained: nn.Module, passes: Passes, *, objective: Objective, mask_id: int, eos_ids: list[int]
     ) -> None:
-        self.teacher = teacher
-        self.rule = rule
+        super().__init__()
+        self.trained = trained
         self.objective = objective
         self.mask_id = mask_id
-        self.eos_ids = eos_ids
+        self._passes = [passes]  # in a list: out of nn.Module's sight
+        self.register_buffer("_eos", torch.tensor(eos_ids, dtype=torch.long), persistent=False)
 
-    def pack(self, inputs: dict[str, Tensor]) -> BlockBatch:
-        """The collated tensors of a step, laid out; the attention rule grows to their positions."""
-        batch = pack_blocks(
-            inputs["tokens"], inputs["lengths"].tolist(), inputs["anchors"], inputs["ks"].tolist(), self.mask_id
-        )
-        self.rule.grow(int(batch.positions.max()) + 1)
-        return batch
+    @property
+    def passes(self) -> Passes:
+        return self._passes[0]
 
-    def __call__(
-        self, student: torch.nn.Module, batch: BlockBatch, lengths: Tensor, trainable: Tensor
-    ) -> tuple[Tensor, BlockStatistics]:
-        """lengths [B]; trainable [B, T] bool: real positions whose next-token prediction may be trained.
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, BlockStatistics]:
+        """inputs: tokens [B, T], lengths [B], anchors [B, N], ks [N], and trainable [B, T] bool: real positions whose
+        next-token prediction may be trained.
 
         The block loss is divided by what is known before the forward pass, so that accumulated micro-batches of equal
         shape make exactly one large batch: the number of places, or, where the loss stops at a disagreement and the
         number of counted places is not known, the number of blocks.
         """
-        objective = self.objective
-        masks = self.rule.packed(batch.positions, batch.rule())
-        real = batch.real if objective.next_token_weight else 0  # real positions whose logits are needed
-        logits = self._read(student, batch.ids, masks, batch.positions, real + batch.slots)
-        blocks = logits[:, real:]
-        proposals = propose(blocks)
-        taught_real, taught_blocks = self._teach(batch, proposals, masks, real)
-        labels = data_labels(batch, lengths) if taught_blocks is None else taught_blocks.argmax(-1)
-        eos = torch.tensor(self.eos_ids, device=labels.device)
-        counted = supervised(batch, proposals, labels, eos, objective.until_disagreement)
+        objective, passes = self.objective, self.passes
+        lengths = inputs["lengths"]
+        batch = pack_blocks(inputs["tokens"], lengths.tolist(), inputs["anchors"], inputs["ks"].tolist(), self.mask_id)
+        ours = passes.propose(batch)
+        proposals = passes.student.best(ours.blocks)
+        online = objective.labels == "online"
+        theirs = passes.read(batch, proposals if online else None) if online or objective.next_token_weight else None
+        if online:
+            assert theirs is not None
+            labels = passes.teacher.best(theirs.blocks)
+        else:
+            labels = data_labels(batch, lengths)
+        counted = supervised(batch, proposals, labels, self._eos, objective.until_disagreement)
+        if objective.teacher == "soft":
+            assert theirs is not None
+            weights = torch.ones(int(counted.sum()), device=labels.device)
+            loss = passes.student.divergence_from(passes.teacher, theirs.blocks[counted], ours.blocks[counted], weights)
+        else:
+            loss = passes.student.cross_entropy(ours.blocks[counted], labels[counted])
         rows = batch.ids.shape[0]
-        loss = block_loss(blocks, taught_blocks, labels, counted, objective)
         loss = loss / (rows * (len(batch.ks) if objective.until_disagreement else batch.slots))
         if objective.next_token_weight:
-            assert taught_real is not None
-            divergence = _kl(taught_real, logits[:, :real])
-            per_row = torch.where(trainable, divergence, 0.0).sum(1) / trainable.sum(1).clamp_min(1)
-            loss = loss + objective.next_token_weight * per_row.mean()
-        return loss, _statistics(batch, proposals, labels, eos)
-
-    @torch.no_grad()
-    def _teach(
-        self, batch: BlockBatch, proposals: Tensor, masks: Masks, real: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The teacher's logits at the first `real` positions, and at the student's own blocks. None: not needed."""
-        if self.objective.labels == "online":
-            ids = batch.with_proposals(proposals)
-            logits = self._read(self.teacher, ids, masks, batch.positions, real + batch.slots)
-            return logits[:, :real], logits[:, real:]
-        if real:  # the text alone
-            front = (
-                {kind: mask[..., :real, :real] for kind, mask in masks.items()}
-                if isinstance(masks, dict)
-                else masks[..., :real, :real]
+            assert theirs is not None
+            trainable = inputs["trainable"]
+            weights = (trainable / (trainable.sum(1, keepdim=True).clamp_min(1) * rows))[trainable]
+            drift = passes.student.divergence_from(
+                passes.teacher, theirs.real[trainable], ours.real[trainable], weights
             )
-            return self._read(self.teacher, batch.ids[:, :real], front, batch.positions[:, :real], real), None
-        return None, None
-
-    def _read(self, model: torch.nn.Module, ids: Tensor, masks: Masks, positions: Tensor, keep: int) -> Tensor:
-        """Logits [B, keep, V] of the last `keep` places, the mask token's at -inf."""
-        output = model(
-            input_ids=ids, attention_mask=masks, position_ids=positions, use_cache=False, logits_to_keep=keep
-        )
-        return suppress(output.logits[:, -keep:], self.mask_id)
+            loss = loss + objective.next_token_weight * drift
+        return loss, _statistics(batch, proposals, labels, self._eos)
 
 
 def _statistics(batch: BlockBatch, proposals: Tensor, labels: Tensor, eos: Tensor) -> BlockStatistics:
@@ -189,8 +143,10 @@ def _statistics(batch: BlockBatch, proposals: Tensor, labels: Tensor, eos: Tenso
     agreed = (proposals == labels) & reachable
     k_max = max(batch.ks)
     places = batch.place.expand_as(agreed)
+    rows = agreed.shape[0]
     return BlockStatistics(
         agreed=torch.bincount(places[agreed], minlength=k_max),
         seen=torch.bincount(places[reachable], minlength=k_max),
-        accepted=float(agreed.sum()) / (agreed.shape[0] * len(batch.ks)),
+        accepted=float(agreed.sum()) / (rows * len(batch.ks)),
+        tokens=int((batch.block[:, : batch.real] == REAL).sum()) + rows * batch.slots,
     )

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .objective import BlockStatistics, Distillation
 from .optimizer import build_optimizer, build_schedule
@@ -57,18 +59,17 @@ class BlockTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        distillation: Distillation,
         args: TrainingArguments,
         stream: Dataset[dict[str, list[int]]],
         *,
-        distillation: Distillation,
         clock: Clock,
         optimizer: str,
         warmup: float,
         callbacks: list[TrainerCallback],
     ) -> None:
         super().__init__(
-            model=model, args=args, train_dataset=stream, data_collator=collate, callbacks=[clock, *callbacks]
+            model=distillation, args=args, train_dataset=stream, data_collator=collate, callbacks=[clock, *callbacks]
         )
         self.distillation = distillation
         self.clock = clock
@@ -84,14 +85,13 @@ class BlockTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         model.eval()  # dropout stays off: the proposals are what decoding will see
-        batch = self.distillation.pack(inputs)
-        loss, statistics = self.distillation(model, batch, inputs["lengths"], inputs["trainable"])
+        loss, statistics = model(inputs)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.state.global_step}; lower --learning-rate "
                 f"(now {self.args.learning_rate:g})"
             )
-        self._tally.add(statistics, int(inputs["lengths"].sum()) + batch.ids.shape[0] * batch.slots)
+        self._tally.add(statistics)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -102,7 +102,7 @@ class BlockTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = build_optimizer(
-                model or self.model,  # pyright: ignore[reportArgumentType]
+                self.distillation.trained,
                 name=self._optimizer_name,
                 lr=self.args.learning_rate,
                 weight_decay=self.args.weight_decay,
@@ -118,6 +118,15 @@ class BlockTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # pyright: ignore[reportArgumentType]  # the stream is the order
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """What is trained, tied tensors once; the model's own folder is written at the end of the run."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self.distillation.trained, str(folder / SAFE_WEIGHTS_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_model(self.distillation.trained, str(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -139,9 +148,9 @@ class _Tally:
         self._tokens = 0
         self._started = time.monotonic()
 
-    def add(self, statistics: BlockStatistics, tokens: int) -> None:
+    def add(self, statistics: BlockStatistics) -> None:
         self._accepted.append(statistics.accepted)
-        self._tokens += tokens
+        self._tokens += statistics.tokens
 
     def read_and_clear(self) -> dict[str, float]:
         seconds = max(1e-9, time.monotonic() - self._started)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import PreTrainedModel
 
 from .encoding import Sample
 from .objective import Distillation
@@ -32,21 +31,20 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    student: PreTrainedModel, distillation: Distillation, samples: list[Sample], options: StreamOptions
+    distillation: Distillation, samples: list[Sample], options: StreamOptions
 ) -> Validation | None:
     """Blocks of the greatest length at random anchors of at most MOST_ROWS samples; None where there are none."""
     rows = min(options.rows_per_step, len(samples))
     if not rows:
         return None
-    student.eval()
+    distillation.eval()
     steps = max(1, min(len(samples), MOST_ROWS) // rows)
     stream = BlockStream(samples, replace(options, rows_per_step=rows, fixed_k=True), steps)
+    device = next(distillation.parameters()).device
     agreed, seen, accepted = torch.zeros(options.k_max), torch.zeros(options.k_max), 0.0
     for step in range(steps):
         inputs = collate([stream[step * rows + i] for i in range(rows)])
-        inputs = {name: tensor.to(student.device) for name, tensor in inputs.items()}
-        batch = distillation.pack(inputs)
-        _, statistics = distillation(student, batch, inputs["lengths"], inputs["trainable"])
+        _, statistics = distillation({name: tensor.to(device) for name, tensor in inputs.items()})
         agreed += statistics.agreed.cpu()
         seen += statistics.seen.cpu()
         accepted += statistics.accepted

@@ -3,11 +3,16 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from multitoken.decoding.attention import AttentionRule
 from multitoken.decoding.blocks import pack_blocks
-from multitoken.training.objective import Distillation, Objective, block_loss, data_labels, supervised, suppress
+from multitoken.decoding.gate import GatedAdapter, adaptable_layers
+from multitoken.training import head as head_module
+from multitoken.training.head import Head, suppress
+from multitoken.training.objective import Distillation, Objective, data_labels, supervised
+from multitoken.training.passes import GatedPasses, PackedPasses
 
 EOS = torch.tensor([9])
 
@@ -33,7 +38,7 @@ def learn_pairs(online: bool, seed: int) -> tuple[int, torch.Tensor]:
             labels = torch.tensor([[[PANDA, BAMBOO], [LION, MEAT]][step % 2]])
         counted = supervised_places(proposals, labels, no_eos)
         optimizer.zero_grad()
-        block_loss(logits, None, labels, counted, Objective()).backward()
+        F.cross_entropy(logits[counted], labels[counted], reduction="sum").backward()
         optimizer.step()
     place_1 = logits.detach().softmax(-1)[0, 1]
     return int(logits.detach()[0, 0].argmax()), place_1
@@ -139,6 +144,29 @@ def slow_loss(student, teacher, objective: Objective) -> torch.Tensor:
     return total
 
 
+def distillation(method: str, objective: Objective, eos_ids=(30,)) -> tuple[Distillation, object, object]:
+    """A student unlike its teacher, in either way to adapt: the step, and the two as plain models."""
+    student, teacher = small_models()
+    if method == "full":
+        passes = PackedPasses(Head(student, MASK), Head(teacher, MASK), AttentionRule(teacher))
+        return Distillation(student, passes, objective=objective, mask_id=MASK, eos_ids=[*eos_ids]), student, teacher
+    adapter = GatedAdapter(teacher, mask_id=MASK, rank=4, layers=adaptable_layers(teacher)).double()
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    adapter.attach(teacher)
+    passes = GatedPasses(Head(teacher, MASK), AttentionRule(teacher))
+    return Distillation(adapter, passes, objective=objective, mask_id=MASK, eos_ids=[*eos_ids]), teacher, teacher
+
+
+def inputs(tokens=TOKENS, lengths=LENGTHS, anchors=ANCHORS, ks=KS):
+    trainable = torch.arange(tokens.shape[1]) < lengths[:, None] - 1
+    return {
+        "tokens": tokens, "lengths": lengths, "anchors": anchors, "ks": torch.tensor(ks), "trainable": trainable
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("chunk", [2**24, 64], ids=["whole", "chunked"])
+@pytest.mark.parametrize("method", ["full", "gated"])
 @pytest.mark.parametrize(
     "objective",
     [
@@ -151,18 +179,15 @@ def slow_loss(student, teacher, objective: Objective) -> torch.Tensor:
     ],
     ids=str,
 )
-def test_loss_and_gradient_equal_the_slow_reference(objective: Objective) -> None:
-    """One number and one gradient per option, against the definition. float32 logits bound the error, hence 1e-5."""
-    student, teacher = small_models()
-    rule = AttentionRule(teacher)
-    rule.grow(16)
-    batch = pack_blocks(TOKENS, LENGTHS.tolist(), ANCHORS, KS, MASK)
-    trainable = torch.arange(6) < LENGTHS[:, None] - 1
-    distil = Distillation(teacher, rule, objective=objective, mask_id=MASK, eos_ids=[30])
-    loss, statistics = distil(student, batch, LENGTHS, trainable)
+def test_loss_and_gradient_equal_the_slow_reference(objective: Objective, method: str, chunk: int, monkeypatch) -> None:
+    """One number and one gradient per option, way to adapt and chunk size (64 logits: two places), against the
+    definition. float32 logits bound the error, hence 1e-5."""
+    monkeypatch.setattr(head_module, "MOST_LOGITS", chunk)
+    distil, student, teacher = distillation(method, objective)
+    loss, statistics = distil(inputs())
     reference = slow_loss(student, teacher, objective)
     assert loss.item() == pytest.approx(reference.item(), rel=1e-5)
-    parameters = list(student.parameters())
+    parameters = list(distil.parameters())
     for ours, expected in zip(
         torch.autograd.grad(loss, parameters, allow_unused=True),
         torch.autograd.grad(reference, parameters, allow_unused=True),
@@ -175,22 +200,21 @@ def test_loss_and_gradient_equal_the_slow_reference(objective: Objective) -> Non
     assert statistics.seen[0] == 4 and 0 <= statistics.accepted <= max(KS)
 
 
-def test_the_teachers_own_greedy_words_need_no_teacher_pass() -> None:
+@pytest.mark.parametrize("method", ["full", "gated"])
+def test_the_teachers_own_greedy_words_need_no_teacher_pass(method: str) -> None:
     """The short cut must be the same number: data labels on greedy text, cut at the first disagreement."""
-    student, teacher = small_models()
-    with torch.no_grad():
-        tokens = TOKENS[:, :3].clone()
-        for _ in range(7):
-            logits = teacher(tokens, use_cache=False).logits[:, -1]
-            logits[:, MASK] = -torch.inf
-            tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], 1)
-    batch = pack_blocks(tokens, [10, 10], torch.tensor([[2, 5], [3, 4]]), (4, 4), MASK)
-    rule = AttentionRule(teacher)
-    rule.grow(16)
+    weight = 0.5 if method == "full" else 0.0
     results = []
     for labels in ("online", "data"):
-        objective = Objective(labels=labels, until_disagreement=True, next_token_weight=0.5)
-        distil = Distillation(teacher, rule, objective=objective, mask_id=MASK, eos_ids=[])
-        loss, statistics = distil(student, batch, torch.tensor([10, 10]), torch.ones(2, 10, dtype=torch.bool))
+        objective = Objective(labels=labels, until_disagreement=True, next_token_weight=weight)
+        distil, _, teacher = distillation(method, objective, eos_ids=())
+        with torch.no_grad():
+            tokens = TOKENS[:, :3].clone()
+            for _ in range(7):
+                logits = teacher(tokens, use_cache=False).logits[:, -1]
+                logits[:, MASK] = -torch.inf
+                tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], 1)
+        batch = inputs(tokens, torch.tensor([10, 10]), torch.tensor([[2, 5], [3, 4]]), (4, 4))
+        loss, statistics = distil(batch)
         results.append((loss.item(), statistics.accepted))
     assert results[0] == pytest.approx(results[1], rel=1e-6)

@@ -1,0 +1,52 @@
+"""Save a gated adapter as a small folder, whole or not at all. (`models/gated.py` reads it and describes it.)"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
+
+from multitoken.decoding.gate import GatedAdapter
+from multitoken.models.gated import CONFIG, WEIGHTS, to_peft
+from multitoken.models.mtp_config import MtpConfig
+
+from .atomic import atomic_folder, write_json, write_text
+from .provenance import provenance
+
+
+def save_adapter(
+    adapter: GatedAdapter,
+    tokenizer: PreTrainedTokenizerBase,
+    mtp: MtpConfig,
+    output: str | Path,
+    *,
+    base: str,
+    overwrite: bool = False,
+    extra_files: Mapping[str, str] | None = None,
+) -> None:
+    """`base` is a hub name or a folder; a folder is noted relative to `output`, so that both may move together.
+
+    Raises OutputError where `output` cannot be written (see `atomic_folder`).
+    """
+    located = os.path.relpath(Path(base).resolve(), Path(output).resolve()) if Path(base).is_dir() else base
+    with atomic_folder(output, overwrite=overwrite) as folder:
+        save_file(to_peft(adapter), folder / WEIGHTS, metadata={"format": "pt"})
+        write_json(
+            folder / CONFIG,
+            {
+                "peft_type": "LORA",
+                "task_type": "CAUSAL_LM",
+                "base_model_name_or_path": located,
+                "r": adapter.rank,
+                "lora_alpha": adapter.rank,
+                "lora_dropout": 0.0,
+                "bias": "none",
+                "target_modules": adapter.names,
+                "mtp": mtp.to_dict(),
+            },
+        )
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "provenance.json", provenance(mtp=mtp.to_dict()))
+        for name, text in (extra_files or {}).items():
+            write_text(folder / name, text)

@@ -1,0 +1,158 @@
+"""The gate: a low-rank adapter that acts at masks and nowhere else.
+
+Real tokens never see it. Their logits and their cache entries stay those of the original model, so next-token decoding
+of the gated model *is* the original's, and Exact, which confirms every token by it, loses nothing. (The idea of a gated
+low-rank adapter for mask tokens: arXiv 2507.11851, section 3.1.)
+
+The model itself is not touched: hooks look at the ids on their way into the embedding, put the mask's own vector in, and
+add the update behind each adapted layer. The mask's id may therefore lie beyond the vocabulary.
+
+Shapes: B rows, S tokens, N masks among them, D in, E out, R rank.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from .records import DecodingError
+
+
+class Gate:
+    """Where the masks of the present forward pass stand. Noted at the embedding, read at every adapted layer."""
+
+    def __init__(self, mask_id: int) -> None:
+        self.mask_id = mask_id
+        self.closed = False  # as if there were no adapter; the mask's vector still stands in for its id
+        self._rows = 0
+        self._tail = 0  # masks at the end of every row, where they stand there in all rows alike
+        self._places: Tensor | None = None  # [N] indices into the flattened [B * S] tokens, otherwise
+
+    def look(self, ids: Tensor) -> Tensor:
+        """Note where the masks are. ids [B, S] -> [B, S] bool."""
+        is_mask = ids == self.mask_id
+        counts = is_mask.sum(1)
+        n = int(counts[0])
+        self._rows, self._tail, self._places = ids.shape[0], 0, None
+        if n and bool((counts == n).all()) and bool(is_mask[:, -n:].all()):
+            self._tail = n
+        elif bool(counts.any()):
+            self._places = is_mask.flatten().nonzero()[:, 0]
+        return is_mask
+
+    def add(self, update: "LowRank", x: Tensor, y: Tensor) -> Tensor:
+        """y [B, S, E] with the update of x [B, S, D] added at the masks. Both may come flattened, as [B * S, ...]."""
+        if self.closed or not (self._tail or self._places is not None):
+            return y
+        if self._places is not None:
+            flat = y.reshape(-1, y.shape[-1])
+            return flat.index_add(0, self._places, update(x.reshape(-1, x.shape[-1])[self._places]).to(y.dtype)).view(
+                y.shape
+            )
+        by_row = x.view(self._rows, -1, x.shape[-1])
+        if self._tail == by_row.shape[1]:
+            return y + update(x).to(y.dtype)
+        delta = update(by_row[:, -self._tail :]).to(y.dtype)
+        y.view(self._rows, -1, y.shape[-1])[:, -self._tail :] += delta  # in place: y is nobody else's yet
+        return y
+
+
+class LowRank(nn.Module):
+    """x -> B A x. `down` is A [R, D], `up` is B [E, R] and starts at zero; both stay float32 whatever the model is."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, inputs))
+        self.up = nn.Parameter(torch.zeros(outputs, rank))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
+
+
+class GatedAdapter(nn.Module):
+    """The adapter of one model: the mask's own vector and a `LowRank` for each adapted layer, by the layer's name.
+
+    Holds nothing of the model, so its `state_dict` is the adapter alone.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, mask_id: int, rank: int, layers: Iterable[str]) -> None:
+        super().__init__()
+        self.gate = Gate(mask_id)
+        self.rank = rank
+        self.names = list(layers)
+        embedding = model.get_input_embeddings()
+        self.mask_vector = nn.Parameter(torch.zeros(embedding.weight.shape[1]))  # pyright: ignore[reportCallIssue, reportIndexIssue, reportAttributeAccessIssue, reportArgumentType]
+        hidden = int(model.config.get_text_config().hidden_size)
+        self.updates = nn.ModuleList(LowRank(*_sides(model.get_submodule(name), hidden), rank) for name in self.names)
+        self.to(model.device)
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Let the adapter act in `model`, which it was made for."""
+        embedding: Any = model.get_input_embeddings()
+        embedding.register_forward_pre_hook(self._hide)
+        embedding.register_forward_hook(self._put)
+        for i, name in enumerate(self.names):
+            # A partial of a method, not a closure: a deep copy of the model then gets a copy of the adapter as well.
+            model.get_submodule(name).register_forward_hook(partial(self._add, i))
+
+    def _hide(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self._is_mask = self.gate.look(args[0])
+        return (args[0].masked_fill(self._is_mask, 0), *args[1:])
+
+    def _put(self, module: nn.Module, args: tuple[Tensor, ...], vectors: Tensor) -> Tensor:
+        return torch.where(self._is_mask[..., None], self.mask_vector.to(vectors.dtype), vectors)
+
+    def _add(self, i: int, module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        return self.gate.add(self.updates[i], args[0], y)  # pyright: ignore[reportArgumentType]
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """The original model, for as long as this lasts: the teacher."""
+        before, self.gate.closed = self.gate.closed, True
+        try:
+            yield
+        finally:
+            self.gate.closed = before
+
+
+def adaptable_layers(model: PreTrainedModel, pattern: str | None = None) -> list[str]:
+    """Names of the layers inside the decoder that an adapter can act behind, whose name matches `pattern` (a regular
+    expression, found anywhere in it): linear layers, the output matrix aside, and whole blocks of fused experts.
+
+    Raises `DecodingError` where there are none.
+    """
+    head = model.get_output_embeddings()
+    able = [name for name, m in model.named_modules() if m is not head and (_is_linear(m) or _is_experts(m))]
+    chosen = [name for name in able if pattern is None or re.search(pattern, name)]
+    if not chosen:
+        kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in able})) or "none"
+        raise DecodingError(f"no layer of {type(model).__name__} matches {pattern!r}; those that could: {kinds}")
+    return chosen
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """`nn.Linear` and its kin: quantised ones, and GPT-2's `Conv1D`, which is one with its matrix transposed."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _is_experts(module: nn.Module) -> bool:
+    """All experts of a layer in three-dimensional parameters: hidden states in, hidden states out."""
+    return type(module).__name__.endswith("Experts") and any(p.ndim == 3 for p in module.parameters(recurse=False))
+
+
+def _sides(module: nn.Module, hidden: int) -> tuple[int, int]:
+    """(inputs, outputs) of a layer."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if _is_experts(module):
+        return hidden, hidden
+    inputs, outputs = module.weight.shape  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
+    return int(inputs), int(outputs)

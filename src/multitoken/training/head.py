@@ -1,0 +1,121 @@
+"""Hidden states on one side, logits on the other, and the step between them taken in chunks.
+
+A vocabulary of 150,000 makes half a gigabyte of float32 logits for 800 places. Here they never stand in memory all at
+once: the trunk gives hidden states, and the head turns as many of them into logits as fit, for as long as they are
+needed, again in the backward pass.
+
+What a family does behind its output matrix (soft caps, scales) is not known here and need not be: the head is the
+model's own `forward` with its trunk stepping aside.
+
+Shapes: D hidden, V vocabulary, N places in any shape.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from multitoken.errors import UnsupportedModelError
+
+MOST_LOGITS = 2**24  # in one chunk: 64 MiB of float32
+
+
+def suppress(logits: Tensor, mask_id: int) -> Tensor:
+    """Float32 logits with the mask token's column, if it has one, at -inf: it is never proposed, taught or emitted."""
+    column = torch.arange(logits.shape[-1], device=logits.device) == mask_id
+    return logits.float().masked_fill(column, -torch.inf)
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) over the last axis; columns at -inf in p add nothing."""
+    terms = log_p.exp() * (log_p - log_q)
+    return torch.where(log_p == -torch.inf, 0.0, terms).sum(-1)
+
+
+class _HiddenStates(MoeModelOutputWithPast):
+    """What a trunk returns, with nothing in it but hidden states; whatever else a family looks for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
+class Head:
+    """From the hidden states of one model to its logits. Raises `UnsupportedModelError` for a model with no such seam."""
+
+    def __init__(self, model: PreTrainedModel, mask_id: int) -> None:
+        self.model = model
+        self.mask_id = mask_id
+        self.vocabulary: int = model.config.get_text_config().vocab_size
+        self.check()
+
+    def trunk(self, **inputs: Any) -> Tensor:
+        """Hidden states [B, S, D] behind the last norm, one forward pass without the head."""
+        return self.model.base_model(**inputs).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> float32 [..., V], the mask token's column at -inf."""
+        flat = hidden.reshape(1, -1, hidden.shape[-1])
+        trunk = self.model.base_model
+        trunk.forward = lambda *_, **__: _HiddenStates(last_hidden_state=flat)  # shadows the class's
+        try:
+            ids = torch.zeros(1, flat.shape[1], dtype=torch.long, device=flat.device)
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        finally:
+            del trunk.forward
+        return suppress(logits, self.mask_id).view(*hidden.shape[:-1], -1)
+
+    @torch.no_grad()
+    def best(self, hidden: Tensor) -> Tensor:
+        """The argmax at each place. [..., D] -> [...]."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return torch.cat([self.logits(flat[part]).argmax(-1) for part in self._parts(len(flat))]).view(hidden.shape[:-1])
+
+    def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the cross-entropies. hidden [N, D], labels [N] -> scalar."""
+        return self._sum(
+            len(hidden),
+            lambda part: F.cross_entropy(self.logits(hidden[part]), labels[part], reduction="sum"),
+        )
+
+    def divergence_from(self, teacher: "Head", taught: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sum of KL(teacher || ours). taught, hidden [N, D], weights [N] -> scalar."""
+
+        def part_sum(part: slice) -> Tensor:
+            with torch.no_grad():
+                log_p = teacher.logits(taught[part]).log_softmax(-1)
+            return (divergence(log_p, self.logits(hidden[part]).log_softmax(-1)) * weights[part]).sum()
+
+        return self._sum(len(hidden), part_sum)
+
+    def _parts(self, places: int) -> Iterator[slice]:
+        size = max(1, MOST_LOGITS // self.vocabulary)
+        return (slice(start, start + size) for start in range(0, max(1, places), size))
+
+    def _sum(self, places: int, part_sum: Callable[[slice], Tensor]) -> Tensor:
+        parts = list(self._parts(places))
+        if len(parts) == 1:
+            return part_sum(parts[0])
+        sums = [checkpoint(part_sum, part, use_reentrant=False) for part in parts]
+        return torch.stack(sums).sum()  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """A few numbers: trunk and head, one after the other, are the model."""
+        ids = torch.arange(4, device=self.model.device)[None] % self.vocabulary
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        whole = suppress(self.model(**inputs).logits, self.mask_id)
+        try:
+            parts = self.logits(self.trunk(**inputs))
+        except (AttributeError, TypeError, RuntimeError) as error:
+            parts, reason = None, str(error)
+        else:
+            reason = "its logits are not a function of its last hidden states alone"
+        if parts is None or not torch.allclose(parts, whole, rtol=1e-2, atol=1e-2, equal_nan=True):
+            raise UnsupportedModelError(f"{type(self.model).__name__} cannot be trained in chunks: {reason}")

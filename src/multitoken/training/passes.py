@@ -1,0 +1,178 @@
+"""The forward passes of one training step: the student's proposal of all blocks, and the teacher's reading of it.
+
+| who trains  | student                                             | teacher                                          |
+|-------------|-----------------------------------------------------|--------------------------------------------------|
+| all weights | one pass over [real tokens, blocks]                 | the same pass of a frozen copy over proposals    |
+| a gate      | real tokens without gradient, kept as a cache; then | the same model on the proposals: no mask, so the |
+|             | the masks alone, with gradient                      | gate is shut; from the same cache                |
+
+Shapes: B rows, T real tokens, M places of all blocks, D hidden. Hidden states are those behind the last norm.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from multitoken.decoding.attention import AttentionRule, Masks
+from multitoken.decoding.blocks import REAL, BlockBatch
+
+from .head import Head
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Hidden states at the real tokens [B, T, D] and at the places of the blocks [B, M, D]."""
+
+    real: Tensor
+    blocks: Tensor
+
+
+class Passes(Protocol):
+    """Two heads, and the passes that lead up to them."""
+
+    student: Head
+    teacher: Head
+
+    def propose(self, batch: BlockBatch) -> Hidden:
+        """The student's, with gradient where there is one."""
+        ...
+
+    def read(self, batch: BlockBatch, proposals: Tensor | None) -> Hidden:
+        """The teacher's, on proposals [B, M]; None: only the real ones are asked for, `blocks` has no places."""
+        ...
+
+
+class PackedPasses:
+    """All weights train: student and teacher are two models, and the loss reaches back through the real tokens."""
+
+    def __init__(self, student: Head, teacher: Head, rule: AttentionRule) -> None:
+        self.student, self.teacher, self.rule = student, teacher, rule
+
+    def propose(self, batch: BlockBatch) -> Hidden:
+        return self._pass(self.student, batch.ids, batch)
+
+    @torch.no_grad()
+    def read(self, batch: BlockBatch, proposals: Tensor | None) -> Hidden:
+        if proposals is not None:
+            return self._pass(self.teacher, batch.with_proposals(proposals), batch)
+        return self._pass(self.teacher, batch.ids[:, : batch.real], batch)
+
+    def _pass(self, head: Head, ids: Tensor, batch: BlockBatch) -> Hidden:
+        width = ids.shape[1]
+        positions = batch.positions[:, :width]
+        masks = self.rule.between(positions, positions, batch.rule()[:, :width, :width])
+        hidden = head.trunk(input_ids=ids, attention_mask=masks, position_ids=positions, use_cache=False)
+        return Hidden(hidden[:, : batch.real], hidden[:, batch.real :])
+
+
+class GatedPasses:
+    """A gate trains: the real tokens are the original model's, so they are run once, without a backward pass.
+
+    The gradient starts at the masks. A block's place 0 is the original model's own next token: nothing to learn there.
+    """
+
+    def __init__(self, head: Head, rule: AttentionRule) -> None:
+        self.student = self.teacher = head
+        self.rule = rule
+        self._prefix: _Prefix | None = None
+
+    def propose(self, batch: BlockBatch) -> Hidden:
+        self._prefix = self._run_prefix(batch)
+        return self._behind(batch, batch.ids[:, batch.real :][:, batch.place > 0])
+
+    @torch.no_grad()
+    def read(self, batch: BlockBatch, proposals: Tensor | None) -> Hidden:
+        """From the prefix of the last `propose`, which must have had the same batch."""
+        assert self._prefix is not None, "propose comes first"
+        if proposals is None:
+            return Hidden(self._prefix.real, self._prefix.real[:, :0])
+        return self._behind(batch, batch.with_proposals(proposals)[:, batch.real :][:, batch.place > 0])
+
+    @torch.no_grad()
+    def _run_prefix(self, batch: BlockBatch) -> "_Prefix":
+        cache = PrefixCache(self.student.model.config.get_text_config().num_hidden_layers)
+        positions = batch.positions[:, : batch.real]
+        seen = batch.rule()[:, : batch.real, : batch.real]
+        real = self.student.trunk(
+            input_ids=batch.ids[:, : batch.real],
+            attention_mask=self.rule.between(positions, positions, seen),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.freeze()
+        masks = batch.place > 0
+        block, at = batch.block[:, batch.real :][:, masks], batch.positions[:, batch.real :][:, masks]
+        kept = torch.cat([batch.block[:, : batch.real], block], 1)
+        everywhere = torch.cat([positions, at], 1)
+        anchor = batch.anchor[:, batch.real :][:, masks]
+        prefix = (kept[:, None] == REAL) & (everywhere[:, None] <= anchor[:, :, None])
+        own = (kept[:, None] == block[:, :, None]) & (everywhere[:, None] <= at[:, :, None])
+        return _Prefix(cache, real, at, self.rule.between(at, everywhere, prefix | own))
+
+    def _behind(self, batch: BlockBatch, ids: Tensor) -> Hidden:
+        """ids [B, number of masks]: what stands at the masks. Place 0 of a block is the real token's at its anchor."""
+        prefix = self._prefix
+        assert prefix is not None
+        behind = self.student.trunk(
+            input_ids=ids,
+            attention_mask=prefix.masks,
+            position_ids=prefix.positions,
+            past_key_values=prefix.cache,
+            use_cache=True,
+        )
+        first = batch.place == 0
+        anchors = batch.anchor[:, batch.real :][:, first]
+        at_anchors = prefix.real.gather(1, anchors[..., None].expand(-1, -1, prefix.real.shape[-1]))
+        source = torch.where(first, first.cumsum(0) - 1, len(batch.ks) + (~first).cumsum(0) - 1)
+        return Hidden(prefix.real, torch.cat([at_anchors.to(behind.dtype), behind], 1)[:, source])
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    cache: "PrefixCache"
+    real: Tensor  # [B, T, D]
+    positions: Tensor  # [B, number of masks]
+    masks: Masks  # masks as queries, real tokens and masks as keys
+
+
+class PrefixCache(Cache):
+    """Keys and values of a prefix, kept at its pass; afterwards lent to any number of passes that leave nothing behind."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__(layers=[_PrefixLayer() for _ in range(layers)])
+
+    def freeze(self) -> None:
+        for layer in self.layers:
+            assert isinstance(layer, _PrefixLayer)
+            layer.frozen = True
+
+
+class _PrefixLayer(CacheLayerMixin):
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = False
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values, self.is_initialized = key_states, value_states, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.frozen:
+            self.lazy_initialization(key_states, value_states)
+            return key_states, value_states
+        assert self.keys is not None and self.values is not None
+        return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.keys.shape[2] if self.keys is not None else 0
+
+    def get_max_length(self) -> int:
+        return -1

@@ -1,0 +1,121 @@
+"""The gate changes nothing but masks: for every attention family, against plain forward passes of the bare model."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from multitoken.decoding.attention import AttentionRule
+from multitoken.decoding.blocks import pack_blocks
+from multitoken.decoding.gate import GatedAdapter, adaptable_layers
+from multitoken.decoding.loop import Decoder
+from multitoken.decoding.policies import ConfAdapt, Exact, NextToken
+from multitoken.decoding.records import DecodingError
+from multitoken.models.selftest import check_blocks
+from tests.parity.families import MASK, SUPPORTED
+
+BEYOND = 10_000  # an id that no embedding matrix here has
+
+
+def gated(family: str, mask_id: int = BEYOND):
+    """A model, its bare copy, and an adapter that says something loud at masks."""
+    model = SUPPORTED[family]().requires_grad_(False)
+    bare = copy.deepcopy(model)
+    adapter = GatedAdapter(model, mask_id=mask_id, rank=4, layers=adaptable_layers(model))
+    torch.manual_seed(0)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    adapter.attach(model)
+    return model, bare, adapter
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_real_positions_are_the_original_models(family: str) -> None:
+    """Masks at the end, in one row in the middle, or in one row only: a real token must never feel the adapter."""
+    model, bare, adapter = gated(family)
+    tokens = torch.randint(6, 90, (2, 12), generator=torch.Generator().manual_seed(1))
+    plain = bare(input_ids=tokens, use_cache=False).logits
+    assert torch.equal(model(input_ids=tokens, use_cache=False).logits, plain), "no masks: not even rounding"
+    for rows, start, end in [((0, 1), 9, 12), ((0,), 9, 12), ((1,), 10, 11)]:
+        ids = tokens.clone()
+        for row in rows:
+            ids[row, start:end] = BEYOND
+        ours = model(input_ids=ids, use_cache=False).logits
+        for row in range(2):
+            real = slice(0, start) if row in rows else slice(0, 12)
+            assert torch.allclose(ours[row, real], plain[row, real], atol=1e-5)
+        assert not torch.allclose(ours[rows[0], start], plain[rows[0], start], atol=0.1), "masks must feel it"
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_packed_blocks_and_cached_steps_are_plain_passes(family: str) -> None:
+    """The gate finds masks by their ids, wherever a layout puts them."""
+    model, _, _ = gated(family)
+    check_blocks(model, BEYOND)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3, sliding and full"])
+def test_exact_decoding_is_the_bare_models_next_token_decoding(family: str) -> None:
+    """The promise of the gate: nothing lost, whatever the adapter says. Batched, so that masks stand anywhere."""
+    model, bare, _ = gated(family)
+    prompts = [[7, 8, 9, 10], [11, 12], [20, 21, 22, 23, 24, 25]]
+
+    def answers(decoder, policy):
+        out = [[] for _ in prompts]
+        for chunk in decoder.decode(prompts, policy=policy, max_new_tokens=20):
+            out[chunk.row] += chunk.token_ids
+        return out
+
+    plain = answers(Decoder(bare), NextToken())
+    ours = Decoder(model, mask_id=BEYOND, trained_k=4)
+    assert answers(ours, NextToken()) == plain
+    assert answers(ours, Exact(0.0)) == plain
+    assert answers(ours, ConfAdapt(0.0)) != plain, "an adapter that says nothing would pass every test here"
+
+
+def test_gradients_reach_the_adapter_and_nothing_else() -> None:
+    """A base that trains would no longer be the original."""
+    model, _, adapter = gated("llama")
+    batch = pack_blocks(torch.arange(8, 16)[None], [8], torch.tensor([[2, 5]]), (3, 4), BEYOND)
+    masks = AttentionRule(model).between(batch.positions, batch.positions, batch.rule())
+    model(input_ids=batch.ids, attention_mask=masks, position_ids=batch.positions, use_cache=False).logits.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.parameters())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_closed_gate_is_the_original_model() -> None:
+    """At the masks too, but for the mask's own vector."""
+    model, bare, adapter = gated("llama", mask_id=MASK)
+    bare.get_input_embeddings().weight[MASK] = adapter.mask_vector.detach()
+    ids = torch.tensor([[7, 8, 9, MASK, MASK]])
+    with adapter.closed():
+        closed = model(input_ids=ids, use_cache=False).logits
+    assert torch.equal(closed, bare(input_ids=ids, use_cache=False).logits)
+    assert not torch.allclose(model(input_ids=ids, use_cache=False).logits[0, -1], closed[0, -1], atol=0.1)
+
+
+def test_layers_are_chosen_by_name() -> None:
+    """A pattern that matches nothing would train a mask vector alone."""
+    model = SUPPORTED["llama"]()
+    every = adaptable_layers(model)
+    assert not any("lm_head" in name for name in every)
+    chosen = adaptable_layers(model, r"self_attn\.(q|v)_proj")
+    assert 0 < len(chosen) < len(every) and all(name.endswith(("q_proj", "v_proj")) for name in chosen)
+    with pytest.raises(DecodingError, match="matches 'nothing'; those that could: .*q_proj"):
+        adaptable_layers(model, "nothing")
+
+
+def test_a_deep_copy_has_a_gate_of_its_own() -> None:
+    """The float64 judge of identity is a deep copy: masks that the first model last saw must not act in it."""
+    model, bare, _ = gated("llama")
+    twin = copy.deepcopy(model)
+    model(input_ids=torch.tensor([[7, 8, BEYOND]]), use_cache=False)
+    ids = torch.tensor([[7, 8, 9]])
+    assert torch.equal(twin(input_ids=ids, use_cache=False).logits, bare(input_ids=ids, use_cache=False).logits)
+
+
+def test_fused_experts_are_adapted_too() -> None:
+    """They are parameters and no linear layers: a walk over `nn.Linear` passes by most of such a model."""
+    names = adaptable_layers(SUPPORTED["qwen3 mixture of experts"]())
+    assert sum(name.endswith("experts") for name in names) == 3

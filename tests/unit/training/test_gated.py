@@ -1,0 +1,130 @@
+"""Gated adaptation end to end: the base is what it was, the adapter is small, says what it belongs to, and resumes."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import multitoken as mt
+from multitoken.config import make_config
+from multitoken.errors import ModelError, UsageError
+from multitoken.models.loading import load_causal_lm, weight_hash
+from multitoken.training.adapt import adapt
+from multitoken.training.trainer import BlockTrainer
+from tests.tiny import tiny_llama, tiny_tokenizer
+
+
+@pytest.fixture(params=[64, 60], ids=["a free row", "no free row"])
+def project(tmp_path, request):
+    tokenizer = tiny_tokenizer()
+    tiny_llama(tokenizer, vocab_size=request.param).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows = [{"prompt": f"w{4 + i} w{5 + i}"} for i in range(24)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def run(project, name: str, **options):
+    given = {"steps": 6, "batch_size": 4, "blocks_per_row": 3, "k_max": 4, "learning_rate": 1e-2, "checkpoint_every": 2}
+    given |= {"method": "gated", "rank": 4, "max_new_tokens": 12}
+    return adapt(model=project / "base", data=project / "data.jsonl", output=project / name, **(given | options))
+
+
+def adapter_weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_nothing_of_the_original_is_lost(project) -> None:
+    """Exact decoding of the adapted model must be the original's next-token decoding, from folders alone."""
+    before = weight_hash(load_causal_lm(project / "base").model)
+    run(project, "adapter", steps=30)
+    model, base = mt.load(project / "adapter"), mt.load(project / "base")
+    assert weight_hash(model.hf) == before
+    assert model.mtp is not None and model.mtp.method == "gated" and model.mtp.base_hash == before
+    sizes = []
+    for prompt in ("w7 w8", "w20 w21 w22", "w33"):
+        plain = base.generate(prompt, policy=mt.NextToken(), max_new_tokens=20)
+        exact = model.generate(prompt, policy=mt.Exact(0.0), max_new_tokens=20)
+        assert exact.token_ids == plain.token_ids
+        assert exact.text == plain.text
+        sizes += [len(chunk.token_ids) for chunk in exact.chunks]
+    assert max(sizes) > 1, "no draft was ever right: nothing was learned"
+    with pytest.raises(mt.DecodingError, match="contains the mask token"):
+        model.generate("w7 <MTP> w8")
+
+
+def test_adapter_moves_with_its_base_and_refuses_another(project) -> None:
+    """A copied pair must work where it lands; other weights under the same name must not."""
+    run(project, "adapter", steps=1)
+    moved = project / "elsewhere"
+    shutil.copytree(project / "base", moved / "base")
+    shutil.copytree(project / "adapter", moved / "adapter")
+    assert mt.load(moved / "adapter").mtp is not None
+    alone = project / "alone" / "deep" / "adapter"
+    shutil.copytree(project / "adapter", alone)
+    with pytest.raises(ModelError, match="is an adapter of base.*as base"):
+        mt.load(alone)
+    assert mt.load(alone, base=project / "base").mtp is not None
+    other = tiny_tokenizer()
+    tiny_llama(other, vocab_size=64, seed=1).save_pretrained(project / "other")
+    other.save_pretrained(project / "other")
+    with pytest.raises(ModelError, match="was made for base with the weights sha256"):
+        mt.load(alone, base=project / "other")
+    with pytest.raises(UsageError, match="is no adapter"):
+        mt.load(project / "base", base=project / "other")
+
+
+@pytest.mark.parametrize("broken", ["mtp", "weights", "layers"])
+def test_a_damaged_adapter_is_named(project, broken: str) -> None:
+    """Half an adapter would decode, and draft rubbish."""
+    run(project, "adapter", steps=1)
+    config = project / "adapter" / "adapter_config.json"
+    settings = json.loads(config.read_text())
+    if broken == "mtp":
+        del settings["mtp"]
+    elif broken == "layers":
+        settings["target_modules"] = settings["target_modules"][1:]
+    else:
+        weights = project / "adapter" / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-40])
+    config.write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="mtp block|cannot read adapter_model|which belongs to no layer"):
+        mt.load(project / "adapter")
+
+
+def test_resume_is_bit_identical(project, monkeypatch) -> None:
+    """Only the adapter is in a checkpoint; everything else must come back as it was."""
+    run(project, "whole")
+    plain, seen = BlockTrainer.compute_loss, []
+
+    def killed(self, *args, **kwargs):
+        seen.append(self.state.global_step)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(BlockTrainer, "compute_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(project, "cut")
+    monkeypatch.setattr(BlockTrainer, "compute_loss", plain)
+    assert run(project, "cut", resume=True).steps == 6
+    whole, cut = adapter_weights(project / "whole"), adapter_weights(project / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_options_that_would_do_nothing_are_refused() -> None:
+    """Their author expects an effect."""
+    given = {"model": "m", "data": "d", "output": "o"}
+    with pytest.raises(UsageError, match="next_token_weight needs method=full"):
+        make_config(**given, method="gated", next_token_weight=0.5)
+    with pytest.raises(UsageError, match="rank and layers belong to method=gated"):
+        make_config(**given, rank=8)
+
+
+def test_a_pattern_that_matches_no_layer_is_refused_with_those_there_are(project) -> None:
+    """It would train a mask's vector alone."""
+    with pytest.raises(UsageError, match="no layer of LlamaForCausalLM matches 'query'; those that could: .*q_proj"):
+        run(project, "adapter", layers="query")
