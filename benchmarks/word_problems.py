@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from multitoken.checkpoints.provenance import provenance
-from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy, StaticK
+from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy
 from multitoken.evaluation.identity import Float64Judge, compare
 from multitoken.evaluation.measure import label_of
 from multitoken.evaluation.results import percent
@@ -29,12 +29,9 @@ from multitoken.quickstart.embedded import checkpoint, embedded_task
 
 POLICIES: tuple[Policy, ...] = (
     Exact(0.5),
-    Exact(0.3),
     ConfAdapt(0.99),
     ConfAdapt(0.95),
     ConfAdapt(0.9),
-    ConfAdapt(0.6),
-    StaticK(2),
 )
 
 
