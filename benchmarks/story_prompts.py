@@ -8,13 +8,70 @@ import json
 import random
 from collections.abc import Iterator
 
-NAMES = (
-    "Lily Tom Ben Mia Sam Anna Max Sara Tim Lucy Jack Emma Leo Amy Bob Zoe Dan Ella Sue Fred Jane Kim Nina Jim".split()
-)
-HEROES = "girl boy cat dog bird bear rabbit fish mouse duck frog lion fox bee horse pig".split()
-QUALITIES = "little happy kind brave small curious shy clever sad funny big lazy".split()
-PLACES = "park forest garden house beach lake river farm school kitchen yard field".split()
-THINGS = "ball toy hat book box cake flower stone boat doll kite key car drum shell bag".split()
+NAMES = [
+    "Lily",
+    "Tom",
+    "Ben",
+    "Mia",
+    "Sam",
+    "Anna",
+    "Max",
+    "Sara",
+    "Tim",
+    "Lucy",
+    "Jack",
+    "Emma",
+    "Leo",
+    "Amy",
+    "Bob",
+    "Zoe",
+    "Dan",
+    "Ella",
+    "Sue",
+    "Fred",
+    "Jane",
+    "Kim",
+    "Nina",
+    "Jim",
+]
+HEROES = [
+    "girl",
+    "boy",
+    "cat",
+    "dog",
+    "bird",
+    "bear",
+    "rabbit",
+    "fish",
+    "mouse",
+    "duck",
+    "frog",
+    "lion",
+    "fox",
+    "bee",
+    "horse",
+    "pig",
+]
+QUALITIES = ["little", "happy", "kind", "brave", "small", "curious", "shy", "clever", "sad", "funny", "big", "lazy"]
+PLACES = ["park", "forest", "garden", "house", "beach", "lake", "river", "farm", "school", "kitchen", "yard", "field"]
+THINGS = [
+    "ball",
+    "toy",
+    "hat",
+    "book",
+    "box",
+    "cake",
+    "flower",
+    "stone",
+    "boat",
+    "doll",
+    "kite",
+    "key",
+    "car",
+    "drum",
+    "shell",
+    "bag",
+]
 WISHES = [
     "play outside",
     "sing",

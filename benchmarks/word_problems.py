@@ -29,8 +29,6 @@ from multitoken.quickstart.embedded import checkpoint, embedded_task
 
 POLICIES: tuple[Policy, ...] = (
     Exact(0.5),
-    ConfAdapt(0.99),
-    ConfAdapt(0.95),
     ConfAdapt(0.9),
 )
 
