@@ -61,7 +61,7 @@ def measure_all(original: Model, adapted: Model, number: int, batch: int, task_n
             outcomes[what] = []
             for question, (ids, prefill, passes) in zip(task.questions, answers, strict=True):
                 text = model.tokenizer.decode(list(ids), skip_special_tokens=True)
-                correct = task.grader.grade(text, question.answer)
+                correct = task.grader.grade(str(text), question.answer)
                 outcomes[what].append(Outcome(ids, prefill, passes, 1.0, correct))
     plain = {what.model: o for what, o in outcomes.items() if what.policy == "next-token"}
     judges = {
@@ -88,7 +88,7 @@ def race_generate(adapted: Model, policies: tuple[Policy, ...], pairs: int) -> l
     def generate(ids: list[int]) -> tuple[int, float]:
         row = torch.tensor([ids])
         started = time.perf_counter()
-        out = adapted.hf.generate(
+        out = adapted.hf.generate(  # pyright: ignore[reportCallIssue]
             row,
             attention_mask=torch.ones_like(row),
             do_sample=False,
