@@ -124,17 +124,16 @@ def generate(
     for i, chunk in enumerate(loaded.stream(text, policy=chosen, max_new_tokens=max_new_tokens)):
         chunks.append(chunk)
         console.print(chunk.text, style=colours[i % 4], end="", markup=False, highlight=False, soft_wrap=True)
-    ids = tuple(i for chunk in chunks for i in chunk.token_ids)
-    answer = Generation("".join(c.text for c in chunks), ids, tuple(chunks), time.perf_counter() - started)
+    answer = Generation.of(chunks, time.perf_counter() - started)
     console.print(
-        f"\n[dim]{len(ids)} tokens in {answer.forward_passes} forward passes, "
+        f"\n[dim]{len(answer.token_ids)} tokens in {answer.forward_passes} forward passes, "
         f"{answer.tokens_per_step:.2f} tokens per step, {answer.seconds:.2f} s[/dim]"
     )
     if json_output:
         _print_json(
             {
                 "text": answer.text,
-                "token_ids": list(ids),
+                "token_ids": list(answer.token_ids),
                 "chunk_sizes": [len(c.token_ids) for c in chunks],
                 "forward_passes": answer.forward_passes,
                 "tokens_per_step": answer.tokens_per_step,

@@ -1,7 +1,7 @@
 """`Model`: what a user holds. Text in, text out; everything about tokens is `decoding`'s."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -45,6 +45,13 @@ class Generation:
     token_ids: tuple[int, ...]
     chunks: tuple[Chunk, ...]
     seconds: float
+
+    @classmethod
+    def of(cls, chunks: Iterable[Chunk], seconds: float) -> "Generation":
+        """The answer that these chunks, each with its text, make up."""
+        chunks = tuple(chunks)
+        ids = tuple(i for chunk in chunks for i in chunk.token_ids)
+        return cls("".join(chunk.text for chunk in chunks), ids, chunks, seconds)
 
     @property
     def forward_passes(self) -> int:
@@ -136,12 +143,11 @@ class Model:
         return self._generate(prompt, policy, max_new_tokens)
 
     def stream(self, prompt: Prompt, *, policy: Policy | None = None, max_new_tokens: int = 256) -> Iterator[Chunk]:
-        """The chunks of one answer as they come, each with its text. The texts end to end are the whole answer
-        (but for a character that max_new_tokens cut in the middle)."""
+        """The chunks of one answer as they come, each with its text. The texts end to end are the whole answer."""
         chunks = self.decoder.decode(
             [self.encode(prompt)], policy=policy or self.default_policy, max_new_tokens=max_new_tokens
         )
-        return self._with_text(chunks)
+        return self._with_text(chunks, max_new_tokens)
 
     def _generate(self, prompt: Prompt, policy: Policy | None, max_new_tokens: int) -> Generation:
         started = self._now()
@@ -150,9 +156,7 @@ class Model:
         )
         plain = list(bare)
         seconds = self._now() - started
-        chunks = tuple(self._with_text(iter(plain)))
-        ids = tuple(i for chunk in chunks for i in chunk.token_ids)
-        return Generation(self._decode_text(list(ids)), ids, chunks, seconds)
+        return Generation.of(self._with_text(plain, max_new_tokens), seconds)
 
     def _now(self) -> float:
         if self.hf.device.type == "cuda":
@@ -164,17 +168,19 @@ class Model:
         assert isinstance(text, str)
         return text
 
-    def _with_text(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    def _with_text(self, chunks: Iterable[Chunk], max_new_tokens: int) -> Iterator[Chunk]:
         """Texts by difference of the whole so far: a character may be spread over tokens, and tokens over chunks.
 
-        Nothing is held back but the first bytes of a character whose rest is still to come.
+        Nothing is held back but the first bytes of a character whose rest is still to come; the last chunk shows even
+        those, as the replacement character.
         """
         ids: list[int] = []
         shown = ""
         for chunk in chunks:
             ids += chunk.token_ids
             text = self._decode_text(ids)
-            if not text.endswith("\ufffd"):
+            last = len(ids) == max_new_tokens or ids[-1] in self.decoder.eos_ids
+            if last or not text.endswith("\ufffd"):
                 fresh, shown = text[len(shown) :], text
             else:
                 whole = text.rstrip("\ufffd")

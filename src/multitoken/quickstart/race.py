@@ -35,8 +35,7 @@ class Lap:
         return self.moments[-1]
 
     def generation(self) -> Generation:
-        ids = tuple(i for chunk in self.chunks for i in chunk.token_ids)
-        return Generation("".join(c.text for c in self.chunks), ids, self.chunks, self.seconds)
+        return Generation.of(self.chunks, self.seconds)
 
 
 def run_lap(label: str, model: Model, prompt: str, policy: Policy, max_new_tokens: int) -> Lap:

@@ -23,12 +23,12 @@ from .embedded import checkpoint
 RECIPE = {
     "method": "full",
     "k_max": 16,
-    "blocks_per_row": 12,
-    "batch_size": 12,
+    "blocks_per_row": 32,
+    "batch_size": 8,
     "loss_until": "first-disagreement",
-    "next_token_weight": 0.5,
+    "next_token_weight": 10.0,
     "optimizer": "muon",
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "dtype": "bfloat16",
 }
 
@@ -42,8 +42,8 @@ def write_prompts(path: Path, number: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--prompts", type=int, default=6000)
+    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--prompts", type=int, default=4500)
     parser.add_argument("--overwrite", action="store_true")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

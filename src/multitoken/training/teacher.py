@@ -15,7 +15,7 @@ from .progress import counting_bar
 from .responses import Written, teacher_key, write_missing
 from .run_folder import RESPONSES
 
-_ROWS = 32  # responses written side by side
+_ROWS = 64  # responses written side by side
 
 
 def response_writer(

@@ -44,6 +44,12 @@ def test_ratio_interval_covers_the_median_with_95_percent_and_no_wider(n: int) -
     assert outside <= 0.05 < one_step_narrower
 
 
+def test_ratio_interval_of_thousands_of_pairs() -> None:
+    """2**n is no float for n > 1023: a measurement of an hour ended in an overflow. Normal: 750 - 0.98 * sqrt(1500)."""
+    interval = ratio_interval([(float(i), 1.0) for i in range(1, 1501)]).interval
+    assert interval == Interval(712.0, 789.0)
+
+
 def test_ratio_of_few_pairs_has_no_interval() -> None:
     """Guards against calling the range of five pairs (93.75%) a 95% interval."""
     assert ratio_interval([(3.0, 2.0)] * 5) == (1.5, None)
