@@ -79,7 +79,9 @@ def test_gradients_reach_the_adapter_and_nothing_else() -> None:
     model, _, adapter = gated("llama")
     batch = pack_blocks(torch.arange(8, 16)[None], [8], torch.tensor([[2, 5]]), (3, 4), BEYOND)
     masks = AttentionRule(model).between(batch.positions, batch.positions, batch.rule())
-    model(input_ids=batch.ids, attention_mask=masks, position_ids=batch.positions, use_cache=False).logits.sum().backward()
+    model(
+        input_ids=batch.ids, attention_mask=masks, position_ids=batch.positions, use_cache=False
+    ).logits.sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.parameters())
     assert all(p.grad is None for p in model.parameters())
 

@@ -1,8 +1,8 @@
 """Load a gated adapter: a small folder that says which model it belongs to.
 
-    adapter_config.json         PEFT's format, and the `mtp` block
-    adapter_model.safetensors   PEFT's names: base_model.model.LAYER.lora_A.weight (and lora_B), and the mask's vector
-    tokenizer files             the base's, with the mask token reserved
+adapter_config.json         PEFT's format, and the `mtp` block
+adapter_model.safetensors   PEFT's names: base_model.model.LAYER.lora_A.weight (and lora_B), and the mask's vector
+tokenizer files             the base's, with the mask token reserved
 """
 
 import json

@@ -95,7 +95,9 @@ def _load_gated(folder: Path, base: str | Path | None, **how: Any) -> Loaded:
     except UnsupportedModelError:
         raise
     except ModelError as error:
-        raise ModelError(f"{folder} is an adapter of {mtp.base_name}: {error}. Give its place as base (--base)") from error
+        raise ModelError(
+            f"{folder} is an adapter of {mtp.base_name}: {error}. Give its place as base (--base)"
+        ) from error
     if (found := weight_hash(loaded.model)) != mtp.base_hash:
         raise ModelError(
             f"{folder} was made for {mtp.base_name} with the weights {mtp.base_hash[:19]}, but those of {source} are "

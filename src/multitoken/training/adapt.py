@@ -21,7 +21,7 @@ from multitoken.models.model import eos_ids
 from multitoken.models.mtp_config import MtpConfig
 from multitoken.models.selftest import check_blocks
 
-from .dataset import DataReport, PreparedData, prepare_samples
+from .dataset import DataReport, prepare_samples
 from .methods import prepare
 from .objective import Distillation, Objective
 from .progress import TrainingBar

@@ -43,7 +43,7 @@ class _HiddenStates(MoeModelOutputWithPast):
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
             raise AttributeError(name)
-        return None
+        return
 
 
 class Head:
@@ -75,7 +75,9 @@ class Head:
     def best(self, hidden: Tensor) -> Tensor:
         """The argmax at each place. [..., D] -> [...]."""
         flat = hidden.reshape(-1, hidden.shape[-1])
-        return torch.cat([self.logits(flat[part]).argmax(-1) for part in self._parts(len(flat))]).view(hidden.shape[:-1])
+        return torch.cat([self.logits(flat[part]).argmax(-1) for part in self._parts(len(flat))]).view(
+            hidden.shape[:-1]
+        )
 
     def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Sum of the cross-entropies. hidden [N, D], labels [N] -> scalar."""

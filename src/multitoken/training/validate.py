@@ -30,9 +30,7 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(
-    distillation: Distillation, samples: list[Sample], options: StreamOptions
-) -> Validation | None:
+def validate(distillation: Distillation, samples: list[Sample], options: StreamOptions) -> Validation | None:
     """Blocks of the greatest length at random anchors of at most MOST_ROWS samples; None where there are none."""
     rows = min(options.rows_per_step, len(samples))
     if not rows:
