@@ -33,7 +33,7 @@ def gated(family: str, mask_id: int = BEYOND):
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_real_positions_are_the_original_models(family: str) -> None:
     """Masks at the end, in one row in the middle, or in one row only: a real token must never feel the adapter."""
-    model, bare, adapter = gated(family)
+    model, bare, _adapter = gated(family)
     tokens = torch.randint(6, 90, (2, 12), generator=torch.Generator().manual_seed(1))
     plain = bare(input_ids=tokens, use_cache=False).logits
     assert torch.equal(model(input_ids=tokens, use_cache=False).logits, plain), "no masks: not even rounding"
@@ -104,7 +104,7 @@ def test_layers_are_chosen_by_name() -> None:
     assert not any("lm_head" in name for name in every)
     chosen = adaptable_layers(model, r"self_attn\.(q|v)_proj")
     assert 0 < len(chosen) < len(every) and all(name.endswith(("q_proj", "v_proj")) for name in chosen)
-    with pytest.raises(DecodingError, match="matches 'nothing'; those that could: .*q_proj"):
+    with pytest.raises(DecodingError, match=r"matches 'nothing'; those that could: .*q_proj"):
         adaptable_layers(model, "nothing")
 
 

@@ -84,6 +84,8 @@ class Distillation(nn.Module):
     Passes and teacher are not submodules: they are no part of what is trained, wrapped or saved.
     """
 
+    _eos: Tensor
+
     def __init__(
         self, trained: nn.Module, passes: Passes, *, objective: Objective, mask_id: int, eos_ids: list[int]
     ) -> None:

@@ -67,7 +67,7 @@ def test_adapter_moves_with_its_base_and_refuses_another(project) -> None:
     assert mt.load(moved / "adapter").mtp is not None
     alone = project / "alone" / "deep" / "adapter"
     shutil.copytree(project / "adapter", alone)
-    with pytest.raises(ModelError, match="is an adapter of base.*as base"):
+    with pytest.raises(ModelError, match=r"is an adapter of base.*as base"):
         mt.load(alone)
     assert mt.load(alone, base=project / "base").mtp is not None
     other = tiny_tokenizer()
@@ -93,7 +93,7 @@ def test_a_damaged_adapter_is_named(project, broken: str) -> None:
         weights = project / "adapter" / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-40])
     config.write_text(json.dumps(settings))
-    with pytest.raises(ModelError, match="mtp block|cannot read adapter_model|which belongs to no layer"):
+    with pytest.raises(ModelError, match=r"mtp block|cannot read adapter_model|which belongs to no layer"):
         mt.load(project / "adapter")
 
 
@@ -128,5 +128,5 @@ def test_options_that_would_do_nothing_are_refused() -> None:
 
 def test_a_pattern_that_matches_no_layer_is_refused_with_those_there_are(project) -> None:
     """It would train a mask's vector alone."""
-    with pytest.raises(UsageError, match="no layer of LlamaForCausalLM matches 'query'; those that could: .*q_proj"):
+    with pytest.raises(UsageError, match=r"no layer of LlamaForCausalLM matches 'query'; those that could: .*q_proj"):
         run(project, "adapter", layers="query")
