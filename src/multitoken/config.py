@@ -33,12 +33,15 @@ class AdaptConfig(BaseModel):
     """Training data: a .jsonl, .json, .parquet, .txt or .md file, a folder, or a dataset NAME[:CONFIG][@SPLIT]."""
     output: Path
     """The folder that the adapted model is written to."""
-    method: Literal["full", "gated"] = "full"
-    """What trains: full, every weight, as in the paper; gated, a low-rank adapter that acts at masks only."""
+    method: Literal["full", "lora", "gated"] = "full"
+    """What trains: full, every weight, as in the paper; lora, a low-rank adapter that is merged in at the end; gated, a
+    low-rank adapter that acts at masks only, so that nothing of the original model is lost."""
     rank: int = Field(default=64, ge=1)
-    """Rank of the gated adapter."""
+    """Rank of the adapter of method lora or gated."""
     layers: str | None = None
-    """The linear layers that the gated adapter acts in: a regular expression found in their names (all if not given)."""
+    """The layers that the adapter acts in: a regular expression found in their names (all linear ones if not given)."""
+    quantize: Literal["none", "int8"] = "none"
+    """Hold the frozen model of method gated in 8-bit weights (torchao, weight-only) while the adapter trains."""
 
     minutes: float | None = Field(default=None, gt=0)
     """How long to train, in minutes of wall clock (10 if neither minutes nor steps are given)."""
@@ -91,10 +94,18 @@ class AdaptConfig(BaseModel):
 
     seed: int = Field(default=0, ge=0)
     """Decides every random draw of the run."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type of the computation; the weights being trained are float32 in any case."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The type of the computation; the weights being trained are float32 in any case. float16 needs a GPU."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
     device: str = "auto"
     """Where to compute: auto (an accelerator if there is one), cpu, mps, cuda, cuda:N, xpu or xpu:N."""
+    evaluate_every: int = Field(default=200, ge=1)
+    """Steps between two looks at unseen prompts."""
+    patience: int | None = Field(default=None, ge=1)
+    """End the run after so many looks in which the expected tokens per step were no better than before."""
+    report_to: str = "tensorboard"
+    """Where the log goes: any reporter of transformers' Trainer, several with commas between, or none."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between two checkpoints that a run can be resumed from."""
     resume: bool = False
@@ -136,8 +147,17 @@ class AdaptConfig(BaseModel):
         # An option that would do nothing is refused: its author expects an effect.
         if self.temperature != 1.0 and self.responses == "greedy":
             raise ValueError(f"temperature={self.temperature:g} needs responses=sampled: greedy responses have none")
-        if self.method != "gated" and (self.rank != 64 or self.layers is not None):
-            raise ValueError(f"rank and layers belong to method=gated, found method={self.method}")
+        if self.method == "full" and (self.rank != 64 or self.layers is not None):
+            raise ValueError("rank and layers belong to method=gated or method=lora, found method=full")
+        if self.method != "gated" and self.quantize != "none":
+            raise ValueError(f"quantize belongs to method=gated, which leaves the weights alone, found {self.method}")
+        if self.method == "gated" and self.gradient_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing would lose the prefix that method=gated keeps as a cache, and the masks' "
+                "activations are all there is to save; lower batch_size or blocks_per_row instead"
+            )
+        if self.patience is not None and not self.validation_share:
+            raise ValueError("patience looks at unseen prompts: it needs a validation_share above 0")
         if self.method == "gated" and self.next_token_weight:
             raise ValueError("next_token_weight needs method=full: a gated adapter cannot move next-token predictions")
         if self.teacher == "soft" and self.labels == "data":

@@ -5,7 +5,8 @@
     ├── DataError                   training or evaluation data
     ├── ModelError                  a model or checkpoint that cannot be used
     │   └── UnsupportedModelError   a family or state that would decode wrongly: refused
-    └── OutputError                 a folder in use, a full disk
+    ├── OutputError                 a folder in use, a full disk
+    └── OutOfMemoryError            a run too large for its machine
 
 `decoding/` is an island and has its own `DecodingError` (a ValueError) in `decoding/records.py`.
 """
@@ -40,6 +41,10 @@ class UnsupportedModelError(ModelError):
 
 class OutputError(MultitokenError):
     """An output that cannot be written."""
+
+
+class OutOfMemoryError(MultitokenError):
+    """A run too large for its machine."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -27,6 +27,7 @@ from multitoken.errors import ModelError, UnsupportedModelError, UsageError
 
 from .gated import attach_adapter, find_base, is_adapter, read_adapter_config
 from .mtp_config import MtpConfig
+from .quantize import quantize_weights
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +54,11 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     attn_implementation: str = "sdpa",
     base: str | Path | None = None,
+    quantize: str = "none",
 ) -> Loaded:
     """The model and tokenizer of a folder or of a hub name; for the folder of a gated adapter, those of its base with
-    the adapter in action. `base` is where that lies, if not where the adapter says.
+    the adapter in action. `base` is where that lies, if not where the adapter says. quantize="int8" holds the linear
+    layers' weights in 8 bits (torchao, weight-only), those of an adapter's base before the adapter is put on.
 
     Raises UsageError for a device or attention that cannot be, UnsupportedModelError for a kind of model that would
     decode wrongly, and ModelError for one that is missing, incomplete or broken.
@@ -68,7 +71,7 @@ def load_causal_lm(
     place = _device(device)
     if is_adapter(name_or_path):
         how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        return _load_gated(Path(name_or_path), base, **how, attn_implementation=attn_implementation)
+        return _load_gated(Path(name_or_path), base, quantize, **how, attn_implementation=attn_implementation)
     if base is not None:
         raise UsageError(f"base is {str(base)!r}, but {name_or_path} is no adapter; leave base out")
     source, name = _locate(name_or_path)
@@ -83,10 +86,12 @@ def load_causal_lm(
         )
     attention = _attention(config, source, attn_implementation)
     model: Any = _read_weights(source, config, dtype, trust_remote_code, attention)
-    return Loaded(model.to(place).eval(), tokenizer, mtp, name)
+    model.to(place).eval()
+    quantize_weights(model, quantize)
+    return Loaded(model, tokenizer, mtp, name)
 
 
-def _load_gated(folder: Path, base: str | Path | None, **how: Any) -> Loaded:
+def _load_gated(folder: Path, base: str | Path | None, quantize: str, **how: Any) -> Loaded:
     """The base, checked to be the very weights that the adapter was made for, with the adapter in action."""
     settings, mtp = read_adapter_config(folder)
     source = base or find_base(folder, settings)
@@ -103,6 +108,7 @@ def _load_gated(folder: Path, base: str | Path | None, **how: Any) -> Loaded:
             f"{folder} was made for {mtp.base_name} with the weights {mtp.base_hash[:19]}, but those of {source} are "
             f"{found[:19]}; give the model it was made from as base (--base)"
         )
+    quantize_weights(loaded.model, quantize)  # the hash is of the weights as they are published
     attach_adapter(loaded.model, folder, settings, mtp)
     tokenizer = _read_tokenizer(str(folder), trust_remote_code=False)
     if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:
@@ -139,18 +145,18 @@ def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
 
 
 def weight_hash(model: PreTrainedModel) -> str:
-    """`sha256:` and the hex digest of every parameter's name, shape and float32 bytes, by name, tied ones once.
+    """`sha256:` and the hex digest of every parameter's name, shape and values in bf16, by name, tied ones once.
 
-    A bf16 file has the same hash in whichever dtype it is loaded; a float32 file loaded in bf16 has lost what it is.
+    In bf16, because float32 and bf16 files are then told apart from others but not from themselves, in whichever of the
+    two types they are loaded.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        # One parameter at a time: on a CPU, nothing is copied in float32 and little in bf16.
+        # One parameter at a time: no second copy of the model.
         values = parameter.detach().cpu()
-        values = values.float() if values.is_floating_point() else values
+        values = values.bfloat16() if values.is_floating_point() else values
         digest.update(f"{name} {list(values.shape)} {values.dtype}\n".encode())
-        flat = values.contiguous().reshape(-1).view(torch.uint8)
-        digest.update(flat.numpy().data)
+        digest.update(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
 
 

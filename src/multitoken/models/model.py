@@ -94,10 +94,12 @@ class Model:
         attn_implementation: str = "sdpa",
         trust_remote_code: bool = False,
         base: str | Path | None = None,
+        quantize: str = "none",
     ) -> "Model":
         """A folder or Hub name, adapted or not. An ordinary model decodes with NextToken only.
 
-        `base`: where the model of a gated adapter lies, if not where the adapter says.
+        `base`: where the model of a gated adapter lies, if not where the adapter says. `quantize="int8"`: linear layers
+        with 8-bit weights (torchao, weight-only); next-token decoding of *that* model is then what Exact keeps to.
         """
         loaded = load_causal_lm(
             path,
@@ -106,6 +108,7 @@ class Model:
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             base=base,
+            quantize=quantize,
         )
         return cls(loaded.model, loaded.tokenizer, loaded.mtp, loaded.name)
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from multitoken.errors import ModelError, nearest
 
 FORMAT_VERSION = 1
-METHODS = ("full", "gated")
+METHODS = ("full", "lora", "gated")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ Shapes: D hidden, V vocabulary, N places in any shape.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -47,17 +48,28 @@ class _HiddenStates(MoeModelOutputWithPast):
 
 
 class Head:
-    """From the hidden states of one model to its logits. Raises `UnsupportedModelError` for a model with no such seam."""
+    """From the hidden states of one model to its logits. Raises `UnsupportedModelError` for a model with no such seam.
 
-    def __init__(self, model: PreTrainedModel, mask_id: int) -> None:
+    `under` makes the circumstances of each pass through the trunk: an adapter switched off.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        mask_id: int,
+        *,
+        under: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self.model = model
         self.mask_id = mask_id
+        self.under = under
         self.vocabulary: int = model.config.get_text_config().vocab_size
         self.check()
 
     def trunk(self, **inputs: Any) -> Tensor:
         """Hidden states [B, S, D] behind the last norm, one forward pass without the head."""
-        return self.model.base_model(**inputs).last_hidden_state
+        with self.under():
+            return self.model.base_model(**inputs).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> float32 [..., V], the mask token's column at -inf."""
@@ -78,6 +90,14 @@ class Head:
         return torch.cat([self.logits(flat[part]).argmax(-1) for part in self._parts(len(flat))]).view(
             hidden.shape[:-1]
         )
+
+    @torch.no_grad()
+    def best_and_sure(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The argmax at each place and its probability, twice [..., D] -> [...]."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        tops = [self.logits(flat[part]).softmax(-1).max(-1) for part in self._parts(len(flat))]
+        shape = hidden.shape[:-1]
+        return torch.cat([top.indices for top in tops]).view(shape), torch.cat([top.values for top in tops]).view(shape)
 
     def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Sum of the cross-entropies. hidden [N, D], labels [N] -> scalar."""
@@ -112,7 +132,8 @@ class Head:
         """A few numbers: trunk and head, one after the other, are the model."""
         ids = torch.arange(4, device=self.model.device)[None] % self.vocabulary
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-        whole = suppress(self.model(**inputs).logits, self.mask_id)
+        with self.under():
+            whole = suppress(self.model(**inputs).logits, self.mask_id)
         try:
             parts = self.logits(self.trunk(**inputs))
         except (AttributeError, TypeError, RuntimeError) as error:

@@ -2,10 +2,13 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from multitoken.checkpoints.adapter import save_adapter
 from multitoken.checkpoints.save import save_checkpoint
@@ -17,8 +20,11 @@ from multitoken.errors import UsageError
 from multitoken.models.loading import Loaded
 from multitoken.models.mask_token import MaskToken, add_mask_token, reserve_mask_token
 from multitoken.models.mtp_config import MtpConfig
+from multitoken.models.quantize import quantize_weights
 
+from .activations import checkpointed
 from .head import Head
+from .lora import only_trained, with_lora
 from .passes import GatedPasses, PackedPasses, Passes
 
 Save = Callable[[MtpConfig, Mapping[str, str]], None]
@@ -36,7 +42,7 @@ class Adaptation:
 
 def prepare(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
     """Give the model a mask token and whatever trains, as `config.method` says."""
-    return {"full": _full, "gated": _gated}[config.method](loaded, config, texts)
+    return {"full": _full, "lora": _lora, "gated": _gated}[config.method](loaded, config, texts)
 
 
 def _full(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
@@ -44,29 +50,37 @@ def _full(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptati
     student = loaded.model
     mask = add_mask_token(student, loaded.tokenizer, texts=texts, seed=config.seed)
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
+    passes = PackedPasses(_student(student, mask, config), Head(teacher, mask.id), AttentionRule(teacher))
+    return Adaptation(mask, student, passes, partial(_save_whole, student, loaded, config))
+
+
+def _lora(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
+    """A low-rank adapter (PEFT) trains that acts everywhere and is merged in at the end; the teacher is the model with it
+    switched off. The result is an ordinary checkpoint."""
+    model = loaded.model.requires_grad_(False)
+    mask = add_mask_token(model, loaded.tokenizer, texts=texts, seed=config.seed)
+    rule = AttentionRule(model)
+    layers = _layers(model, config)
+    row = model.get_input_embeddings().weight[mask.id]  # pyright: ignore[reportIndexIssue]
+    vector = _adapter(model, mask.id, 1, [], config.seed, row)  # over no layers: the mask's own vector alone
+    adapted = with_lora(model, layers, rank=config.rank, seed=config.seed)
 
     def save(mtp: MtpConfig, files: Mapping[str, str]) -> None:
-        save_checkpoint(
-            student.eval(), loaded.tokenizer, mtp, config.output, overwrite=config.overwrite, extra_files=files
-        )
+        whole = adapted.merge_and_unload()
+        whole.get_input_embeddings().weight.data[mask.id] = vector.mask_vector.detach()
+        _save_whole(whole, loaded, config, mtp, files)
 
-    passes = PackedPasses(Head(student, mask.id), Head(teacher, mask.id), AttentionRule(teacher))
-    return Adaptation(mask, student, passes, save)
+    student, teacher = _student(model, mask, config), Head(model, mask.id, under=adapted.disable_adapter)
+    return Adaptation(mask, only_trained(model, vector), PackedPasses(student, teacher, rule), save)
 
 
 def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
     """A low-rank adapter trains that acts at masks only; the teacher is the model itself. The result is the adapter."""
     model = loaded.model.requires_grad_(False)
-    mask, vector = reserve_mask_token(model, loaded.tokenizer, texts=texts, seed=config.seed)
-    try:
-        layers = adaptable_layers(model, config.layers)
-    except DecodingError as error:
-        raise UsageError(f"layers: {error}") from error
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        adapter = GatedAdapter(model, mask_id=mask.id, rank=config.rank, layers=layers)
-    adapter.mask_vector.data.copy_(vector)
-    adapter.attach(model)
+    mask, row = reserve_mask_token(model, loaded.tokenizer, texts=texts, seed=config.seed)
+    layers = _layers(model, config)
+    quantize_weights(model, config.quantize)
+    adapter = _adapter(model, mask.id, config.rank, layers, config.seed, row)
 
     def save(mtp: MtpConfig, files: Mapping[str, str]) -> None:
         save_adapter(
@@ -80,3 +94,32 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
         )
 
     return Adaptation(mask, adapter, GatedPasses(Head(model, mask.id), AttentionRule(model)), save)
+
+
+def _student(model: PreTrainedModel, mask: MaskToken, config: AdaptConfig) -> Head:
+    return Head(model, mask.id, under=checkpointed(model) if config.gradient_checkpointing else nullcontext)
+
+
+def _layers(model: PreTrainedModel, config: AdaptConfig) -> list[str]:
+    try:
+        return adaptable_layers(model, config.layers)
+    except DecodingError as error:
+        raise UsageError(f"layers: {error}") from error
+
+
+def _adapter(
+    model: PreTrainedModel, mask_id: int, rank: int, layers: list[str], seed: int, row: torch.Tensor
+) -> GatedAdapter:
+    """Put on, and begun with `row` as the mask's vector."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapter = GatedAdapter(model, mask_id=mask_id, rank=rank, layers=layers)
+    adapter.mask_vector.data.copy_(row)
+    adapter.attach(model)
+    return adapter
+
+
+def _save_whole(
+    model: PreTrainedModel, loaded: Loaded, config: AdaptConfig, mtp: MtpConfig, files: Mapping[str, str]
+) -> None:
+    save_checkpoint(model, loaded.tokenizer, mtp, config.output, overwrite=config.overwrite, extra_files=files)

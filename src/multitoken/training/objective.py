@@ -84,7 +84,7 @@ class Distillation(nn.Module):
     Passes and teacher are not submodules: they are no part of what is trained, wrapped or saved.
     """
 
-    _eos: Tensor
+    eos_ids: Tensor
 
     def __init__(
         self, trained: nn.Module, passes: Passes, *, objective: Objective, mask_id: int, eos_ids: list[int]
@@ -94,7 +94,11 @@ class Distillation(nn.Module):
         self.objective = objective
         self.mask_id = mask_id
         self._passes = [passes]  # in a list: out of nn.Module's sight
-        self.register_buffer("_eos", torch.tensor(eos_ids, dtype=torch.long), persistent=False)
+        self.register_buffer("eos_ids", torch.tensor(eos_ids, dtype=torch.long), persistent=False)
+
+    def train(self, mode: bool = True) -> "Distillation":
+        """Nothing: dropout is off for good, the proposals are what decoding will see."""
+        return self
 
     @property
     def passes(self) -> Passes:
@@ -109,8 +113,7 @@ class Distillation(nn.Module):
         number of counted places is not known, the number of blocks.
         """
         objective, passes = self.objective, self.passes
-        lengths = inputs["lengths"]
-        batch = pack_blocks(inputs["tokens"], lengths.tolist(), inputs["anchors"], inputs["ks"].tolist(), self.mask_id)
+        batch = self._lay_out(inputs)
         ours = passes.propose(batch)
         proposals = passes.student.best(ours.blocks)
         online = objective.labels == "online"
@@ -119,8 +122,8 @@ class Distillation(nn.Module):
             assert theirs is not None
             labels = passes.teacher.best(theirs.blocks)
         else:
-            labels = data_labels(batch, lengths)
-        counted = supervised(batch, proposals, labels, self._eos, objective.until_disagreement)
+            labels = data_labels(batch, inputs["lengths"])
+        counted = supervised(batch, proposals, labels, self.eos_ids, objective.until_disagreement)
         if objective.teacher == "soft":
             assert theirs is not None
             weights = torch.ones(int(counted.sum()), device=labels.device)
@@ -137,7 +140,32 @@ class Distillation(nn.Module):
                 passes.teacher, theirs.real[trainable], ours.real[trainable], weights
             )
             loss = loss + objective.next_token_weight * drift
-        return loss, _statistics(batch, proposals, labels, self._eos)
+        return loss, _statistics(batch, proposals, labels, self.eos_ids)
+
+    @torch.no_grad()
+    def examine(self, inputs: dict[str, Tensor]) -> "Examined":
+        """What is proposed, how surely, and what would have been right. inputs: as for `forward`."""
+        batch = self._lay_out(inputs)
+        proposals, confidences = self.passes.student.best_and_sure(self.passes.propose(batch).blocks)
+        if self.objective.labels == "online":
+            labels = self.passes.teacher.best(self.passes.read(batch, proposals).blocks)
+        else:
+            labels = data_labels(batch, inputs["lengths"])
+        return Examined(batch, proposals, confidences, labels)
+
+    def _lay_out(self, inputs: dict[str, Tensor]) -> BlockBatch:
+        lengths, ks = inputs["lengths"].tolist(), inputs["ks"].tolist()
+        return pack_blocks(inputs["tokens"], lengths, inputs["anchors"], ks, self.mask_id)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """All [B, M], a value for each place of each block."""
+
+    batch: BlockBatch
+    proposals: Tensor
+    confidences: Tensor
+    labels: Tensor
 
 
 def _statistics(batch: BlockBatch, proposals: Tensor, labels: Tensor, eos: Tensor) -> BlockStatistics:

@@ -15,7 +15,9 @@ RESPONSES = "responses.jsonl"
 
 def open_run_folder(work: Path, config: AdaptConfig) -> Path | None:
     """Make the folder of the run, or find where the interrupted one may go on. -> its last complete checkpoint."""
-    options = config.model_dump(mode="json", exclude={"resume", "overwrite", "output", "checkpoint_every", "device"})
+    options = config.model_dump(
+        mode="json", exclude={"resume", "overwrite", "output", "checkpoint_every", "device", "report_to"}
+    )
     settings = work / "config.json"
     if settings.exists() and config.resume:
         before = json.loads(settings.read_text())
@@ -33,11 +35,18 @@ def open_run_folder(work: Path, config: AdaptConfig) -> Path | None:
             raise OutputError(
                 f"{work} holds an unfinished run; continue it with --resume or discard it with --overwrite"
             )
-        shutil.rmtree(work)
+        _clear(work)
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     write_json(settings, options)
     return None
+
+
+def _clear(work: Path) -> None:
+    """Remove a run but for its responses: each bears the name of the teacher and options that wrote it."""
+    for path in work.iterdir():
+        if path.name != RESPONSES:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

@@ -1,8 +1,13 @@
-"""The trainer: Hugging Face's, with our loss, our stream and checkpoints that say when they are complete."""
+"""The trainer: Hugging Face's, with our loss, our stream and checkpoints that say when they are complete.
+
+Several processes (`torchrun`, `accelerate launch`) share each step's rows: what they do together is what one process
+does with their batches in one.
+"""
 
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +15,17 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .clock import Clock
 from .objective import BlockStatistics, Distillation
 from .optimizer import build_optimizer, build_schedule
-from .run_folder import COMPLETE
+from .run_folder import COMPLETE, last_complete_checkpoint
 from .stream import collate
+from .validate import Validation
 
 _CLOCK = "clock.json"
-
-
-class Clock(TrainerCallback):
-    """How far a run is, in [0, 1], by steps or by minutes; minutes of earlier, interrupted runs count."""
-
-    def __init__(self, *, steps: int | None, minutes: float | None) -> None:
-        self.steps, self.minutes = steps, minutes
-        self.step = 0
-        self.spent = 0.0
-        self._started: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far."""
-        return self.spent + (time.monotonic() - self._started if self._started is not None else 0.0)
-
-    def progress(self) -> float:
-        if self.steps is not None:
-            return min(1.0, self.step / self.steps)
-        assert self.minutes is not None
-        return min(1.0, self.seconds / (60 * self.minutes))
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._started = time.monotonic()
-        self.step = state.global_step
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.step = state.global_step
-        if self.minutes is not None and self.progress() >= 1.0:
-            control.should_training_stop = True
 
 
 class BlockTrainer(Trainer):
@@ -66,15 +43,22 @@ class BlockTrainer(Trainer):
         clock: Clock,
         optimizer: str,
         warmup: float,
+        examine: Callable[[], Validation | None],
         callbacks: list[TrainerCallback],
     ) -> None:
         super().__init__(
-            model=distillation, args=args, train_dataset=stream, data_collator=collate, callbacks=[clock, *callbacks]
+            model=distillation,
+            args=args,
+            train_dataset=stream,
+            eval_dataset=stream,  # never read: `examine` has its own; Trainer wants to see one
+            data_collator=collate,
+            callbacks=[clock, *callbacks],
         )
         self.distillation = distillation
         self.clock = clock
         self._optimizer_name = optimizer
         self._warmup = warmup
+        self._examine = examine
         self._tally = _Tally()
 
     def compute_loss(
@@ -84,12 +68,13 @@ class BlockTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        model.eval()  # dropout stays off: the proposals are what decoding will see
         loss, statistics = model(inputs)
         if not math.isfinite(loss.item()):
+            kept = last_complete_checkpoint(Path(str(self.args.output_dir)))
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.state.global_step}; lower --learning-rate "
-                f"(now {self.args.learning_rate:g})"
+                f"(now {self.args.learning_rate:g}). "
+                + (f"The last good state is kept in {kept}" if kept else "No checkpoint was written yet")
             )
         self._tally.add(statistics)
         return loss
@@ -98,6 +83,14 @@ class BlockTrainer(Trainer):
         if "loss" in logs:
             logs |= self._tally.read_and_clear() | {"seconds": round(self.clock.seconds, 1)}
         super().log(logs, start_time)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Every process examines the same unseen blocks, so that all stop together where they stop early."""
+        validation = self._examine()
+        metrics = {f"eval_{name}": value for name, value in validation.metrics().items()} if validation else {}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -130,6 +123,7 @@ class BlockTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # other processes write their random states
         if self.args.should_save:
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             (folder / _CLOCK).write_text(json.dumps({"seconds": self.clock.seconds}))

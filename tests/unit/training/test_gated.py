@@ -10,27 +10,19 @@ import multitoken as mt
 from multitoken.config import make_config
 from multitoken.errors import ModelError, UsageError
 from multitoken.models.loading import load_causal_lm, weight_hash
-from multitoken.training.adapt import adapt
 from multitoken.training.trainer import BlockTrainer
 from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.unit.training.project import PROMPTS, make_project
+from tests.unit.training.project import run as project_run
 
 
 @pytest.fixture(params=[64, 60], ids=["a free row", "no free row"])
 def project(tmp_path, request):
-    tokenizer = tiny_tokenizer()
-    base = tiny_llama(tokenizer, vocab_size=request.param)
-    base.get_output_embeddings().weight.data[60:] = 0  # as in a trained model, a row that nothing uses is never chosen
-    base.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    rows = [{"prompt": f"w{4 + i} w{5 + i}"} for i in range(24)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
+    return make_project(tmp_path, PROMPTS, vocab_size=request.param)
 
 
 def run(project, name: str, **options):
-    given = {"steps": 6, "batch_size": 4, "blocks_per_row": 3, "k_max": 4, "learning_rate": 1e-2, "checkpoint_every": 2}
-    given |= {"method": "gated", "rank": 4, "max_new_tokens": 12}
-    return adapt(model=project / "base", data=project / "data.jsonl", output=project / name, **(given | options))
+    return project_run(project, name, **({"method": "gated", "rank": 4, "max_new_tokens": 12} | options))
 
 
 def adapter_weights(folder):
@@ -130,3 +122,23 @@ def test_a_pattern_that_matches_no_layer_is_refused_with_those_there_are(project
     """It would train a mask's vector alone."""
     with pytest.raises(UsageError, match=r"no layer of LlamaForCausalLM matches 'query'; those that could: .*q_proj"):
         run(project, "adapter", layers="query")
+
+
+def test_an_8_bit_base_keeps_its_own_next_tokens(project) -> None:
+    """The adapter is trained on the rounded weights and promises the rounded model's text."""
+    run(project, "adapter", steps=10, quantize="int8")
+    plain = mt.load(project / "base", quantize="int8")
+    model = mt.load(project / "adapter", quantize="int8")
+    assert "Int8" in type(plain.hf.model.layers[0].mlp.up_proj.weight).__name__
+    for prompt in ("w7 w8", "w20 w21 w22"):
+        exact = model.generate(prompt, policy=mt.Exact(0.0), max_new_tokens=20)
+        assert exact.token_ids == plain.generate(prompt, policy=mt.NextToken(), max_new_tokens=20).token_ids
+    assert mt.load(project / "adapter").mtp is not None, "the full-precision base is the same model to the adapter"
+    with pytest.raises(UsageError, match="quantize is 'int4'; expected one of none, int8"):
+        mt.load(project / "base", quantize="int4")
+
+
+def test_a_base_has_one_hash_in_both_types(project) -> None:
+    """An adapter trained in bf16 on a GPU is loaded in float32 on a laptop."""
+    full, half = (load_causal_lm(project / "base", dtype=dtype).model for dtype in (torch.float32, torch.bfloat16))
+    assert weight_hash(full) == weight_hash(half)

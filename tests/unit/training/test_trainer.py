@@ -4,42 +4,25 @@ import json
 
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from multitoken.config import make_config
-from multitoken.errors import DataError, OutputError, UsageError
+from multitoken.errors import DataError, OutOfMemoryError, OutputError, UsageError
 from multitoken.models.loading import load_causal_lm
-from multitoken.training import adapt as adapt_module
+from multitoken.training import setup as making_ready
+from multitoken.training.activations import checkpointed
 from multitoken.training.adapt import adapt
 from multitoken.training.run_folder import last_complete_checkpoint
 from multitoken.training.trainer import BlockTrainer
-from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
+from tests.tiny import tiny_gpt2, tiny_tokenizer
+from tests.unit.training.project import make_project, run
+from tests.unit.training.weights import largest_difference, weights
 
 
 @pytest.fixture
 def project(tmp_path):
-    """A tiny base model in a folder, and data: prompts with responses."""
-    tokenizer = tiny_tokenizer()
-    tiny_llama(tokenizer, vocab_size=64).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    rows = [
-        {"prompt": f"w{4 + i} w{5 + i}", "response": " ".join(f"w{4 + (i + j) % 50}" for j in range(9))}
-        for i in range(24)
-    ]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
-
-
-def run(project, name: str, **options):
-    given = {"steps": 6, "batch_size": 4, "blocks_per_row": 3, "k_max": 4, "learning_rate": 1e-2, "checkpoint_every": 2}
-    return adapt(model=project / "base", data=project / "data.jsonl", output=project / name, **(given | options))
-
-
-def weights(folder):
-    return dict(load_causal_lm(folder).model.named_parameters())
-
-
-def largest_difference(a, b) -> float:
-    return max((a[name] - b[name]).abs().max().item() for name in a)
+    return make_project(tmp_path)
 
 
 def test_two_micro_batches_equal_one_batch(project) -> None:
@@ -115,18 +98,18 @@ def test_prompts_only_are_answered_by_the_original_model(project) -> None:
     """Missing responses are the teacher's own, batched, and the same as it writes alone."""
     (project / "data.jsonl").write_text("".join(json.dumps({"prompt": f"w{4 + i} w{9 + i}"}) + "\n" for i in range(20)))
     written = {}
-    plain = adapt_module.prepare_samples
+    plain = making_ready.prepare_samples
 
     def spy(*args, **kwargs):
         prepared = plain(*args, **kwargs)
         written.update({s.prompt_ids: s.response_ids for s in prepared.train + prepared.validation})
         return prepared
 
-    adapt_module.prepare_samples = spy
+    making_ready.prepare_samples = spy
     try:
         run(project, "adapted", steps=1, max_new_tokens=10)
     finally:
-        adapt_module.prepare_samples = plain
+        making_ready.prepare_samples = plain
     base = load_causal_lm(project / "base").model
     assert len(written) == 20
     for prompt, response in list(written.items())[:5]:
@@ -140,10 +123,83 @@ def test_prompts_only_are_answered_by_the_original_model(project) -> None:
         assert tuple(out[0, len(prompt) :].tolist()) == response
 
 
+def test_gradient_checkpointing_changes_nothing(project) -> None:
+    """transformers does it in training mode only: in eval mode it would be asked for and not happen."""
+    recomputed = []
+    plain = LlamaAttention.forward
+
+    def count(self, *args, **kwargs):
+        recomputed.append(torch.is_grad_enabled())
+        return plain(self, *args, **kwargs)
+
+    for method in ("full", "lora"):
+        recomputed.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LlamaAttention, "forward", count)
+            run(project, f"plain {method}", method=method, steps=2)
+            once = sum(recomputed)
+            recomputed.clear()
+            run(project, f"again {method}", method=method, steps=2, gradient_checkpointing=True)
+        assert sum(recomputed) == 2 * once
+        assert largest_difference(weights(project / f"plain {method}"), weights(project / f"again {method}")) == 0.0
+
+
+def test_gradient_checkpointing_is_refused_where_it_would_switch_on_dropout() -> None:
+    """Proposals under dropout are not what decoding will see."""
+    with pytest.raises(UsageError, match="would switch on dropout in OPTForCausalLM"):
+        checkpointed(
+            OPTForCausalLM(
+                OPTConfig(
+                    vocab_size=40, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, dropout=0.5
+                )
+            ).eval()
+        )
+
+
+def test_unseen_prompts_are_looked_at_while_training(project) -> None:
+    """A curve in the log, and an end where it no longer climbs."""
+    done = run(project, "adapted", steps=6, evaluate_every=2, validation_share=0.2)
+    looks = [entry for entry in done.log if "eval_accepted" in entry]
+    assert [entry["step"] for entry in looks] == [2, 4, 6]
+    assert all(1.0 <= entry["eval_tokens_per_step_0.5"] <= 4.0 for entry in looks)
+    assert all(0.0 <= entry["eval_agreement_1"] <= 1.0 for entry in looks)
+    stopped = run(project, "stopped", steps=40, evaluate_every=2, validation_share=0.2, patience=2, learning_rate=1e-9)
+    assert stopped.steps == 6, "the first look sets the mark, two more do not better it"
+
+
+def test_the_log_outlives_the_run_in_tensorboard(project) -> None:
+    """The run's own folder is removed at the end."""
+    run(project, "adapted", steps=2, report_to="tensorboard")
+    assert len(list((project / "adapted.logs").rglob("events.out.tfevents.*"))) == 1
+    with pytest.raises(UsageError, match="report_to is 'tensorbord'"):
+        run(project, "other", report_to="tensorbord")
+
+
+def test_too_little_memory_says_what_to_lower(project, monkeypatch) -> None:
+    """And keeps the responses, which may have taken hours."""
+    (project / "data.jsonl").write_text("".join(json.dumps({"prompt": f"w{4 + i} w{9 + i}"}) + "\n" for i in range(20)))
+
+    def full(*args, **kwargs):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockTrainer, "compute_loss", full)
+        with pytest.raises(OutOfMemoryError, match="batch_size=4, blocks_per_row=3.*lower one of them"):
+            run(project, "adapted", max_new_tokens=10)
+    responses = project / "adapted.training" / "responses.jsonl"
+    before = responses.read_text()
+    monkeypatch.setattr(BlockTrainer, "compute_loss", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(project, "adapted", max_new_tokens=10, batch_size=2, overwrite=True)
+    assert responses.read_text() == before
+
+
 def test_an_exploding_loss_is_an_error_with_a_mend(project) -> None:
     """A loss that is not a number would be trained on silently to the end."""
-    with pytest.raises(FloatingPointError, match="lower --learning-rate"):
-        run(project, "adapted", learning_rate=1e30, steps=20)
+    with pytest.raises(
+        FloatingPointError, match=r"at step \d+; lower --learning-rate.*state is kept in .*checkpoint-1"
+    ):
+        run(project, "adapted", learning_rate=1e30, steps=20, checkpoint_every=1)
 
 
 def test_options_of_every_objective_run(project) -> None:

@@ -1,0 +1,57 @@
+"""How far a run is: by steps or by minutes, the same in every process."""
+
+import time
+from typing import Any
+
+import torch
+from torch import distributed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class Clock(TrainerCallback):
+    """How far a run is, in [0, 1]; minutes of earlier, interrupted runs count.
+
+    Learning rate and end of a run by minutes hang on a clock, and each process has its own: all take the first one's, read
+    once a step.
+    """
+
+    def __init__(self, *, steps: int | None, minutes: float | None) -> None:
+        self.steps, self.minutes = steps, minutes
+        self.step = 0
+        self.spent = 0.0  # seconds of earlier runs
+        self._started: float | None = None
+        self._stopped: float | None = None
+        self._read = 0.0  # seconds at the end of the last step, by the first process's clock
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        if self._started is None:
+            return self.spent
+        return self.spent + (self._stopped or time.monotonic()) - self._started
+
+    def progress(self) -> float:
+        if self.steps is not None:
+            return min(1.0, self.step / self.steps)
+        assert self.minutes is not None
+        return min(1.0, self._read / (60 * self.minutes))
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started = time.monotonic()
+        self.step, self._read = state.global_step, self.spent
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.step, self._read = state.global_step, _first_process_says(self.seconds, args.device)
+        if self.minutes is not None and self.progress() >= 1.0:
+            control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._stopped = time.monotonic()
+
+
+def _first_process_says(value: float, device: torch.device) -> float:
+    if not distributed.is_initialized():
+        return value
+    told = torch.tensor([value], dtype=torch.float32, device=device)
+    distributed.broadcast(told, src=0)
+    return float(told)

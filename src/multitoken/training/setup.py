@@ -1,0 +1,191 @@
+"""Everything that a training run needs, checked and made ready in the order in which mistakes can be known."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel, TrainingArguments
+
+from multitoken.config import AdaptConfig
+from multitoken.errors import ModelError, UsageError
+from multitoken.models.loading import Loaded, load_causal_lm, weight_hash
+from multitoken.models.model import eos_ids
+from multitoken.models.selftest import check_blocks
+
+from .dataset import DataReport, PreparedData, WriteAll, prepare_samples
+from .methods import Adaptation, prepare
+from .objective import Distillation, Objective
+from .sources import Record, read_records
+from .stream import StreamOptions
+from .teacher import response_writer
+
+UNBOUNDED_STEPS = 10**8  # a run by minutes ends by the clock
+_A_DAY = 24 * 60 * 60  # seconds: the first process may write responses for long while the others wait
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run made ready. `config` is what was asked for, fitted to the model."""
+
+    config: AdaptConfig
+    loaded: Loaded
+    base_hash: str
+    way: Adaptation
+    data: PreparedData
+    distillation: Distillation
+    stream: StreamOptions
+
+    @property
+    def validation_stream(self) -> StreamOptions:
+        """Rows of one forward pass, not of one optimizer step."""
+        return replace(self.stream, rows_per_step=self.config.batch_size)
+
+
+def make_ready(
+    config: AdaptConfig,
+    work: Path,
+    arguments: TrainingArguments,
+    console: Console,
+    wrap_writer: Callable[[WriteAll], WriteAll] = lambda write: write,
+) -> Setup:
+    """Load, choose the mask token, prepare what trains and the data. `wrap_writer` may stand in for the teacher's writing.
+
+    Raises `UsageError`, `DataError` or `ModelError`.
+    """
+    loaded = load_causal_lm(config.model, device=arguments.device, trust_remote_code=config.trust_remote_code)
+    if loaded.mtp is not None:
+        raise ModelError(f"{loaded.name} was adapted already (k={loaded.mtp.k}); start from {loaded.mtp.base_name}")
+    model = loaded.model
+    base_hash = weight_hash(model)
+    records = list(read_records(config.data))
+    way = prepare(loaded, config, map(_text_of, records))
+    console.print(f"Mask token: {way.mask.describe()}.")
+    check_blocks(model, way.mask.id)
+
+    config = _within_positions(config, model, console)
+    ends = eos_ids(model, loaded.tokenizer)
+    write = wrap_writer(response_writer(model, way.mask.id, ends, config, work, base_hash, console))
+    # The first process writes what is missing; the others find it in the cache.
+    with arguments.main_process_first(local=False):
+        data = prepare_samples(records, loaded.tokenizer, way.mask.id, config, write, eos_ids=ends)
+    console.print(f"Data: {data.report}. Training on {len(data.train)} samples.")
+    if config.patience is not None and not data.validation:
+        raise UsageError(f"patience is {config.patience}, but no prompt is left to look at; give more than one prompt")
+
+    objective = _objective(config, data.report)
+    if objective.labels != config.labels:
+        console.print(
+            "Labels: the responses' own tokens. The original model wrote them greedily, so they are its labels."
+        )
+    distillation = Distillation(way.trained, way.passes, objective=objective, mask_id=way.mask.id, eos_ids=ends)
+    return Setup(
+        config,
+        loaded,
+        base_hash,
+        way,
+        data,
+        distillation.to(arguments.device),
+        StreamOptions(
+            seed=config.seed,
+            rows_per_step=config.batch_size * config.gradient_accumulation * arguments.world_size,
+            blocks=config.blocks_per_row,
+            k_max=config.k_max,
+            fixed_k=config.k_schedule == "fixed",
+            train_on=config.train_on,
+        ),
+    )
+
+
+def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
+    """Trainer's words for ours. Making them also finds this process's place among several.
+
+    Raises `UsageError` for a type that the device cannot compute in, and for a reporter that is not there.
+    """
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    if config.dtype == "float16" and device == "cpu":
+        raise UsageError("dtype is float16, which needs a GPU; use bfloat16 or float32 on a CPU")
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # as a launcher says
+    evaluates = config.validation_share > 0
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=config.steps or UNBOUNDED_STEPS,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        max_grad_norm=1.0,
+        bf16=config.dtype == "bfloat16",
+        fp16=config.dtype == "float16",
+        use_cpu=device == "cpu",
+        ddp_backend="gloo" if device == "cpu" and several else None,
+        ddp_timeout=_A_DAY,
+        seed=config.seed,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=config.evaluate_every,
+        metric_for_best_model="eval_tokens_per_step_0.5" if config.patience is not None else None,
+        greater_is_better=True if config.patience is not None else None,
+        save_steps=config.checkpoint_every,
+        save_total_limit=2,
+        logging_steps=10,
+        logging_first_step=True,
+        report_to=[name for name in reporters(config) if name != "tensorboard"] or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.startswith("cuda"),
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are several processes, never one process's DataParallel
+    return arguments
+
+
+def reporters(config: AdaptConfig) -> list[str]:
+    """The names in `report_to`. Raises `UsageError` for one that Trainer does not know or that is not installed."""
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    names = [name.strip() for name in config.report_to.split(",") if name.strip()]
+    if names in ([], ["none"]):
+        return []
+    try:
+        get_reporting_integration_callbacks(names)
+    except ValueError as error:
+        raise UsageError(f"report_to is {config.report_to!r}: {error}") from error
+    return names
+
+
+def _text_of(record: Record) -> str:
+    return " ".join(str(part) for part in (record.messages, record.prompt, record.response, record.text) if part)
+
+
+def _within_positions(config: AdaptConfig, model: PreTrainedModel, console: Console) -> AdaptConfig:
+    """Samples no longer than leaves room for a block behind their last token: learned position tables end there."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None or config.max_length + config.k_max <= limit:
+        return config
+    longest = limit - config.k_max
+    if longest < 4:
+        raise UsageError(f"k_max is {config.k_max}, but the model has {limit} positions; choose a smaller --k-max")
+    console.print(
+        f"Samples are cut at {longest} tokens: the model has {limit} positions, a block needs {config.k_max}."
+    )
+    return config.model_copy(update={"max_length": longest})
+
+
+def _objective(config: AdaptConfig, report: DataReport) -> Objective:
+    """The objective asked for, with its exact short cut where the data allows it (see `objective`)."""
+    until_disagreement = config.loss_until == "first-disagreement"
+    teachers_own_words = (
+        config.responses == "greedy"
+        and config.train_on == "response"
+        and report.written == report.records - report.no_room
+    )
+    same = until_disagreement and teachers_own_words and config.teacher == "hard"
+    return Objective(
+        labels="data" if same else config.labels,
+        teacher=config.teacher,
+        until_disagreement=until_disagreement,
+        next_token_weight=config.next_token_weight,
+    )
