@@ -71,6 +71,8 @@ class AdaptConfig(BaseModel):
     """The teacher's word: its best token, or its whole distribution (KL divergence)."""
     loss_until: Literal["end", "first-disagreement"] = "end"
     """How far into a block the loss counts: to its end (the paper), or to the first token that is not its label."""
+    loss_weights: Literal["even", "reach"] = "even"
+    """How places of a block count: evenly, or each with the probability that all places before it are right."""
     next_token_weight: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the original model's next-token predictions on real tokens."""
 

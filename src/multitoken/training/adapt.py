@@ -147,7 +147,7 @@ def _reporting(config: AdaptConfig, first: bool) -> list[TrainerCallback]:
     if not first or "tensorboard" not in reporters(config):
         return []
     from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     return [TensorBoardCallback(SummaryWriter(f"{config.output}.logs/{time.strftime('%Y-%m-%d_%H-%M-%S')}"))]
 

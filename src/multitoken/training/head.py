@@ -100,32 +100,30 @@ class Head:
         return torch.cat([top.indices for top in tops]).view(shape), torch.cat([top.values for top in tops]).view(shape)
 
     def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the cross-entropies. hidden [N, D], labels [N] -> scalar."""
-        return self._sum(
-            len(hidden),
-            lambda part: F.cross_entropy(self.logits(hidden[part]), labels[part], reduction="sum"),
+        """hidden [N, D], labels [N] -> [N]."""
+        return self._by_place(
+            len(hidden), lambda part: F.cross_entropy(self.logits(hidden[part]), labels[part], reduction="none")
         )
 
-    def divergence_from(self, teacher: "Head", taught: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum of KL(teacher || ours). taught, hidden [N, D], weights [N] -> scalar."""
+    def divergence_from(self, teacher: "Head", taught: Tensor, hidden: Tensor) -> Tensor:
+        """KL(teacher || ours). taught, hidden [N, D] -> [N]."""
 
-        def part_sum(part: slice) -> Tensor:
+        def by_place(part: slice) -> Tensor:
             with torch.no_grad():
                 log_p = teacher.logits(taught[part]).log_softmax(-1)
-            return (divergence(log_p, self.logits(hidden[part]).log_softmax(-1)) * weights[part]).sum()
+            return divergence(log_p, self.logits(hidden[part]).log_softmax(-1))
 
-        return self._sum(len(hidden), part_sum)
+        return self._by_place(len(hidden), by_place)
 
     def _parts(self, places: int) -> Iterator[slice]:
         size = max(1, MOST_LOGITS // self.vocabulary)
         return (slice(start, start + size) for start in range(0, max(1, places), size))
 
-    def _sum(self, places: int, part_sum: Callable[[slice], Tensor]) -> Tensor:
+    def _by_place(self, places: int, by_place: Callable[[slice], Tensor]) -> Tensor:
         parts = list(self._parts(places))
         if len(parts) == 1:
-            return part_sum(parts[0])
-        sums = [checkpoint(part_sum, part, use_reentrant=False) for part in parts]
-        return torch.stack(sums).sum()  # pyright: ignore[reportArgumentType, reportCallIssue]
+            return by_place(parts[0])
+        return torch.cat([checkpoint(by_place, part, use_reentrant=False) for part in parts])  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     @torch.no_grad()
     def check(self) -> None:

@@ -32,13 +32,22 @@ class Objective:
     labels: "online", the teacher on the student's block; "data", the text's own next tokens (the offline baseline).
     teacher: "hard", cross-entropy to the teacher's argmax; "soft", KL to its distribution.
     until_disagreement: a block's loss ends with its first place where proposal and label differ.
+    weights: "even", or "reach": each place counts with the probability, by the student's own word, that all places before
+        it are right, which is the probability that decoding gets there (the anchor's token always stands). The gradient
+        does not pass through the weights.
     next_token_weight: weight of KL(teacher || student) on the real tokens, which keeps next-token behaviour in place.
     """
 
     labels: Literal["online", "data"] = "online"
     teacher: Literal["hard", "soft"] = "hard"
     until_disagreement: bool = False
+    weights: Literal["even", "reach"] = "even"
     next_token_weight: float = 0.0
+
+    @property
+    def by_block(self) -> bool:
+        """Whether the loss is a mean over blocks, because how many places count is not known before the forward pass."""
+        return self.until_disagreement or self.weights == "reach"
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,15 @@ def supervised(
     if until_disagreement:
         ends = ends | (proposals != labels)
     return (labels != -100) & ~_happened_before(ends, batch.block_of)
+
+
+def reach(loss: Tensor, batch: BlockBatch) -> Tensor:
+    """exp(- sum of the losses at the earlier masks of the block): with -log p of the label as loss, the probability that
+    all of them are right. loss [B, M] -> [B, M]."""
+    at_masks = loss.masked_fill(batch.place == 0, 0.0)
+    before = at_masks.cumsum(1) - at_masks
+    first = torch.searchsorted(batch.block_of, batch.block_of)
+    return (before[:, first] - before).exp()
 
 
 def _happened_before(event: Tensor, block_of: Tensor) -> Tensor:
@@ -109,8 +127,7 @@ class Distillation(nn.Module):
         next-token prediction may be trained.
 
         The block loss is divided by what is known before the forward pass, so that accumulated micro-batches of equal
-        shape make exactly one large batch: the number of places, or, where the loss stops at a disagreement and the
-        number of counted places is not known, the number of blocks.
+        shape make exactly one large batch: the number of places, or, where not all of them count, of blocks.
         """
         objective, passes = self.objective, self.passes
         batch = self._lay_out(inputs)
@@ -124,22 +141,22 @@ class Distillation(nn.Module):
         else:
             labels = data_labels(batch, inputs["lengths"])
         counted = supervised(batch, proposals, labels, self.eos_ids, objective.until_disagreement)
+        hidden, rows = ours.blocks[counted], len(batch.ids)
+        by_place = passes.student.cross_entropy(hidden, labels[counted])
+        weights = torch.ones_like(by_place)
+        if objective.weights == "reach":
+            everywhere = torch.zeros_like(counted, dtype=by_place.dtype).masked_scatter(counted, by_place.detach())
+            weights = reach(everywhere, batch)[counted]
         if objective.teacher == "soft":
             assert theirs is not None
-            weights = torch.ones(int(counted.sum()), device=labels.device)
-            loss = passes.student.divergence_from(passes.teacher, theirs.blocks[counted], ours.blocks[counted], weights)
-        else:
-            loss = passes.student.cross_entropy(ours.blocks[counted], labels[counted])
-        rows = batch.ids.shape[0]
-        loss = loss / (rows * (len(batch.ks) if objective.until_disagreement else batch.slots))
+            by_place = passes.student.divergence_from(passes.teacher, theirs.blocks[counted], hidden)
+        loss = (by_place * weights).sum() / (rows * (len(batch.ks) if objective.by_block else batch.slots))
         if objective.next_token_weight:
             assert theirs is not None
             trainable = inputs["trainable"]
             weights = (trainable / (trainable.sum(1, keepdim=True).clamp_min(1) * rows))[trainable]
-            drift = passes.student.divergence_from(
-                passes.teacher, theirs.real[trainable], ours.real[trainable], weights
-            )
-            loss = loss + objective.next_token_weight * drift
+            drift = passes.student.divergence_from(passes.teacher, theirs.real[trainable], ours.real[trainable])
+            loss = loss + objective.next_token_weight * (drift * weights).sum()
         return loss, _statistics(batch, proposals, labels, self.eos_ids)
 
     @torch.no_grad()

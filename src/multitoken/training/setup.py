@@ -144,7 +144,7 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
 
 def reporters(config: AdaptConfig) -> list[str]:
     """The names in `report_to`. Raises `UsageError` for one that Trainer does not know or that is not installed."""
-    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
     names = [name.strip() for name in config.report_to.split(",") if name.strip()]
     if names in ([], ["none"]):
@@ -187,5 +187,6 @@ def _objective(config: AdaptConfig, report: DataReport) -> Objective:
         labels="data" if same else config.labels,
         teacher=config.teacher,
         until_disagreement=until_disagreement,
+        weights=config.loss_weights,
         next_token_weight=config.next_token_weight,
     )

@@ -116,6 +116,7 @@ def slow_loss(student, teacher, objective: Objective) -> torch.Tensor:
             block = own.detach().argmax(-1)
             read = teacher(torch.cat([prefix, block[:-1]])[None], use_cache=False).logits[0, -k:].clone()
             read[:, MASK] = -torch.inf
+            weight = 1.0
             for j in range(k):
                 if objective.labels == "data":
                     if anchor + 1 + j >= length:
@@ -126,12 +127,14 @@ def slow_loss(student, teacher, objective: Objective) -> torch.Tensor:
                 if objective.teacher == "soft":
                     keep = torch.arange(32) != MASK
                     p, q = read[j, keep].log_softmax(-1), own[j, keep].log_softmax(-1)
-                    total = total + (p.exp() * (p - q)).sum()
+                    total = total + weight * (p.exp() * (p - q)).sum()
                 else:
-                    total = total - own[j].log_softmax(-1)[label]
+                    total = total - weight * own[j].log_softmax(-1)[label]
+                if objective.weights == "reach" and j > 0:
+                    weight *= float(own[j].detach().softmax(-1)[label])
                 if objective.until_disagreement and block[j] != label:
                     break
-    total = total / (2 * (len(KS) if objective.until_disagreement else sum(KS)))
+    total = total / (2 * (len(KS) if objective.by_block else sum(KS)))
     if objective.next_token_weight:
         rows = []
         for row, length in zip(TOKENS, LENGTHS.tolist(), strict=True):
@@ -176,6 +179,10 @@ def inputs(tokens=TOKENS, lengths=LENGTHS, anchors=ANCHORS, ks=KS):
         Objective(until_disagreement=True),
         Objective(labels="data", until_disagreement=True),
         Objective(next_token_weight=0.5),
+        Objective(weights="reach"),
+        Objective(weights="reach", until_disagreement=True),
+        Objective(weights="reach", labels="data"),
+        Objective(weights="reach", teacher="soft"),
     ],
     ids=str,
 )
