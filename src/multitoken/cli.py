@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,10 +40,16 @@ def _console(json_output: bool = False) -> Console:
 
 def _adapt(**options: Any) -> None:
     """Adapt MODEL to several tokens a pass and save it to --output."""
-    from multitoken.training.adapt import adapt
-
+    dry_run = options.pop("dry_run", None)
     recipe = load_recipe(options.pop("config")) if options.get("config") else options.pop("config", None)
     config = make_config(recipe, **options)
+    if dry_run:
+        from multitoken.training.plan import plan, show
+
+        show(plan(config, _console()), config, _console())
+        return
+    from multitoken.training.adapt import adapt
+
     done = adapt(config=config, console=_console())
     _console().print(
         f"Saved {done.output} after {done.steps} steps, {done.seconds / 60:.1f} minutes.\n"
@@ -64,6 +71,8 @@ def _adapt_signature() -> inspect.Signature:
             annotation=Annotated[Path | None, typer.Option(help="A YAML file that holds any of these options.")],
         ),
     ]
+    dry_run = typer.Option("--dry-run", help="Measure a few steps and say what the run would take; write nothing.")
+    parameters.append(inspect.Parameter("dry_run", keyword, default=False, annotation=Annotated[bool, dry_run]))
     for name, field in AdaptConfig.model_fields.items():
         if name == "model":
             continue
@@ -234,6 +243,9 @@ def _print_json(value: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 wrong usage, 1 any other error, 130 interrupted."""
+    # transformers imports torchao wherever it is installed, which then tells of kernels for other machines.
+    for talkative in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(talkative).setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]

@@ -60,6 +60,7 @@ class BlockTrainer(Trainer):
         self._warmup = warmup
         self._examine = examine
         self._tally = _Tally()
+        self.tokens = 0  # of this process, in this run
 
     def compute_loss(
         self,
@@ -77,6 +78,7 @@ class BlockTrainer(Trainer):
                 + (f"The last good state is kept in {kept}" if kept else "No checkpoint was written yet")
             )
         self._tally.add(statistics)
+        self.tokens += statistics.tokens
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

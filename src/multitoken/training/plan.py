@@ -1,0 +1,195 @@
+"""`multitoken adapt --dry-run`: what a run would do, take and need, from a few measured steps. Nothing is kept."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import TrainerCallback
+
+from multitoken.checkpoints.atomic import check_output
+from multitoken.config import AdaptConfig
+from multitoken.errors import OutOfMemoryError
+
+from .adapt import make_trainer, memory_errors
+from .clock import Clock
+from .dataset import WriteAll
+from .memory import bytes_of, free_memory, peak_memory
+from .optimizer import MuonAdamW
+from .responses import Written
+from .setup import Setup, make_ready, training_arguments
+
+_STEPS = 4  # measured; the first, which warms up, is not counted
+_RESPONSES = 16  # written to measure how long all would take
+_HEADROOM = 1.1  # what fragments and longer rows may add
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`memory`: bytes by part, all together the measured peak. `why_not`: None where it fits. Where memory ran out before
+    a step was done, `memory` is empty and a step took 0 seconds."""
+
+    mask: str
+    data: str
+    trainable: int
+    parameters: int
+    memory: dict[str, int]
+    free: int
+    samples: int
+    steps: int
+    tokens: int
+    seconds_per_step: float
+    seconds_of_responses: float
+    why_not: str | None
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * self.seconds_per_step + self.seconds_of_responses
+
+
+def plan(config: AdaptConfig, console: Console) -> Plan:
+    """Make a run ready as `adapt` would, take a few steps and say what the whole would be.
+
+    Raises what `adapt` raises, but for memory that runs out: the plan says so.
+    """
+    check_output(config.output, overwrite=config.overwrite)
+    trial = config.model_copy(
+        update={"steps": _STEPS, "minutes": None, "report_to": "none", "patience": None, "evaluate_every": _STEPS + 1}
+        | {"checkpoint_every": _STEPS + 1, "resume": False}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        arguments = training_arguments(trial, work)
+        arguments.set_save(strategy="no")
+        device = arguments.device
+        free = free_memory(device)
+        sampled = _SampledWriter()
+        timer = _Timer()
+        why_not = None
+        with peak_memory(device) as peak:
+            setup = make_ready(trial, work, arguments, console, sampled.around)
+            clock = Clock(steps=_STEPS, minutes=None)
+            trainer = make_trainer(setup, arguments, clock, [timer])
+            try:
+                with memory_errors(trial):
+                    trainer.train()
+            except OutOfMemoryError as error:
+                why_not = str(error)
+        memory = {} if why_not else _parts(setup, _bare(trainer.optimizer), peak.bytes)
+    measured = len(timer.seconds)
+    per_step = statistics.median(timer.seconds[1:]) if measured > 1 else 0.0
+    steps = config.steps or (int(60 * config.minutes / per_step) if config.minutes and per_step else 0)
+    if why_not is None and peak.bytes * _HEADROOM > free:
+        why_not = f"{peak.bytes / 1e9:.1f} GB were taken, and {free / 1e9:.1f} GB were free: lower batch_size first"
+    model = setup.loaded.model
+    return Plan(
+        mask=setup.way.mask.describe(),
+        data=str(setup.data.report),
+        trainable=sum(p.numel() for p in setup.way.trained.parameters() if p.requires_grad),
+        parameters=sum(p.numel() for p in model.parameters()),
+        memory=memory,
+        free=free,
+        samples=len(setup.data.train),
+        steps=steps,
+        tokens=round(steps * trainer.tokens / measured) if measured else 0,
+        seconds_per_step=per_step,
+        seconds_of_responses=sampled.seconds_of_all,
+        why_not=why_not,
+    )
+
+
+def show(plan: Plan, config: AdaptConfig, console: Console) -> None:
+    """As a table, and a sentence that says whether to go on."""
+    table = Table(title=f"{config.method} adaptation of {config.model}", show_header=False)
+    rows = {
+        "mask token": plan.mask,
+        "data": plan.data,
+        "trainable parameters": f"{plan.trainable:,} beside {plan.parameters:,} of the model",
+    }
+    if plan.seconds_per_step:
+        passes = plan.steps * config.batch_size * config.gradient_accumulation / plan.samples
+        rows |= {
+            "steps": f"{plan.steps:,} of {plan.seconds_per_step:.2f} s, {plan.tokens:,} tokens",
+            "passes over the data": f"{passes:.1f}",
+            "time": f"{_hours(plan.seconds)}, of which {_hours(plan.seconds_of_responses)} for writing responses",
+        }
+    for name, size in plan.memory.items():
+        rows[f"memory: {name}"] = f"{size / 1e6:,.0f} MB"
+    rows["memory: free"] = f"{plan.free / 1e6:,.0f} MB"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+    console.print(f"It does not fit: {plan.why_not}." if plan.why_not else "It fits. Nothing was written.")
+
+
+def _hours(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes // 60} h {minutes % 60:02d} min" if minutes > 59 else f"{minutes} min"
+
+
+class _SampledWriter:
+    """Has a few responses written and takes them for all: lengths are what matters here."""
+
+    seconds_of_all = 0.0
+
+    def around(self, write: WriteAll) -> WriteAll:
+        def few(prompts: list[list[int]]) -> list[Written]:
+            chosen = prompts[:: max(1, len(prompts) // _RESPONSES)][:_RESPONSES]
+            started = time.monotonic()
+            written = write(chosen)
+            self.seconds_of_all = (time.monotonic() - started) * len(prompts) / len(chosen)
+            return [written[i % len(written)] for i in range(len(prompts))]
+
+        return few
+
+
+class _Timer(TrainerCallback):
+    """Seconds of each step, as the run itself would spend them."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._started = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._started = time.monotonic()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(time.monotonic() - self._started)
+
+
+def _parts(setup: Setup, optimizer: Optimizer | None, peak: int) -> dict[str, int]:
+    model, trained = setup.loaded.model, setup.way.trained
+    weights = bytes_of(chain(model.parameters(), model.buffers()))
+    every = bytes_of(chain(model.parameters(), model.buffers(), trained.parameters()))
+    teacher = setup.way.passes.teacher.model
+    copy = bytes_of(teacher.parameters()) if teacher is not model else 0
+    parts = {
+        "weights": weights,
+        "teacher's copy": copy,
+        "adapter": every - weights,
+        "gradients": sum(p.numel() * p.element_size() for p in trained.parameters() if p.requires_grad),
+        "optimizer": bytes_of(_state(optimizer)) if optimizer is not None else 0,
+    }
+    parts["activations and the rest"] = max(0, peak - sum(parts.values()))
+    return {name: size for name, size in parts.items() if size} | {"peak, measured": peak}
+
+
+def _bare(optimizer: Any) -> Optimizer | None:
+    """Out of accelerate's wrapping."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _state(optimizer: Optimizer) -> Iterator[Tensor]:
+    parts = [optimizer.muon, optimizer.adamw] if isinstance(optimizer, MuonAdamW) else [optimizer]
+    for part in parts:
+        for state in part.state.values():
+            yield from (value for value in state.values() if isinstance(value, torch.Tensor))

@@ -1,0 +1,68 @@
+"""A dry run keeps nothing, counts what trains, and says so where memory runs out."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from multitoken.config import make_config
+from multitoken.errors import OutputError
+from multitoken.training.plan import plan, show
+from multitoken.training.trainer import BlockTrainer
+from tests.unit.training.project import PROMPTS, make_project
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_project(tmp_path, PROMPTS)
+
+
+def planned(project, **options):
+    given = {"batch_size": 2, "gradient_accumulation": 2, "blocks_per_row": 3, "k_max": 4, "max_new_tokens": 12}
+    given |= {"model": project / "base", "data": project / "data.jsonl", "output": project / "adapted"}
+    config = make_config(**(given | options))
+    console = Console(file=io.StringIO(), width=200)
+    found = plan(config, console)
+    show(found, config, console)
+    return found, console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "gated"])
+def test_counts_and_keeps_nothing(project, method: str) -> None:
+    """What a plan leaves behind would stand in the way of the run itself."""
+    before = sorted(path.name for path in project.iterdir())
+    found, said = planned(project, method=method, steps=30, **({} if method == "full" else {"rank": 4}))
+    assert sorted(path.name for path in project.iterdir()) == before
+    assert found.steps == 30 and  found.why_not is None
+    assert ("teacher's copy" in found.memory) == (method == "full")
+    assert found.trainable == found.parameters if method == "full" else 0 < found.trainable < found.parameters
+    # AdamW keeps two numbers a parameter, and a step count of 4 bytes for each tensor.
+    assert 8 * found.trainable <= found.memory["optimizer"] <= 8 * found.trainable + 4096
+    assert found.memory["gradients"] == 4 * found.trainable
+    assert f"{found.samples} samples" in said and "took row 60" in said and "It fits" in said
+    assert found.seconds_of_responses > 0 and found.seconds > 30 * found.seconds_per_step
+
+
+def test_minutes_become_steps(project) -> None:
+    """Nobody thinks in steps before the first run."""
+    found, _ = planned(project, method="gated", rank=4, minutes=2)
+    assert found.steps == int(120 / found.seconds_per_step) and found.tokens > found.steps
+
+
+def test_what_does_not_fit_is_said_and_not_raised(project, monkeypatch) -> None:
+    """That is the question a dry run was asked."""
+
+    def full(*args, **kwargs):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(BlockTrainer, "compute_loss", full)
+    found, said = planned(project, steps=30)
+    assert found.why_not is not None and "It does not fit: out of memory with batch_size=2" in said
+
+
+def test_an_output_that_is_there_is_found_before_anything_is_measured(project) -> None:
+    """As the run itself would."""
+    (project / "adapted").mkdir()
+    (project / "adapted" / "mine").touch()
+    with pytest.raises(OutputError):
+        planned(project, steps=3)
