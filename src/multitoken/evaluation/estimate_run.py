@@ -77,25 +77,29 @@ def estimate_table(found: Estimate) -> Table:
     table.add_row(f"easy tokens (at least {EASY:.0%})", f"{s.easy_share:.0%}")
     table.add_row(f"mean run up to a hard token (at most {found.k})", f"{s.run_length:.1f} tokens")
     table.add_row("expected under Exact 0.5", f"[bold]{found.tokens_per_step:.1f} tokens per step[/bold]")
-    table.add_row("95%", f"{found.interval.low:.1f} to {found.interval.high:.1f}")
+    table.add_row("95%", _bounds(found))
     return table
 
 
 def in_words(found: Estimate) -> str:
-    """What to expect, what limits it, what it costs, and how far to trust it: a sentence each."""
-    low, high = found.interval
+    """What to expect, what limits it, what it costs, and how far to trust it: a line each."""
     hard = 1 - found.summary.easy_share
     limit = (
-        f"{hard:.0%} of its tokens are hard to foresee (the model itself gives them under {EASY:.0%}): they limit the gain"
+        f"{hard:.0%} of the tokens it writes are hard to foresee (it gives them under {EASY:.0%} itself)"
         if hard >= 0.05
-        else f"hardly any of its tokens is hard to foresee: the length of a block ({found.k}) limits the gain"
+        else f"the length of a block, {found.k}: hardly any of the tokens it writes is hard to foresee"
     )
-    beyond = " Its run length lies outside theirs, so trust it even less." if found.extrapolated else ""
+    beyond = " The run length here lies outside theirs." if found.extrapolated else ""
     return (
         f"Expect about {found.tokens_per_step:.1f} tokens per step under Exact 0.5 after adapting well "
-        f"(95%: {low:.1f} to {high:.1f}); now it is 1.\n"
+        f"(95%: {_bounds(found)}).\n"
         f"What limits it: {limit}.\n"
-        "What it costs: nothing in the output with --method gated and Exact; --method full changes the model itself.\n"
-        f"How sure that is: calibrated on {found.calibration}, all trained in full.{beyond} "
-        "Tokens per step is not wall-clock time."
+        "What it costs: with --method gated and Exact nothing in the output; --method full changes the model itself.\n"
+        f"How sure that is: calibrated on {found.calibration}, all trained in full.{beyond} A short trial says more: "
+        "multitoken adapt, then multitoken evaluate. Tokens per step are not yet time."
     )
+
+
+def _bounds(found: Estimate) -> str:
+    low, high = found.interval
+    return f"{low:.1f} to {high:.1f}" + (", the whole block" if high >= found.k else "")

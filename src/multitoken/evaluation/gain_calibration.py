@@ -116,7 +116,7 @@ class Calibration:
 
 def load_calibration() -> Calibration:
     """The committed one."""
-    return read_points(resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8"))
+    return read_points(resources.files("multitoken.evaluation").joinpath(FILE).read_text(encoding="utf-8"))
 
 
 def read_points(text: str) -> Calibration:
