@@ -1,7 +1,7 @@
 """What adapting would gain, foretold before any training from the model's predictions along its own responses.
 
-Drafts fail at tokens that are hard to foresee. So a response is cut into runs, each some easy tokens up to and with the
-first hard one (which the next step confirms or replaces, and emits all the same), as a step of Exact would take them:
+Drafts fail at tokens that are hard to foresee. So a response is cut into runs, as a step of Exact would take them: easy
+tokens, which are drafted, up to and with the first hard one, which is the model's own choice after its last good draft:
 
     easy    e e h e h h e e      k = 4
     runs    |e e h|e h|h|e e|    4 runs of 8 tokens: run length 2.0
