@@ -212,6 +212,42 @@ def _task(name: str, prompts: int | None, grader: str | None, max_new_tokens: in
     return embedded_task(name, 100 if prompts is None else prompts, max_new_tokens=max_new_tokens)
 
 
+@app.command("estimate")
+def estimate_command(
+    model: Annotated[str, typer.Argument(help="The model to adapt, not adapted yet; 'demo' is the embedded one.")],
+    data: Annotated[str, typer.Option(help="Prompts like those it will answer: the same sources as adapt's --data.")],
+    prompts: Annotated[int, typer.Option(min=1, help="How many of them to draw.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a response.")] = 256,
+    k_max: Annotated[int, typer.Option(help="The longest block that it would be adapted to.")] = 16,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")
+    ] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Foretell, before any training, what adapting MODEL would gain on prompts like these, and how sure that is."""
+    from multitoken.checkpoints.provenance import provenance
+    from multitoken.evaluation.estimate_run import (
+        estimate_gain,
+        estimate_table,
+        in_words,
+        load_original,
+        room_for_prompt,
+    )
+    from multitoken.training.prompt_sample import sample_prompts
+
+    loaded = load_original(_model_path(model, "base"), device=device, trust_remote_code=trust_remote_code)
+    sample = sample_prompts(data, loaded.tokenizer, prompts, longest=room_for_prompt(loaded, max_new_tokens))
+    console = _console(json_output)
+    console.print(f"Data: {sample}.")
+    found = estimate_gain(loaded, sample.prompts, console, k=k_max, max_new_tokens=max_new_tokens)
+    console.print(estimate_table(found))
+    console.print(in_words(found), markup=False, highlight=False)
+    if json_output:
+        drawn = {"records": sample.records, "dropped_too_long": sample.too_long}
+        _print_json({"provenance": provenance(), **dataclasses.asdict(found), **drawn})
+
+
 @app.command()
 def demo(
     fast: Annotated[bool, typer.Option("--fast", help="Use the embedded adapted checkpoint: under a minute.")] = False,
