@@ -144,7 +144,8 @@ def adapt(
 
 
 def _text_of(record: Record) -> str:
-    return " ".join(str(part) for part in (record.messages, record.prompt, record.response, record.text) if part)
+    parts = (record.messages, record.tools, record.prompt, record.response, record.text)
+    return " ".join(str(part) for part in parts if part)
 
 
 def _portable(config: AdaptConfig) -> dict[str, Any]:

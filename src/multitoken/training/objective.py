@@ -51,12 +51,17 @@ class BlockStatistics:
     tokens: int  # real ones and those of blocks
 
 
-def data_labels(batch: BlockBatch, lengths: Tensor) -> Tensor:
-    """The text's next token at each place, -100 behind its end. -> [B, M]."""
-    target = batch.positions[:, batch.real :] + 1
-    inside = target < lengths[:, None]
-    labels = batch.ids.gather(1, target.clamp_max(batch.real - 1))
-    return labels.masked_fill(~inside, -100)
+def data_labels(batch: BlockBatch) -> Tensor:
+    """The text's next token at each place; behind its end, anything. -> [B, M]."""
+    return batch.ids.gather(1, (batch.positions[:, batch.real :] + 1).clamp_max(batch.real - 1))
+
+
+def within_turns(batch: BlockBatch, ends: Tensor) -> Tensor:
+    """Which places predict a token of the turn that their anchor's next token belongs to. ends [B, N] -> [B, M] bool.
+
+    Behind it come the user's words, or a tool's, or nothing; decoding stops there.
+    """
+    return batch.positions[:, batch.real :] + 1 < ends[:, batch.block_of]
 
 
 def supervised(
@@ -101,16 +106,17 @@ class Distillation(nn.Module):
         return self._passes[0]
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, BlockStatistics]:
-        """inputs: tokens [B, T], lengths [B], anchors [B, N], ks [N], and trainable [B, T] bool: real positions whose
-        next-token prediction may be trained.
+        """inputs: tokens [B, T], lengths [B], anchors [B, N], ends [B, N] of their turns, ks [N], and trainable [B, T]
+        bool: real positions whose next-token prediction may be trained.
 
         The block loss is divided by what is known before the forward pass, so that accumulated micro-batches of equal
         shape make exactly one large batch: the number of places, or, where the loss stops at a disagreement and the
         number of counted places is not known, the number of blocks.
         """
         objective, passes = self.objective, self.passes
-        lengths = inputs["lengths"]
-        batch = pack_blocks(inputs["tokens"], lengths.tolist(), inputs["anchors"], inputs["ks"].tolist(), self.mask_id)
+        batch = pack_blocks(
+            inputs["tokens"], inputs["lengths"].tolist(), inputs["anchors"], inputs["ks"].tolist(), self.mask_id
+        )
         ours = passes.propose(batch)
         proposals = passes.student.best(ours.blocks)
         online = objective.labels == "online"
@@ -119,7 +125,8 @@ class Distillation(nn.Module):
             assert theirs is not None
             labels = passes.teacher.best(theirs.blocks)
         else:
-            labels = data_labels(batch, lengths)
+            labels = data_labels(batch)
+        labels = labels.masked_fill(~within_turns(batch, inputs["ends"]), -100)
         counted = supervised(batch, proposals, labels, self._eos, objective.until_disagreement)
         if objective.teacher == "soft":
             assert theirs is not None

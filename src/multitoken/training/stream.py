@@ -27,7 +27,11 @@ class StreamOptions:
 
 
 class BlockStream(Dataset[dict[str, list[int]]]):
-    """Item i is row `i % rows_per_step` of step `i // rows_per_step`: token ids, anchors [N], ks [N], first anchor."""
+    """Item i is row `i % rows_per_step` of step `i // rows_per_step`: its token ids, where anchors may stand (`places`),
+    anchors [N] drawn from them, the end of each one's turn [N], and ks [N].
+
+    An anchor stands where the *next* token is to be predicted. Its block may run up to the end of that token's turn.
+    """
 
     def __init__(self, samples: list[Sample], options: StreamOptions, steps: int) -> None:
         self.samples = samples
@@ -42,16 +46,16 @@ class BlockStream(Dataset[dict[str, list[int]]]):
         o = self.options
         epoch, within = divmod(i, len(self.samples))
         sample = self.samples[self._order(epoch)[within]]
-        ids = [*sample.prompt_ids, *sample.response_ids]
-        first = max(0, len(sample.prompt_ids) - 1) if o.train_on == "response" else 0
-        last = len(ids) - 2  # the last token is an EOS, or is cut off from what it was followed by
+        turns = sample.predictable(o.train_on)
+        end_of = {place: end for start, end in turns for place in range(start - 1, end - 1)}
+        places = list(end_of)
         step_rng = random.Random(f"{o.seed}:ks:{i // o.rows_per_step}")
         ks = [o.k_max if o.fixed_k else step_rng.randint(2, o.k_max) for _ in range(o.blocks)]
         rng = random.Random(f"{o.seed}:anchors:{i}")
-        places = list(range(first, last + 1))
         anchors = [places[rng.randrange(len(places))] for _ in range(max(0, o.blocks - len(places)))]
         anchors += rng.sample(places, o.blocks - len(anchors))
-        return {"ids": ids, "anchors": anchors, "ks": ks, "first": [first]}
+        ends = [end_of[anchor] for anchor in anchors]
+        return {"ids": [*sample.ids], "places": places, "anchors": anchors, "ends": ends, "ks": ks}
 
     def _epoch_order(self, epoch: int) -> list[int]:
         """A permutation whose windows are sorted by length, the steps within a window shuffled."""
@@ -61,27 +65,24 @@ class BlockStream(Dataset[dict[str, list[int]]]):
         rows, window = self.options.rows_per_step, self.options.rows_per_step * _WINDOW
         result: list[int] = []
         for start in range(0, len(order), window):
-            part = sorted(order[start : start + window], key=lambda s: _length(self.samples[s]))
+            part = sorted(order[start : start + window], key=lambda s: len(self.samples[s].ids))
             steps = [part[j : j + rows] for j in range(0, len(part), rows)]
             rng.shuffle(steps)
             result += [s for step in steps for s in step]
         return result
 
 
-def _length(sample: Sample) -> int:
-    return len(sample.prompt_ids) + len(sample.response_ids)
-
-
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """Right-padded tensors: tokens [B, T], lengths [B], anchors [B, N], ks [N], trainable [B, T] bool."""
+    """Right-padded tensors: tokens [B, T], lengths [B], anchors [B, N], ends [B, N], ks [N], trainable [B, T] bool."""
     longest = max(len(row["ids"]) for row in rows)
-    lengths = torch.tensor([len(row["ids"]) for row in rows])
-    first = torch.tensor([row["first"][0] for row in rows])
-    steps = torch.arange(longest)
+    trainable = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for marked, row in zip(trainable, rows, strict=True):
+        marked[row["places"]] = True
     return {
         "tokens": torch.tensor([row["ids"] + [0] * (longest - len(row["ids"])) for row in rows]),
-        "lengths": lengths,
+        "lengths": torch.tensor([len(row["ids"]) for row in rows]),
         "anchors": torch.tensor([row["anchors"] for row in rows]),
+        "ends": torch.tensor([row["ends"] for row in rows]),
         "ks": torch.tensor(rows[0]["ks"]),
-        "trainable": (steps >= first[:, None]) & (steps < lengths[:, None] - 1),
+        "trainable": trainable,
     }
