@@ -200,6 +200,7 @@ def _stream_options(config: AdaptConfig) -> StreamOptions:
         k_max=config.k_max,
         fixed_k=config.k_schedule == "fixed",
         train_on=config.train_on,
+        pack=config.pack,
     )
 
 

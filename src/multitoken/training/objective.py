@@ -53,7 +53,7 @@ class BlockStatistics:
 
 def data_labels(batch: BlockBatch) -> Tensor:
     """The text's next token at each place; behind its end, anything. -> [B, M]."""
-    return batch.ids.gather(1, (batch.positions[:, batch.real :] + 1).clamp_max(batch.real - 1))
+    return batch.ids.gather(1, batch.target.clamp_max(batch.real - 1))
 
 
 def within_turns(batch: BlockBatch, ends: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def within_turns(batch: BlockBatch, ends: Tensor) -> Tensor:
 
     Behind it come the user's words, or a tool's, or nothing; decoding stops there.
     """
-    return batch.positions[:, batch.real :] + 1 < ends[:, batch.block_of]
+    return batch.target < ends[:, batch.block_of]
 
 
 def supervised(
@@ -106,16 +106,22 @@ class Distillation(nn.Module):
         return self._passes[0]
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, BlockStatistics]:
-        """inputs: tokens [B, T], lengths [B], anchors [B, N], ends [B, N] of their turns, ks [N], and trainable [B, T]
-        bool: real positions whose next-token prediction may be trained.
+        """inputs: tokens [B, T], lengths [B], segments [B, T], anchors [B, N], ends [B, N] of their turns, ks [N], and
+        trainable [B, T] bool: real positions whose next-token prediction may be trained.
 
         The block loss is divided by what is known before the forward pass, so that accumulated micro-batches of equal
         shape make exactly one large batch: the number of places, or, where the loss stops at a disagreement and the
-        number of counted places is not known, the number of blocks.
+        number of counted places is not known, the number of blocks. (The loss on real tokens is a mean over samples,
+        which are not equally many in every micro-batch of packed rows.)
         """
         objective, passes = self.objective, self.passes
         batch = pack_blocks(
-            inputs["tokens"], inputs["lengths"].tolist(), inputs["anchors"], inputs["ks"].tolist(), self.mask_id
+            inputs["tokens"],
+            inputs["lengths"].tolist(),
+            inputs["anchors"],
+            inputs["ks"].tolist(),
+            self.mask_id,
+            segments=inputs["segments"],
         )
         ours = passes.propose(batch)
         proposals = passes.student.best(ours.blocks)
@@ -139,12 +145,21 @@ class Distillation(nn.Module):
         if objective.next_token_weight:
             assert theirs is not None
             trainable = inputs["trainable"]
-            weights = (trainable / (trainable.sum(1, keepdim=True).clamp_min(1) * rows))[trainable]
+            weights = _mean_of_means(trainable, inputs["segments"])
             drift = passes.student.divergence_from(
                 passes.teacher, theirs.real[trainable], ours.real[trainable], weights
             )
             loss = loss + objective.next_token_weight * drift
         return loss, _statistics(batch, proposals, labels, self._eos)
+
+
+def _mean_of_means(chosen: Tensor, segments: Tensor) -> Tensor:
+    """Weights of the chosen places: their mean in each sample, and the mean of the samples'. Both [B, T] -> [number]."""
+    rows = torch.arange(len(segments), device=segments.device)[:, None]
+    _, sample, count = torch.unique(
+        (rows * segments.shape[1] + segments)[chosen], return_inverse=True, return_counts=True
+    )
+    return 1 / (count[sample] * len(count))
 
 
 def _statistics(batch: BlockBatch, proposals: Tensor, labels: Tensor, eos: Tensor) -> BlockStatistics:

@@ -37,7 +37,7 @@ def validate(distillation: Distillation, samples: list[Sample], options: StreamO
         return None
     distillation.eval()
     steps = max(1, min(len(samples), MOST_ROWS) // rows)
-    stream = BlockStream(samples, replace(options, rows_per_step=rows, fixed_k=True), steps)
+    stream = BlockStream(samples, replace(options, rows_per_step=rows, fixed_k=True, pack=False), steps)
     device = next(distillation.parameters()).device
     agreed, seen, accepted = torch.zeros(options.k_max), torch.zeros(options.k_max), 0.0
     for step in range(steps):

@@ -164,8 +164,8 @@ def inputs(tokens=TOKENS, lengths=LENGTHS, anchors=ANCHORS, ks=KS):
     trainable = torch.arange(tokens.shape[1]) < lengths[:, None] - 1
     ends = lengths[:, None].expand_as(anchors)
     return {
-        "tokens": tokens, "lengths": lengths, "anchors": anchors, "ends": ends, "ks": torch.tensor(ks),
-        "trainable": trainable,
+        "tokens": tokens, "lengths": lengths, "segments": torch.zeros_like(tokens), "anchors": anchors, "ends": ends,
+        "ks": torch.tensor(ks), "trainable": trainable,
     }  # fmt: skip
 
 
