@@ -54,6 +54,22 @@ def test_anchors_stand_in_every_turn_of_the_assistant_and_know_its_end() -> None
     assert every["places"] == list(range(9)) and set(every["ends"]) == {10}
 
 
+def test_samples_share_a_row_each_in_its_own_segment() -> None:
+    """Lengths 8, 3, 13, 32: the last fills a row, the others share one. Turn ends and places move with their sample."""
+    packed = stream(pack=True, rows_per_step=2)
+    assert len(packed.rows) == 2
+    items = [packed[i] for i in range(2)]
+    assert sorted(item["lengths"] for item in items) == [[13, 8, 3], [32]]
+    shared = next(item for item in items if len(item["lengths"]) == 3)
+    assert shared["ids"] == [*SAMPLES[2].ids, *SAMPLES[0].ids, *SAMPLES[1].ids]
+    assert shared["places"] == [*range(3, 12), *range(15, 20), *range(21, 23)]
+    batch = collate(items)
+    assert torch.bincount(batch["segments"].flatten() + 1).tolist() == [8, 45, 8, 3]
+    assert {13, 21, 24} >= set(shared["ends"])
+    epoch = [packed[i]["ids"] for i in range(2, 4)]
+    assert sorted(epoch) == sorted(item["ids"] for item in items), "every epoch shows every row once"
+
+
 def test_every_epoch_shows_every_sample_once() -> None:
     """Sorting by length within windows must not lose or repeat samples."""
     s = stream(rows_per_step=2)
