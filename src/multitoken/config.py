@@ -53,6 +53,8 @@ class AdaptConfig(BaseModel):
     """Forward passes whose gradients are added up for one optimizer step."""
     max_length: int = Field(default=1024, ge=4)
     """Tokens of prompt and response together; longer samples are cut."""
+    pack: bool = False
+    """Let short samples share a row as long as the longest sample; none sees another, and blocks are the row's."""
     validation_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the prompts that is kept from training and measured instead."""
 

@@ -20,12 +20,16 @@ Masks = Tensor | dict[str, Tensor]
 
 
 class AttentionRule:
-    """Boolean tables [L, L], one per kind of layer: `table[q, kv]` says whether position q sees position kv."""
+    """Boolean tables [L, L], one per kind of layer: `table[q, kv]` says whether position q sees position kv.
+
+    A plainly causal kind has None in place of a table: long training rows do without one, decoding makes it for its views.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._eager = model.config._attn_implementation == "eager"  # adds its mask; a boolean one is silently wrong
-        self._tables: Tensor | dict[str, Tensor] | None = None
+        self._tables: Tensor | dict[str, Tensor | None] | None = None
+        self._causal: Tensor | None = None
         self._length = 0
 
     @torch.no_grad()
@@ -47,15 +51,14 @@ class AttentionRule:
             position_ids=torch.arange(length, device=ids.device)[None],
         )
         self._tables = (
-            {kind: self._table(mask, length) for kind, mask in masks.items()}
-            if isinstance(masks, dict)
-            else self._table(masks, length)
+            {kind: self._table(mask) for kind, mask in masks.items()} if isinstance(masks, dict) else self._table(masks)
         )
+        self._causal = None
         self._length = length
 
-    def _table(self, mask: Tensor | None, length: int) -> Tensor:
+    def _table(self, mask: Tensor | None) -> Tensor | None:
         if mask is None:  # "plainly causal", which sdpa need not be told
-            return torch.ones(length, length, dtype=torch.bool, device=self._model.device).tril()
+            return None
         if mask.ndim != 4:
             raise DecodingError(
                 f"{type(self._model).__name__} has layers that are not attention over positions (recurrent or "
@@ -63,8 +66,15 @@ class AttentionRule:
             )
         return mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
 
-    def _map(self, look_up: Callable[[Tensor], Tensor]) -> Masks:
-        assert self._tables is not None, "grow() comes first"
+    def _or_causal(self, table: Tensor | None) -> Tensor:
+        if table is not None:
+            return table
+        if self._causal is None:
+            self._causal = torch.ones(self._length, self._length, dtype=torch.bool, device=self._model.device).tril()
+        return self._causal
+
+    def _map(self, look_up: Callable[[Tensor | None], Tensor]) -> Masks:
+        assert self._length, "grow() comes first"
         if isinstance(self._tables, dict):
             return {kind: self._finish(look_up(table)) for kind, table in self._tables.items()}
         return self._finish(look_up(self._tables))
@@ -81,13 +91,15 @@ class AttentionRule:
 
     def contiguous(self, start: int, width: int) -> Masks:
         """One row whose queries are positions start .. start + width - 1, keys the slots before them and they: a view."""
-        return self._map(lambda table: table[start : start + width, : start + width][None])
+        rows, columns = slice(start, start + width), slice(start + width)
+        return self._map(lambda table: self._or_causal(table)[rows, columns][None])
 
     def slots(self, positions: Tensor, view: int) -> Masks:
         """Queries at `positions` [B, S] against the cache slots 0 .. view - 1, where slot = position."""
-        return self._map(lambda table: table[positions, :view])
+        return self._map(lambda table: self._or_causal(table)[positions, :view])
 
     def between(self, queries: Tensor, keys: Tensor, allowed: Tensor) -> Masks:
         """Queries at positions [B, S], keys at positions [B, T], and only where `allowed` [B, S, T] says so too."""
         self.grow(int(torch.maximum(queries.max(), keys.max())) + 1)
-        return self._map(lambda table: table[queries[:, :, None], keys[:, None, :]] & allowed)
+        q, kv = queries[:, :, None], keys[:, None, :]
+        return self._map(lambda table: (kv <= q if table is None else table[q, kv]) & allowed)

@@ -9,6 +9,14 @@ Real tokens stand once, in front. A block repeats its anchor and adds k - 1 mask
 anchor and, causally, itself. Its k logits are what a plain forward pass over [tokens up to the anchor, k - 1 masks] gives
 at its last k places. All logits that a loss needs stand at the end of the row, whatever the anchors.
 
+Short samples may share a row, as segments: positions start anew in each, and none sees another. The two samples `a b c`
+and `d e`, with a block of k = 2 in either:
+
+    index     0  1  2  3  4 | 5  6 | 7  8
+    token     a  b  c  d  e | b  M | d  M
+    segment   0  0  0  1  1 | 0  0 | 1  1           anchors are the indices 1 and 3
+    position  0  1  2  0  1 | 1  2 | 0  1
+
 Shapes: B rows, T real tokens (right-padded), M = sum of the ks, S = T + M.
 """
 
@@ -19,20 +27,23 @@ import torch
 from torch import Tensor
 
 REAL, PADDING = -1, -2
+Index = slice | Tensor
 
 
 @dataclass(frozen=True)
 class BlockBatch:
-    """Rows of real tokens and blocks. Every row has the same ks; anchors are its own.
+    """Rows of real tokens and blocks. Every row has the same ks; anchors, and segments, are its own.
 
     Invariant: `ids[:, T + m]` is the row's anchor token where `place[m] == 0` and the mask token elsewhere, and
     `positions[:, T + m]` is its anchor's position + `place[m]`.
     """
 
     ids: Tensor  # [B, S] token ids
-    positions: Tensor  # [B, S] true positions
+    positions: Tensor  # [B, S] true positions, in the token's own segment
+    segment: Tensor  # [B, S] number of the sample that the token belongs to
     block: Tensor  # [B, S] number of the block, REAL, or PADDING
-    anchor: Tensor  # [B, S] a block's anchor position; for real tokens their own position
+    anchor: Tensor  # [B, S] position of a block's anchor; for real tokens their own position
+    target: Tensor  # [B, M] index in the row of the real token that stands where the place predicts
     place: Tensor  # [M] 0 at an anchor, 1 .. k - 1 at masks
     block_of: Tensor  # [M] number of the block
     ks: tuple[int, ...]
@@ -43,12 +54,19 @@ class BlockBatch:
         """M: how many logits at the end belong to blocks."""
         return len(self.place)
 
-    def rule(self) -> Tensor:
-        """[B, S, S] bool: who may see whom, to be intersected with the model's own rule over positions."""
-        block_q, block_kv = self.block[:, :, None], self.block[:, None, :]
-        real = (block_kv == REAL) & (self.positions[:, None, :] < self.anchor[:, :, None])
-        own = (block_kv == block_q) & (self.positions[:, None, :] <= self.positions[:, :, None])
-        return real | own
+    def rule(self, queries: Index = slice(None), keys: Index = slice(None), *, anchors_repeated: bool = True) -> Tensor:
+        """[B, Q, K] bool: who may see whom, to be intersected with the model's own rule over positions.
+
+        queries, keys: indices in the row. `anchors_repeated=False`: the blocks are fed without their anchors, and see
+        the real tokens at them instead.
+        """
+        block_q, block_kv = self.block[:, queries, None], self.block[:, None, keys]
+        position_q, position_kv = self.positions[:, queries, None], self.positions[:, None, keys]
+        anchor = self.anchor[:, queries, None]
+        before = position_kv < anchor if anchors_repeated else position_kv <= anchor
+        real = (block_kv == REAL) & before
+        own = (block_kv == block_q) & (position_kv <= position_q)
+        return (real | own) & (self.segment[:, queries, None] == self.segment[:, None, keys])
 
     def with_proposals(self, proposals: Tensor) -> Tensor:
         """Ids [B, S] with each mask replaced by the proposal for its position. proposals: [B, M], one per place.
@@ -62,24 +80,47 @@ class BlockBatch:
         return ids
 
 
-def pack_blocks(tokens: Tensor, lengths: Sequence[int], anchors: Tensor, ks: Sequence[int], mask_id: int) -> BlockBatch:
-    """Lay out blocks. tokens [B, T] right-padded, lengths of the rows, anchors [B, N] positions, ks [N] (>= 1 each)."""
+def pack_blocks(
+    tokens: Tensor,
+    lengths: Sequence[int],
+    anchors: Tensor,
+    ks: Sequence[int],
+    mask_id: int,
+    *,
+    segments: Tensor | None = None,
+) -> BlockBatch:
+    """Lay out blocks. tokens [B, T] right-padded, lengths of the rows, anchors [B, N] indices, ks [N] (>= 1 each).
+
+    segments [B, T]: which sample of its row a token belongs to, those of a sample side by side; without it, a row is
+    one sample.
+    """
     rows, real = tokens.shape
     device = tokens.device
     k = torch.tensor(list(ks), device=device)
     block_of = torch.repeat_interleave(torch.arange(len(ks), device=device), k)
     place = torch.cat([torch.arange(n, device=device) for n in ks])
-    steps = torch.arange(real, device=device)
-    anchor = anchors.to(device)[:, block_of]
-    anchor_ids = tokens.gather(1, anchor)
-    is_padding = steps[None] >= torch.tensor(list(lengths), device=device)[:, None]
+    steps = torch.arange(real, device=device).expand(rows, -1)
+    segment = torch.zeros_like(tokens) if segments is None else segments.to(device)
+    positions = steps - _starts(segment, steps)
+    index = anchors.to(device)[:, block_of]
+    anchor = positions.gather(1, index)
+    is_padding = steps >= torch.tensor(list(lengths), device=device)[:, None]
     return BlockBatch(
-        ids=torch.cat([tokens, torch.where(place > 0, mask_id, anchor_ids)], 1),
-        positions=torch.cat([steps.expand(rows, -1), anchor + place], 1),
+        ids=torch.cat([tokens, torch.where(place > 0, mask_id, tokens.gather(1, index))], 1),
+        positions=torch.cat([positions, anchor + place], 1),
+        segment=torch.cat([segment, segment.gather(1, index)], 1),
         block=torch.cat([torch.where(is_padding, PADDING, REAL), block_of.expand(rows, -1)], 1),
-        anchor=torch.cat([steps.expand(rows, -1), anchor], 1),
+        anchor=torch.cat([positions, anchor], 1),
+        target=index + place + 1,
         place=place,
         block_of=block_of,
         ks=tuple(ks),
         real=real,
     )
+
+
+def _starts(segment: Tensor, steps: Tensor) -> Tensor:
+    """Index at which each token's segment starts. Both [B, T]."""
+    is_first = torch.ones_like(segment, dtype=torch.bool)
+    is_first[:, 1:] = segment[:, 1:] != segment[:, :-1]
+    return torch.where(is_first, steps, 0).cummax(1).values

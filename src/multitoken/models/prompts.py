@@ -15,15 +15,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
+Tool = dict[str, Any]
 
 
 def encode_prompt(
-    prompt: str | list[Message], tokenizer: "PreTrainedTokenizerBase", *, chat: bool | None = None
+    prompt: str | list[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    chat: bool | None = None,
+    tools: Sequence[Tool] | None = None,
 ) -> list[int]:
     """The ids a model should continue.
 
     A string is one user message if the tokenizer has a chat template (`chat=False`: plain text all the same); a list
-    is a chat of `{"role": ..., "content": ...}` and always needs the template.
+    is a chat of `{"role": ..., "content": ...}` and always needs the template, which is given the tools as well.
     Raises `UsageError` for a prompt that cannot be, `ModelError` where a template is needed and there is none.
     """
     if isinstance(prompt, str):
@@ -40,7 +45,7 @@ def encode_prompt(
         messages = check_messages(prompt)
         if messages[-1]["role"] == "assistant":
             raise UsageError("the last message is the assistant's: expected one to answer, such as a user's")
-    return tokenize(render_chat(messages, tokenizer, for_reply=True), tokenizer)
+    return tokenize(render_chat(messages, tokenizer, tools=tools, for_reply=True), tokenizer)
 
 
 def user_message(content: str) -> Message:
@@ -48,19 +53,31 @@ def user_message(content: str) -> Message:
 
 
 def check_messages(messages: object) -> tuple[Message, ...]:
-    """The messages as they are. Raises `UsageError` unless each has a role and a text."""
+    """The messages as they are. Raises `UsageError` unless each has a role and a text, or calls of tools instead."""
     if not isinstance(messages, list | tuple) or not messages:
         raise UsageError(f"found {_short(messages)}; expected a list of messages, each with 'role' and 'content'")
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict):
             raise UsageError(f"message {number} is {_short(message)}; expected a mapping with 'role' and 'content'")
+        calls = message.get("tool_calls")
+        if calls is not None and not (
+            isinstance(calls, list | tuple) and all(isinstance(call, dict) for call in calls)
+        ):
+            raise UsageError(f"message {number} has tool_calls {_short(calls)}; expected a list of mappings")
         for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
+            may_lack = key == "content" and calls and message.get(key) is None
+            if not isinstance(message.get(key), str) and not may_lack:
                 raise UsageError(f"message {number} has {key} {_short(message.get(key))}; expected a string")
     return tuple(messages)
 
 
-def render_chat(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", *, for_reply: bool) -> str:
+def render_chat(
+    messages: Sequence[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    for_reply: bool,
+    tools: Sequence[Tool] | None = None,
+) -> str:
     """The chat template's text, with the opening of the assistant's turn at its end if `for_reply`.
 
     Raises `ModelError` without a template and `UsageError` with the template's own complaint (such as roles that do
@@ -69,7 +86,12 @@ def render_chat(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase
     if tokenizer.chat_template is None:
         raise ModelError("the tokenizer has no chat template, which chat messages need: give the prompt as plain text")
     try:
-        rendered = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=for_reply)
+        rendered = tokenizer.apply_chat_template(
+            list(messages),
+            tools=list(tools) if tools else None,  # pyright: ignore[reportArgumentType]
+            tokenize=False,
+            add_generation_prompt=for_reply,
+        )
     except jinja2.TemplateError as error:
         raise UsageError(f"the model's chat template refuses these messages: {error}") from error
     assert isinstance(rendered, str)

@@ -55,8 +55,10 @@ def _relative(ours: Tensor, plain: Tensor) -> float:
 
 
 def _packed_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
-    anchors, ks = [len(tokens) // 4, len(tokens) - 1], (3, 4)
-    batch = pack_blocks(tokens[None], [len(tokens)], torch.tensor([anchors]), ks, mask_id)
+    """Two samples in one row, and a block in either."""
+    start, anchors, ks = len(tokens) // 2, [len(tokens) // 4, len(tokens) - 1], (3, 4)
+    segments = (torch.arange(len(tokens), device=tokens.device) >= start).long()
+    batch = pack_blocks(tokens[None], [len(tokens)], torch.tensor([anchors]), ks, mask_id, segments=segments[None])
     masks = AttentionRule(model).between(batch.positions, batch.positions, batch.rule())
     logits = model(
         input_ids=batch.ids,
@@ -66,7 +68,8 @@ def _packed_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float
         logits_to_keep=batch.slots,
     ).logits[0, -batch.slots :]
     ids = tokens.tolist()
-    plain = [_plain(model, ids[: a + 1] + [mask_id] * (k - 1), k) for a, k in zip(anchors, ks, strict=True)]
+    prefixes = ids[: anchors[0] + 1], ids[start : anchors[1] + 1]
+    plain = [_plain(model, prefix + [mask_id] * (k - 1), k) for prefix, k in zip(prefixes, ks, strict=True)]
     return _relative(logits.float(), torch.cat(plain))
 
 

@@ -35,6 +35,8 @@ class DataReport:
     """Records dropped: fewer than two tokens to train on."""
     no_room: int
     """Records dropped: the prompt alone reaches max_length."""
+    last_turn_only: int
+    """Conversations trained on in their last turn alone: the chat template renders earlier ones differently."""
 
     def __str__(self) -> str:
         counts = {
@@ -43,6 +45,8 @@ class DataReport:
             "cut at max_length": self.cut,
             f"dropped with fewer than {SHORTEST} tokens to train on": self.too_short,
             "dropped with a prompt that fills max_length": self.no_room,
+            "trained on in their last turn only, since the chat template renders earlier turns differently once "
+            "others follow": self.last_turn_only,
         }
         return ", ".join([f"{self.records:,} records", *(f"{n:,} {what}" for what, n in counts.items() if n)])
 
@@ -99,9 +103,10 @@ def prepare_samples(
         records=total,
         written=len(written),
         unfinished=sum(not ended for _, ended in written),
-        cut=sum(not s.ended and len(s.prompt_ids) + len(s.response_ids) == config.max_length for _, s in samples),
+        cut=sum(not s.ended and len(s.ids) == config.max_length for _, s in samples),
         too_short=len(samples) - len(kept),
         no_room=no_room,
+        last_turn_only=sum(s.last_turn_only for _, s in samples),
     )
     if not kept:
         raise DataError(
@@ -121,10 +126,7 @@ def _name(record: Record, item: Sample | Prompt) -> str:
 
 
 def _trainable(sample: Sample, train_on: str) -> int:
-    """Tokens that a block may predict: the first of all has nothing before it to predict it from."""
-    if train_on == "response" and sample.prompt_ids:
-        return len(sample.response_ids)
-    return len(sample.prompt_ids) + len(sample.response_ids) - 1
+    return sum(end - start for start, end in sample.predictable(train_on))
 
 
 def _held_out(names: Collection[str], share: float) -> set[str]:

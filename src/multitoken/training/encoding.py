@@ -2,6 +2,7 @@
 
 Apart, because a response that is decoded starts behind exactly the prompt's ids: a merge across the seam in training
 would be one that inference never sees. The seam is the data's own: nothing is put between a plain prompt and response.
+A conversation is cut at each of the assistant's turns alike.
 """
 
 import hashlib
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from multitoken.errors import DataError, UsageError
 from multitoken.models.prompts import (
+    Message,
+    Tool,
     encode_prompt,
-    render_chat,
     tokenize,
     tokenize_continuation,
     tokenize_text,
@@ -20,6 +22,7 @@ from multitoken.models.prompts import (
 )
 
 from .sources import Record
+from .turns import Span, render_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,11 +30,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A prompt with its response. `ended`: the response really ended, and its last id is an EOS."""
+    """Token ids and the spans [start, end) in them that the model is to write: responses, or the assistant's turns.
 
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
+    A turn's last id is the token that ends it, an EOS, wherever the template has one. `ended`: so it is with the last.
+    `last_turn_only`: the chat template did not let earlier turns be told apart.
+    """
+
+    ids: tuple[int, ...]
+    turns: tuple[Span, ...]
     ended: bool
+    last_turn_only: bool = False
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """What stands before the first turn."""
+        return self.ids[: self.turns[0][0]] if self.turns else self.ids
+
+    @property
+    def response_ids(self) -> tuple[int, ...]:
+        """The first turn and all behind it."""
+        return self.ids[len(self.prompt_ids) :]
+
+    def predictable(self, train_on: str) -> tuple[Span, ...]:
+        """Spans of tokens that a block may predict: the first of all has nothing before it to predict it from."""
+        turns = self.turns if train_on == "response" else ((0, len(self.ids)),)
+        return tuple((max(1, start), end) for start, end in turns)
+
+    def cut(self, length: int) -> "Sample":
+        """At most `length` ids of it. What is cut has not ended."""
+        if len(self.ids) <= length:
+            return self
+        turns = tuple((start, min(end, length)) for start, end in self.turns if start < length)
+        return Sample(self.ids[:length], turns, False, self.last_turn_only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +84,21 @@ def encode_record(
     `eos_ids` are what ends a response besides the tokenizer's own EOS (chat models often have two).
     Raises `DataError` for text that holds the mask token or that the chat template cannot render as prompt + response.
     """
+    ends = {*eos_ids, *([own] if isinstance(own := tokenizer.eos_token_id, int) else [])}
     try:
-        prompt_ids, response_ids = _prompt_and_response(record, tokenizer)
+        item = _encode(record, tokenizer, ends)
     except UsageError as error:
         raise DataError(f"{record.where}: {error}") from error
-    if mask_id is not None and (mask_id in prompt_ids or mask_id in (response_ids or ())):
+    if mask_id is not None and mask_id in (item.ids if isinstance(item, Sample) else item.prompt_ids):
         token = tokenizer.convert_ids_to_tokens(mask_id)
         raise DataError(f"{record.where}: the text holds the mask token {token!r} (id {mask_id}): take it out")
-    if response_ids is None:
-        return Prompt(tuple(prompt_ids))
-    return make_sample(prompt_ids, *_end(response_ids, tokenizer, eos_ids), max_length)
+    return item.cut(max_length) if isinstance(item, Sample) else item
 
 
 def make_sample(prompt_ids: Sequence[int], response_ids: Sequence[int], ended: bool, max_length: int) -> Sample:
-    """A sample of at most `max_length` ids; a response that is cut has not ended."""
-    room = max(0, max_length - len(prompt_ids))
-    return Sample(tuple(prompt_ids), tuple(response_ids[:room]), ended and len(response_ids) <= room)
+    """One prompt, one response, at most `max_length` ids."""
+    ids = (*prompt_ids, *response_ids)
+    return Sample(ids, ((len(prompt_ids), len(ids)),) if response_ids else (), ended).cut(max_length)
 
 
 def fingerprint(ids: Sequence[int], salt: str = "") -> str:
@@ -77,50 +106,71 @@ def fingerprint(ids: Sequence[int], salt: str = "") -> str:
     return hashlib.sha256(f"{salt}|{','.join(map(str, ids))}".encode()).hexdigest()
 
 
-def _prompt_and_response(record: Record, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int] | None]:
+def _encode(record: Record, tokenizer: "PreTrainedTokenizerBase", ends: Collection[int]) -> Sample | Prompt:
     if record.text is not None:
-        return tokenize_text(record.text, tokenizer)
+        leading, body = tokenize_text(record.text, tokenizer)
+        return _sample([*leading, *body], [(len(leading), len(leading) + len(body))], tokenizer, ends)
     if record.messages is not None:
-        return _chat(record, list(record.messages), tokenizer)
+        return _encode_chat(record.messages, record.tools, tokenizer, ends)
     assert record.prompt is not None
     if tokenizer.chat_template is None:
-        response = None if record.response is None else tokenize_continuation(record.response, tokenizer)
-        return encode_prompt(record.prompt, tokenizer), response
-    messages = [user_message(record.prompt)]
-    if record.response is not None:
-        messages.append({"role": "assistant", "content": record.response})
-    return _chat(record, messages, tokenizer)
+        prompt = encode_prompt(record.prompt, tokenizer)
+        if record.response is None:
+            return Prompt(tuple(prompt))
+        ids = [*prompt, *tokenize_continuation(record.response, tokenizer)]
+        return _sample(ids, [(len(prompt), len(ids))], tokenizer, ends)
+    answer = () if record.response is None else ({"role": "assistant", "content": record.response},)
+    return _encode_chat((user_message(record.prompt), *answer), None, tokenizer, ends)
 
 
-def _chat(
-    record: Record, messages: list[dict], tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[int], list[int] | None]:
-    """The last message is the response if it is the assistant's: what the template renders beyond the prompt."""
+def _encode_chat(
+    messages: tuple[Message, ...],
+    tools: tuple[Tool, ...] | None,
+    tokenizer: "PreTrainedTokenizerBase",
+    ends: Collection[int],
+) -> Sample | Prompt:
+    """A conversation that the assistant ends has all its turns trained on; any other is a prompt for the next one."""
     if messages[-1]["role"] != "assistant":
-        return encode_prompt(messages, tokenizer), None
+        return Prompt(tuple(encode_prompt(list(messages), tokenizer, tools=tools)))
     if len(messages) == 1:
-        raise DataError(f"{record.where}: the only message is the assistant's; expected a prompt before it")
-    prompt = render_chat(messages[:-1], tokenizer, for_reply=True)
-    whole = render_chat(messages, tokenizer, for_reply=False)
-    if not whole.startswith(prompt):
-        raise DataError(
-            f"{record.where}: the chat template renders the prompt differently once it is answered, so the response "
-            f"cannot be told from it (the prompt alone ends in {prompt[-40:]!r}): "
-            "leave the responses out and let the model write them (rewrite_responses)"
-        )
-    return tokenize(prompt, tokenizer), tokenize_continuation(whole[len(prompt) :], tokenizer)
+        raise UsageError("the only message is the assistant's; expected a prompt before it")
+    chat = render_turns(messages, tokenizer, tools)
+    closings = [str(tokenizer.convert_ids_to_tokens(end)) for end in ends]
+    ids: list[int] = []
+    turns: list[Span] = []
+    read = 0
+    for start, end in chat.turns:
+        end = _close(chat.text, start, end, closings)
+        context = chat.text[read:start]
+        ids += tokenize_continuation(context, tokenizer) if ids else tokenize(context, tokenizer)
+        turn = tokenize_continuation(chat.text[start:end], tokenizer)
+        turns.append((len(ids), len(ids) + len(turn)))
+        ids += turn
+        read = end
+    return _sample(ids, turns, tokenizer, ends, last_turn_only=chat.last_turn_only)
 
 
-def _end(
-    response_ids: list[int], tokenizer: "PreTrainedTokenizerBase", eos_ids: Collection[int]
-) -> tuple[list[int], bool]:
-    """The response up to and with its first EOS: the template's (what follows it, a line break, is not ours) or one
-    that is appended. A vocabulary without any EOS leaves the response open."""
+def _close(text: str, start: int, end: int, closings: Sequence[str]) -> int:
+    """The place behind the token that ends a turn. The turn may be given with what the template writes behind that
+    token (a line break, which is not ours), or without the token."""
+    found = [place + len(token) for token in closings if (place := text.find(token, start, end + len(token))) >= 0]
+    return min(found, default=end)
+
+
+def _sample(
+    ids: list[int],
+    turns: list[Span],
+    tokenizer: "PreTrainedTokenizerBase",
+    ends: Collection[int],
+    last_turn_only: bool = False,
+) -> Sample:
+    """The last turn up to and with its first EOS, its own or one that is appended. A vocabulary without any EOS leaves
+    it open."""
+    start, end = turns[-1]
     own = tokenizer.eos_token_id
-    ends = set(eos_ids) | ({own} if isinstance(own, int) else set())
-    for place, token in enumerate(response_ids):
-        if token in ends:
-            return response_ids[: place + 1], True
-    if not ends:
-        return response_ids, False
-    return [*response_ids, own if isinstance(own, int) else min(ends)], True
+    eos = next((place for place in range(start, end) if ids[place] in ends), None)
+    if eos is not None:
+        ids = ids[: eos + 1]
+    elif ends:
+        ids = [*ids[:end], own if isinstance(own, int) else min(ends)]
+    return Sample(tuple(ids), (*turns[:-1], (start, len(ids))), bool(ends), last_turn_only)

@@ -60,12 +60,17 @@ class BlockStatistics:
     tokens: int  # real ones and those of blocks
 
 
-def data_labels(batch: BlockBatch, lengths: Tensor) -> Tensor:
-    """The text's next token at each place, -100 behind its end. -> [B, M]."""
-    target = batch.positions[:, batch.real :] + 1
-    inside = target < lengths[:, None]
-    labels = batch.ids.gather(1, target.clamp_max(batch.real - 1))
-    return labels.masked_fill(~inside, -100)
+def data_labels(batch: BlockBatch) -> Tensor:
+    """The text's next token at each place; behind its end, anything. -> [B, M]."""
+    return batch.ids.gather(1, batch.target.clamp_max(batch.real - 1))
+
+
+def within_turns(batch: BlockBatch, ends: Tensor) -> Tensor:
+    """Which places predict a token of the turn that their anchor's next token belongs to. ends [B, N] -> [B, M] bool.
+
+    Behind it come the user's words, or a tool's, or nothing; decoding stops there.
+    """
+    return batch.target < ends[:, batch.block_of]
 
 
 def supervised(
@@ -123,11 +128,12 @@ class Distillation(nn.Module):
         return self._passes[0]
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, BlockStatistics]:
-        """inputs: tokens [B, T], lengths [B], anchors [B, N], ks [N], and trainable [B, T] bool: real positions whose
-        next-token prediction may be trained.
+        """inputs: tokens [B, T], lengths [B], segments [B, T], anchors [B, N], ends [B, N] of their turns, ks [N], and
+        trainable [B, T] bool: real positions whose next-token prediction may be trained.
 
         The block loss is divided by what is known before the forward pass, so that accumulated micro-batches of equal
-        shape make exactly one large batch: the number of places, or, where not all of them count, of blocks.
+        shape make exactly one large batch: the number of places, or, where not all of them count, of blocks. (The loss on
+        real tokens is a mean over samples, which are not equally many in every micro-batch of packed rows.)
         """
         objective, passes = self.objective, self.passes
         batch = self._lay_out(inputs)
@@ -139,7 +145,8 @@ class Distillation(nn.Module):
             assert theirs is not None
             labels = passes.teacher.best(theirs.blocks)
         else:
-            labels = data_labels(batch, inputs["lengths"])
+            labels = data_labels(batch)
+        labels = labels.masked_fill(~within_turns(batch, inputs["ends"]), -100)
         counted = supervised(batch, proposals, labels, self.eos_ids, objective.until_disagreement)
         hidden, rows = ours.blocks[counted], len(batch.ids)
         by_place = passes.student.cross_entropy(hidden, labels[counted])
@@ -154,7 +161,7 @@ class Distillation(nn.Module):
         if objective.next_token_weight:
             assert theirs is not None
             trainable = inputs["trainable"]
-            weights = (trainable / (trainable.sum(1, keepdim=True).clamp_min(1) * rows))[trainable]
+            weights = _mean_of_means(trainable, inputs["segments"])
             drift = passes.student.divergence_from(passes.teacher, theirs.real[trainable], ours.real[trainable])
             loss = loss + objective.next_token_weight * (drift * weights).sum()
         return loss, _statistics(batch, proposals, labels, self.eos_ids)
@@ -167,12 +174,19 @@ class Distillation(nn.Module):
         if self.objective.labels == "online":
             labels = self.passes.teacher.best(self.passes.read(batch, proposals).blocks)
         else:
-            labels = data_labels(batch, inputs["lengths"])
+            labels = data_labels(batch)
+        labels = labels.masked_fill(~within_turns(batch, inputs["ends"]), -100)
         return Examined(batch, proposals, confidences, labels)
 
     def _lay_out(self, inputs: dict[str, Tensor]) -> BlockBatch:
-        lengths, ks = inputs["lengths"].tolist(), inputs["ks"].tolist()
-        return pack_blocks(inputs["tokens"], lengths, inputs["anchors"], ks, self.mask_id)
+        return pack_blocks(
+            inputs["tokens"],
+            inputs["lengths"].tolist(),
+            inputs["anchors"],
+            inputs["ks"].tolist(),
+            self.mask_id,
+            segments=inputs["segments"],
+        )
 
 
 @dataclass(frozen=True)
@@ -183,6 +197,15 @@ class Examined:
     proposals: Tensor
     confidences: Tensor
     labels: Tensor
+
+
+def _mean_of_means(chosen: Tensor, segments: Tensor) -> Tensor:
+    """Weights of the chosen places: their mean in each sample, and the mean of the samples'. Both [B, T] -> [number]."""
+    rows = torch.arange(len(segments), device=segments.device)[:, None]
+    _, sample, count = torch.unique(
+        (rows * segments.shape[1] + segments)[chosen], return_inverse=True, return_counts=True
+    )
+    return 1 / (count[sample] * len(count))
 
 
 def _statistics(batch: BlockBatch, proposals: Tensor, labels: Tensor, eos: Tensor) -> BlockStatistics:

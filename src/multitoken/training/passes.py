@@ -17,9 +17,11 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from multitoken.decoding.attention import AttentionRule, Masks
-from multitoken.decoding.blocks import REAL, BlockBatch
+from multitoken.decoding.blocks import BlockBatch
 
 from .head import Head
+
+MOST_TOKENS = 2048  # of a prefix in one pass: what its activations and masks take is bounded, however long it is
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,15 @@ class PackedPasses:
     def _pass(self, head: Head, ids: Tensor, batch: BlockBatch) -> Hidden:
         width = ids.shape[1]
         positions = batch.positions[:, :width]
-        masks = self.rule.between(positions, positions, batch.rule()[:, :width, :width])
+        row = slice(width)
+        masks = self.rule.between(positions, positions, batch.rule(row, row))
         hidden = head.trunk(input_ids=ids, attention_mask=masks, position_ids=positions, use_cache=False)
         return Hidden(hidden[:, : batch.real], hidden[:, batch.real :])
 
 
 class GatedPasses:
-    """A gate trains: the real tokens are the original model's, so they are run once, without a backward pass.
+    """A gate trains: the real tokens are the original model's, so they are run once, without a backward pass, and in
+    chunks where they are many.
 
     The gradient starts at the masks. A block's place 0 is the original model's own next token: nothing to learn there.
     """
@@ -94,24 +98,28 @@ class GatedPasses:
     @torch.no_grad()
     def _run_prefix(self, batch: BlockBatch) -> "_Prefix":
         cache = PrefixCache(self.student.model.config.get_text_config().num_hidden_layers)
-        positions = batch.positions[:, : batch.real]
-        seen = batch.rule()[:, : batch.real, : batch.real]
-        real = self.student.trunk(
-            input_ids=batch.ids[:, : batch.real],
-            attention_mask=self.rule.between(positions, positions, seen),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        row = torch.arange(batch.real, device=batch.ids.device)
+        chunks = []
+        for queries in row.split(MOST_TOKENS):
+            keys = row[: int(queries[-1]) + 1]
+            chunks.append(
+                self.student.trunk(
+                    input_ids=batch.ids[:, queries],
+                    attention_mask=self._masks(batch, queries, keys),
+                    position_ids=batch.positions[:, queries],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            )
         cache.freeze()
-        masks = batch.place > 0
-        block, at = batch.block[:, batch.real :][:, masks], batch.positions[:, batch.real :][:, masks]
-        kept = torch.cat([batch.block[:, : batch.real], block], 1)
-        everywhere = torch.cat([positions, at], 1)
-        anchor = batch.anchor[:, batch.real :][:, masks]
-        prefix = (kept[:, None] == REAL) & (everywhere[:, None] <= anchor[:, :, None])
-        own = (kept[:, None] == block[:, :, None]) & (everywhere[:, None] <= at[:, :, None])
-        return _Prefix(cache, real, at, self.rule.between(at, everywhere, prefix | own))
+        masks = batch.real + (batch.place > 0).nonzero()[:, 0]
+        allowed = self._masks(batch, masks, torch.cat([row, masks]))
+        return _Prefix(cache, torch.cat(chunks, 1), batch.positions[:, masks], allowed)
+
+    def _masks(self, batch: BlockBatch, queries: Tensor, keys: Tensor) -> Masks:
+        """For `queries` and `keys`, indices in the row; anchors are seen where they stand among the real tokens."""
+        allowed = batch.rule(queries, keys, anchors_repeated=False)
+        return self.rule.between(batch.positions[:, queries], batch.positions[:, keys], allowed)
 
     def _behind(self, batch: BlockBatch, ids: Tensor) -> Hidden:
         """ids [B, number of masks]: what stands at the masks. Place 0 of a block is the real token's at its anchor."""
@@ -125,7 +133,7 @@ class GatedPasses:
             use_cache=True,
         )
         first = batch.place == 0
-        anchors = batch.anchor[:, batch.real :][:, first]
+        anchors = batch.target[:, first] - 1
         at_anchors = prefix.real.gather(1, anchors[..., None].expand(-1, -1, prefix.real.shape[-1]))
         source = torch.where(first, first.cumsum(0) - 1, len(batch.ks) + (~first).cumsum(0) - 1)
         return Hidden(prefix.real, torch.cat([at_anchors.to(behind.dtype), behind], 1)[:, source])
@@ -140,7 +148,7 @@ class _Prefix:
 
 
 class PrefixCache(Cache):
-    """Keys and values of a prefix, kept at its pass; afterwards lent to any number of passes that leave nothing behind."""
+    """Keys and values of a prefix, gathered at its passes; afterwards lent to any number that leave nothing behind."""
 
     def __init__(self, layers: int) -> None:
         super().__init__(layers=[_PrefixLayer() for _ in range(layers)])
@@ -162,11 +170,12 @@ class _PrefixLayer(CacheLayerMixin):
         self.keys, self.values, self.is_initialized = key_states, value_states, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.keys is not None and self.values is not None:
+            key_states = torch.cat([self.keys, key_states], 2)
+            value_states = torch.cat([self.values, value_states], 2)
         if not self.frozen:
             self.lazy_initialization(key_states, value_states)
-            return key_states, value_states
-        assert self.keys is not None and self.values is not None
-        return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+        return key_states, value_states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0

@@ -133,7 +133,13 @@ def show(plan: Plan, config: AdaptConfig, console: Console) -> None:
 
 def _hours(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes // 60} h {minutes % 60:02d} min" if minutes > 59 else f"{minutes} min"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+        if minutes > 59
+        else f"{minutes} min"
+    )
 
 
 class _SampledWriter:

@@ -95,6 +95,7 @@ def make_ready(
             k_max=config.k_max,
             fixed_k=config.k_schedule == "fixed",
             train_on=config.train_on,
+            pack=config.pack,
         ),
     )
 
@@ -157,7 +158,8 @@ def reporters(config: AdaptConfig) -> list[str]:
 
 
 def _text_of(record: Record) -> str:
-    return " ".join(str(part) for part in (record.messages, record.prompt, record.response, record.text) if part)
+    parts = (record.messages, record.tools, record.prompt, record.response, record.text)
+    return " ".join(str(part) for part in parts if part)
 
 
 def _within_positions(config: AdaptConfig, model: PreTrainedModel, console: Console) -> AdaptConfig:

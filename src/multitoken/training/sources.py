@@ -9,7 +9,7 @@
 | a `save_to_disk` folder     | rows of its split `train`                                                    |
 | `NAME[:CONFIG][@SPLIT]`     | a dataset of the Hub, split `train` by default; `@train[:1000]` takes a part |
 
-A row is a chat (`messages`), a prompt with or without a response, or a `text`, looked for in this order under the names
+A row is a chat (`messages`, with its `tools` if it has any), a prompt with or without a response, or a `text`, looked for in this order under the names
 below. A response that is null or blank counts as missing: the teacher writes it.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from multitoken.errors import DataError, UsageError
-from multitoken.models.prompts import Message, check_messages
+from multitoken.models.prompts import Message, Tool, check_messages
 
 PROMPT_KEYS = ("prompt", "question", "instruction")
 RESPONSE_KEYS = ("response", "answer", "completion", "output")
@@ -33,13 +33,14 @@ SUFFIXES = (*JSON_SUFFIXES, *TABLE_SUFFIXES, *TEXT_SUFFIXES)
 class Record:
     """One example: exactly one of `messages`, `prompt` (with its `response`, if it has one) and `text`.
 
-    `where` says where it was found, for error messages.
+    `tools` are what the chat template describes to the model. `where` says where it was found, for error messages.
     """
 
     messages: tuple[Message, ...] | None = None
     prompt: str | None = None
     response: str | None = None
     text: str | None = None
+    tools: tuple[Tool, ...] | None = None
     where: str = "record"
 
     def __post_init__(self) -> None:
@@ -82,8 +83,7 @@ def record_from_row(row: Mapping[str, Any], where: str) -> Record:
             messages = check_messages(row["messages"])
         except UsageError as error:
             raise DataError(f"{where}: messages: {error}") from error
-        # Datasets fill the keys that other messages have with None.
-        return Record(messages=tuple({k: v for k, v in m.items() if v is not None} for m in messages), where=where)
+        return Record(messages=tuple(map(_message, messages)), tools=_tools(row.get("tools"), where), where=where)
     if prompt := _text_under(PROMPT_KEYS, row, where):
         if extra := _text_under(("input",), row, where):  # Alpaca: the matter that the instruction is about
             prompt = f"{prompt}\n\n{extra}"
@@ -91,6 +91,42 @@ def record_from_row(row: Mapping[str, Any], where: str) -> Record:
     if text := _text_under(("text",), row, where):
         return Record(text=text, where=where)
     raise DataError(f"{where}: no usable text under the keys {', '.join(map(repr, row)) or '(none)'}; {EXPECTED}")
+
+
+def _message(message: Message) -> Message:
+    """Without keys that hold None, which datasets add where other messages have them; the arguments of tool calls as
+    the mapping that chat templates expect, where they come as JSON text (the form of the OpenAI API)."""
+    message = {key: value for key, value in message.items() if value is not None}
+    if "tool_calls" in message:
+        message["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
+    return message
+
+
+def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(function := call.get("function"), dict):
+        return {**call, "function": _tool_call(function)}
+    if isinstance(text := call.get("arguments"), str):
+        try:
+            arguments = json.loads(text)
+        except json.JSONDecodeError:  # the model's own slip of the pen: kept as it was written
+            return call
+        if isinstance(arguments, dict):
+            return {**call, "arguments": arguments}
+    return call
+
+
+def _tools(value: Any, where: str) -> tuple[Tool, ...] | None:
+    """Tool descriptions: a list, or JSON text of one, as tables whose tools differ in their fields keep it."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: 'tools' is not valid JSON ({error.msg}); expected a list of objects") from error
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not all(isinstance(tool, dict) for tool in value):
+        raise DataError(f"{where}: 'tools' is a {type(value).__name__}; expected a list of objects")
+    return tuple(value) or None
 
 
 def _text_under(keys: tuple[str, ...], row: Mapping[str, Any], where: str) -> str | None:
@@ -105,9 +141,16 @@ def _text_under(keys: tuple[str, ...], row: Mapping[str, Any], where: str) -> st
 def _rows_to_records(rows: Iterable[Any], name: str) -> Iterator[Record]:
     number = 0
     for number, row in enumerate(rows, 1):
-        yield record_from_row(row, f"{name}, row {number}")
+        yield record_from_row(_without_nulls(row), f"{name}, row {number}")
     if not number:
         raise DataError(f"{name} holds no rows")
+
+
+def _without_nulls(value: Any) -> Any:
+    """Tables give every message and every tool call the fields of all others, holding None."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 # Files

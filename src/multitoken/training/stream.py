@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .encoding import Sample
+from .packing import pack
 
 _WINDOW = 16  # steps whose rows are sorted by length together: less padding, still random
 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """rows_per_step: rows of one optimizer step over all processes and micro-batches."""
+    """rows_per_step: rows of one optimizer step over all processes and micro-batches. pack: several samples in a row
+    as long as the longest of all, so that it takes no more memory than a row of one sample may anyway."""
 
     seed: int
     rows_per_step: int
@@ -24,13 +26,18 @@ class StreamOptions:
     k_max: int
     fixed_k: bool = False
     train_on: str = "response"
+    pack: bool = False
 
 
 class BlockStream(Dataset[dict[str, list[int]]]):
-    """Item i is row `i % rows_per_step` of step `i // rows_per_step`: token ids, anchors [N], ks [N], first anchor."""
+    """Item i is row `i % rows_per_step` of step `i // rows_per_step`: its token ids, the lengths of the samples that
+    they are of, where anchors may stand (`places`), anchors [N] drawn from them, the end of each one's turn [N], and ks [N].
+
+    An anchor stands where the *next* token is to be predicted. Its block may run up to the end of that token's turn.
+    """
 
     def __init__(self, samples: list[Sample], options: StreamOptions, steps: int) -> None:
-        self.samples = samples
+        self.rows = _packed(samples) if options.pack else [[sample] for sample in samples]
         self.options = options
         self.steps = steps
         self._order = lru_cache(maxsize=2)(self._epoch_order)
@@ -40,48 +47,65 @@ class BlockStream(Dataset[dict[str, list[int]]]):
 
     def __getitem__(self, i: int) -> dict[str, list[int]]:
         o = self.options
-        epoch, within = divmod(i, len(self.samples))
-        sample = self.samples[self._order(epoch)[within]]
-        ids = [*sample.prompt_ids, *sample.response_ids]
-        first = max(0, len(sample.prompt_ids) - 1) if o.train_on == "response" else 0
-        last = len(ids) - 2  # the last token is an EOS, or is cut off from what it was followed by
+        epoch, within = divmod(i, len(self.rows))
+        row = self.rows[self._order(epoch)[within]]
+        ids: list[int] = []
+        end_of: dict[int, int] = {}
+        for sample in row:
+            start = len(ids)
+            for first, end in sample.predictable(o.train_on):
+                end_of |= {start + place: start + end for place in range(first - 1, end - 1)}
+            ids += sample.ids
+        places = list(end_of)
         step_rng = random.Random(f"{o.seed}:ks:{i // o.rows_per_step}")
         ks = [o.k_max if o.fixed_k else step_rng.randint(2, o.k_max) for _ in range(o.blocks)]
         rng = random.Random(f"{o.seed}:anchors:{i}")
-        places = list(range(first, last + 1))
         anchors = [places[rng.randrange(len(places))] for _ in range(max(0, o.blocks - len(places)))]
         anchors += rng.sample(places, o.blocks - len(anchors))
-        return {"ids": ids, "anchors": anchors, "ks": ks, "first": [first]}
+        ends = [end_of[anchor] for anchor in anchors]
+        lengths = [len(sample.ids) for sample in row]
+        return {"ids": ids, "lengths": lengths, "places": places, "anchors": anchors, "ends": ends, "ks": ks}
 
     def _epoch_order(self, epoch: int) -> list[int]:
         """A permutation whose windows are sorted by length, the steps within a window shuffled."""
         rng = random.Random(f"{self.options.seed}:epoch:{epoch}")
-        order = list(range(len(self.samples)))
+        order = list(range(len(self.rows)))
         rng.shuffle(order)
         rows, window = self.options.rows_per_step, self.options.rows_per_step * _WINDOW
         result: list[int] = []
         for start in range(0, len(order), window):
-            part = sorted(order[start : start + window], key=lambda s: _length(self.samples[s]))
+            part = sorted(order[start : start + window], key=lambda row: _length(self.rows[row]))
             steps = [part[j : j + rows] for j in range(0, len(part), rows)]
             rng.shuffle(steps)
             result += [s for step in steps for s in step]
         return result
 
 
-def _length(sample: Sample) -> int:
-    return len(sample.prompt_ids) + len(sample.response_ids)
+def _length(row: list[Sample]) -> int:
+    return sum(len(sample.ids) for sample in row)
+
+
+def _packed(samples: list[Sample]) -> list[list[Sample]]:
+    lengths = [len(sample.ids) for sample in samples]
+    return [[samples[i] for i in row] for row in pack(lengths, max(lengths))]
 
 
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """Right-padded tensors: tokens [B, T], lengths [B], anchors [B, N], ks [N], trainable [B, T] bool."""
+    """Right-padded tensors: tokens [B, T], lengths [B], segments [B, T], anchors [B, N], ends [B, N], ks [N],
+    trainable [B, T] bool. The padding is a segment of its own."""
     longest = max(len(row["ids"]) for row in rows)
-    lengths = torch.tensor([len(row["ids"]) for row in rows])
-    first = torch.tensor([row["first"][0] for row in rows])
-    steps = torch.arange(longest)
+    segments = torch.full((len(rows), longest), -1)
+    trainable = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        numbers = torch.arange(len(row["lengths"]))
+        segments[b, : len(row["ids"])] = numbers.repeat_interleave(torch.tensor(row["lengths"]))
+        trainable[b, row["places"]] = True
     return {
         "tokens": torch.tensor([row["ids"] + [0] * (longest - len(row["ids"])) for row in rows]),
-        "lengths": lengths,
+        "lengths": torch.tensor([len(row["ids"]) for row in rows]),
+        "segments": segments,
         "anchors": torch.tensor([row["anchors"] for row in rows]),
+        "ends": torch.tensor([row["ends"] for row in rows]),
         "ks": torch.tensor(rows[0]["ks"]),
-        "trainable": (steps >= first[:, None]) & (steps < lengths[:, None] - 1),
+        "trainable": trainable,
     }

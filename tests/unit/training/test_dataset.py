@@ -84,6 +84,18 @@ def test_everything_that_is_dropped_is_counted(plain_tokenizer):
     )
 
 
+def test_conversations_whose_earlier_turns_are_lost_are_counted(make_tokenizer):
+    """A data set of which two thirds of the turns are silently left out looks like one that was trained on."""
+    template = (
+        "{% for m in messages %}[{{ m['role'][0] }}]{% if m['role'] != 'assistant' or loop.last %}{{ m['content'] }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+    )
+    user, assistant = {"role": "user", "content": "q"}, {"role": "assistant", "content": "xy"}
+    records = [Record(messages=(user, assistant)), Record(messages=(user, assistant, user, assistant))]
+    data = prepare(records, make_tokenizer(chat_template=template), max_length=64)
+    assert data.report.last_turn_only == 1 and "1 trained on in their last turn only" in str(data.report)
+
+
 def test_train_on_all_counts_prompt_tokens(plain_tokenizer):
     """A one-token answer behind a long question is enough where the question is trained on as well."""
     records = [Record(prompt="abc", response="x"), Record(prompt="abc")]

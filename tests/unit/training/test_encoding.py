@@ -50,14 +50,12 @@ def test_chat_model_with_a_second_end_token(make_tokenizer):
     assert tokenizer.decode(sample.response_ids) == "ho!"
 
 
-def test_only_the_last_assistant_message_is_the_response(chat_tokenizer):
+def test_a_conversation_that_the_user_ends_is_a_prompt(chat_tokenizer):
+    """Its last word waits for a reply: the earlier reply is history."""
     chat = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})
     asked = encode_record(Record(messages=chat), chat_tokenizer, 64)
     assert isinstance(asked, Prompt)
-    answered = encode_record(Record(messages=(*chat, {"role": "assistant", "content": "d"})), chat_tokenizer, 64)
-    assert isinstance(answered, Sample)
-    assert answered.prompt_ids == asked.prompt_ids
-    assert chat_tokenizer.decode(answered.response_ids) == "d</s>"
+    assert chat_tokenizer.decode(asked.prompt_ids) == "<s>[user]a[assistant]b</s>\n[user]c[assistant]"
 
 
 def test_template_whose_prompt_is_no_prefix_is_refused(make_tokenizer):
@@ -88,7 +86,8 @@ def test_prompt_longer_than_max_length_leaves_an_empty_response(plain_tokenizer)
 
 def test_text_is_all_response_after_bos(plain_tokenizer, make_tokenizer):
     sample = encode_record(Record(text="abc"), plain_tokenizer, 64)
-    assert sample == Sample((BOS,), (*plain_tokenizer("abc", add_special_tokens=False)["input_ids"], EOS), True)
+    body = plain_tokenizer("abc", add_special_tokens=False)["input_ids"]
+    assert sample == Sample((BOS, *body, EOS), ((1, 5),), True)
     bare = make_tokenizer(bos=False, eos=False)
     sample = encode_record(Record(text="abc"), bare, 64)
     assert isinstance(sample, Sample)

@@ -11,7 +11,7 @@ from multitoken.decoding.blocks import pack_blocks
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
 from multitoken.training import head as head_module
 from multitoken.training.head import Head, suppress
-from multitoken.training.objective import Distillation, Objective, data_labels, supervised
+from multitoken.training.objective import Distillation, Objective, data_labels, supervised, within_turns
 from multitoken.training.passes import GatedPasses, PackedPasses
 
 EOS = torch.tensor([9])
@@ -84,8 +84,15 @@ def test_labels_of_the_data_end_with_the_data() -> None:
     """A label from the padding, or from the next row, would teach rubbish."""
     tokens = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 0, 0]])
     batch = pack_blocks(tokens, [5, 3], torch.tensor([[0, 3], [0, 1]]), (3, 3), 7)
-    labels = data_labels(batch, torch.tensor([5, 3]))
+    labels = data_labels(batch).masked_fill(~within_turns(batch, torch.tensor([[5, 5], [3, 3]])), -100)
     assert labels.tolist() == [[2, 3, 4, 5, -100, -100], [2, 3, -100, 3, -100, -100]]
+
+
+def test_a_block_ends_with_its_turn() -> None:
+    """Anchor 1 stands in a turn that ends before 4, anchor 2 in one that goes on: behind a turn's end stand the user's
+    words, which no model is to write."""
+    batch = pack_blocks(torch.tensor([[1, 2, 3, 4, 5, 6]]), [6], torch.tensor([[1, 2]]), (3, 3), 7)
+    assert within_turns(batch, torch.tensor([[4, 6]])).tolist() == [[True, True, False, True, True, True]]
 
 
 def small_models():
@@ -117,13 +124,8 @@ def slow_loss(student, teacher, objective: Objective) -> torch.Tensor:
             read = teacher(torch.cat([prefix, block[:-1]])[None], use_cache=False).logits[0, -k:].clone()
             read[:, MASK] = -torch.inf
             weight = 1.0
-            for j in range(k):
-                if objective.labels == "data":
-                    if anchor + 1 + j >= length:
-                        break
-                    label = row[anchor + 1 + j]
-                else:
-                    label = read[j].argmax()
+            for j in range(min(k, length - 1 - anchor)):
+                label = row[anchor + 1 + j] if objective.labels == "data" else read[j].argmax()
                 if objective.teacher == "soft":
                     keep = torch.arange(32) != MASK
                     p, q = read[j, keep].log_softmax(-1), own[j, keep].log_softmax(-1)
@@ -163,8 +165,10 @@ def distillation(method: str, objective: Objective, eos_ids=(30,)) -> tuple[Dist
 
 def inputs(tokens=TOKENS, lengths=LENGTHS, anchors=ANCHORS, ks=KS):
     trainable = torch.arange(tokens.shape[1]) < lengths[:, None] - 1
+    ends = lengths[:, None].expand_as(anchors)
     return {
-        "tokens": tokens, "lengths": lengths, "anchors": anchors, "ks": torch.tensor(ks), "trainable": trainable
+        "tokens": tokens, "lengths": lengths, "segments": torch.zeros_like(tokens), "anchors": anchors, "ends": ends,
+        "ks": torch.tensor(ks), "trainable": trainable,
     }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def test_counts_and_keeps_nothing(project, method: str) -> None:
     before = sorted(path.name for path in project.iterdir())
     found, said = planned(project, method=method, steps=30, **({} if method == "full" else {"rank": 4}))
     assert sorted(path.name for path in project.iterdir()) == before
-    assert found.steps == 30 and  found.why_not is None
+    assert found.steps == 30 and found.why_not is None
     assert ("teacher's copy" in found.memory) == (method == "full")
     assert found.trainable == found.parameters if method == "full" else 0 < found.trainable < found.parameters
     # AdamW keeps two numbers a parameter, and a step count of 4 bytes for each tensor.

@@ -2,12 +2,10 @@
 
 import torch
 
-from multitoken.training.encoding import Sample
+from multitoken.training.encoding import Sample, make_sample
 from multitoken.training.stream import BlockStream, StreamOptions, collate
 
-SAMPLES = [
-    Sample(tuple(range(10, 10 + p)), tuple(range(50, 50 + r)), True) for p, r in ((3, 5), (1, 2), (4, 9), (2, 30))
-]
+SAMPLES = [make_sample(range(10, 10 + p), range(50, 50 + r), True, 64) for p, r in ((3, 5), (1, 2), (4, 9), (2, 30))]
 
 
 def stream(**changes) -> BlockStream:
@@ -45,6 +43,33 @@ def test_anchors_stand_where_a_response_token_follows() -> None:
             assert all(low <= a <= len(row["ids"]) - 2 for a in row["anchors"])
 
 
+def test_anchors_stand_in_every_turn_of_the_assistant_and_know_its_end() -> None:
+    """u u [A A $] u u u [B $]: an anchor whose next token is the user's would teach the model to ask itself."""
+    chat = Sample(tuple(range(20, 30)), ((2, 5), (8, 10)), True)
+    row = BlockStream([chat], StreamOptions(seed=0, rows_per_step=1, blocks=5, k_max=4), steps=1)[0]
+    assert row["places"] == [1, 2, 3, 7, 8]
+    assert sorted(zip(row["anchors"], row["ends"], strict=True)) == [(1, 5), (2, 5), (3, 5), (7, 10), (8, 10)]
+    assert collate([row])["trainable"].nonzero()[:, 1].tolist() == [1, 2, 3, 7, 8]
+    every = BlockStream([chat], StreamOptions(seed=0, rows_per_step=1, blocks=5, k_max=4, train_on="all"), steps=1)[0]
+    assert every["places"] == list(range(9)) and set(every["ends"]) == {10}
+
+
+def test_samples_share_a_row_each_in_its_own_segment() -> None:
+    """Lengths 8, 3, 13, 32: the last fills a row, the others share one. Turn ends and places move with their sample."""
+    packed = stream(pack=True, rows_per_step=2)
+    assert len(packed.rows) == 2
+    items = [packed[i] for i in range(2)]
+    assert sorted(item["lengths"] for item in items) == [[13, 8, 3], [32]]
+    shared = next(item for item in items if len(item["lengths"]) == 3)
+    assert shared["ids"] == [*SAMPLES[2].ids, *SAMPLES[0].ids, *SAMPLES[1].ids]
+    assert shared["places"] == [*range(3, 12), *range(15, 20), *range(21, 23)]
+    batch = collate(items)
+    assert torch.bincount(batch["segments"].flatten() + 1).tolist() == [8, 45, 8, 3]
+    assert {13, 21, 24} >= set(shared["ends"])
+    epoch = [packed[i]["ids"] for i in range(2, 4)]
+    assert sorted(epoch) == sorted(item["ids"] for item in items), "every epoch shows every row once"
+
+
 def test_every_epoch_shows_every_sample_once() -> None:
     """Sorting by length within windows must not lose or repeat samples."""
     s = stream(rows_per_step=2)
@@ -61,5 +86,5 @@ def test_collate_pads_right_and_marks_what_may_be_trained() -> None:
     for b, row in enumerate(rows):
         n = len(row["ids"])
         assert batch["tokens"][b, :n].tolist() == row["ids"] and not batch["tokens"][b, n:].any()
-        assert batch["trainable"][b].nonzero().flatten().tolist() == list(range(row["first"][0], n - 1))
+        assert batch["trainable"][b].nonzero().flatten().tolist() == list(range(row["ids"].index(50) - 1, n - 1))
     assert batch["ks"].tolist() == rows[0]["ks"] and batch["lengths"].dtype == torch.long

@@ -209,6 +209,8 @@ def test_options_of_every_objective_run(project) -> None:
             {"teacher": "soft", "loss_until": "first-disagreement"},
             {"labels": "data", "k_schedule": "fixed"},
             {"next_token_weight": 0.5, "train_on": "all", "dtype": "bfloat16"},
+            {"pack": True, "next_token_weight": 0.5},
+            {"pack": True, "method": "gated"},
         )
     ):
         assert run(project, f"run{i}", steps=2, **options).steps == 2

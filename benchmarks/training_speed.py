@@ -1,0 +1,135 @@
+"""How fast a training step is, and how much memory it takes: gated against full, packed blocks against one block a row.
+
+    python -m benchmarks.training_speed                    the numbers of docs/training.md (a few minutes on 2 cores)
+    python -m benchmarks.training_speed --model DIR --data prompts.jsonl
+
+Steps of the compared kinds are taken in turn in one process, on the same rows; a ratio is the median over the pairs, with
+its 95% interval. Memory is measured in a process of its own a method: the peak above what the base model's weights take.
+The last line is JSON.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from multitoken.checkpoints.provenance import provenance
+from multitoken.config import AdaptConfig, make_config
+from multitoken.evaluation.statistics import ratio_interval
+from multitoken.quickstart.corpus import examples
+from multitoken.quickstart.embedded import checkpoint
+from multitoken.training.optimizer import build_optimizer
+from multitoken.training.plan import plan
+from multitoken.training.setup import Setup, make_ready, training_arguments
+from multitoken.training.stream import BlockStream, collate
+
+QUIET = Console(quiet=True)
+
+
+class Stepper:
+    """Optimizer steps of one setup, one at a time, without the Trainer around them: the mathematics alone."""
+
+    def __init__(self, config: AdaptConfig, folder: Path) -> None:
+        self.setup: Setup = make_ready(config, folder, training_arguments(config, folder), QUIET)
+        self.stream = BlockStream(self.setup.data.train, self.setup.stream, 10**6)
+        trained = self.setup.distillation.trained
+        self.optimizer = build_optimizer(trained, name=config.optimizer, lr=1e-5, weight_decay=0.0)
+        self.bf16 = config.dtype == "bfloat16"
+
+    def step(self, number: int) -> tuple[float, int]:
+        """-> seconds, supervised places."""
+        rows = self.setup.stream.rows_per_step
+        inputs = collate([self.stream[number * rows + i] for i in range(rows)])
+        started = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            loss, _ = self.setup.distillation(inputs)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.setup.distillation.trained.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return time.perf_counter() - started, rows * int(inputs["ks"].sum())
+
+
+def compare(first: dict[str, Any], second: dict[str, Any], pairs: int, common: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of a step of each, and the ratios first / second of steps and of supervised places a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        steppers = [Stepper(make_config(**common | options), Path(folder)) for options in (first, second)]
+        seconds: list[list[float]] = [[], []]
+        places: list[list[float]] = [[], []]
+        for number in range(pairs + 3):
+            for i, stepper in enumerate(steppers):
+                spent, supervised = stepper.step(number)
+                if number >= 3:  # the first three warm up
+                    seconds[i].append(spent)
+                    places[i].append(spent / supervised)
+    by_step = ratio_interval(list(zip(seconds[1], seconds[0], strict=True)))
+    by_place = ratio_interval(list(zip(places[1], places[0], strict=True)))
+    return {
+        "seconds": [statistics.median(s) for s in seconds],
+        "steps_ratio": by_step.median,
+        "steps_interval": by_step.interval,
+        "places_ratio": by_place.median,
+        "places_interval": by_place.interval,
+    }
+
+
+def extra_memory(options: dict[str, Any]) -> int:
+    """Peak of a few steps above the base model's weights, in bytes, in this process."""
+    found = plan(make_config(**options), QUIET)
+    return found.memory["peak, measured"] - found.memory["weights"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(checkpoint("base")))
+    parser.add_argument("--data", help="JSONL with responses; word problems of the embedded corpus if not given")
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--dtype", default="float32")
+    a = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = a.data
+        if data is None:
+            data = Path(folder) / "data.jsonl"
+            rows = ({"prompt": e.prompt, "response": e.response} for e in examples("word-problems", "adapt", 400))
+            data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        common = {"model": a.model, "data": data, "output": Path(folder) / "out", "steps": 1, "dtype": a.dtype}
+        common |= {"report_to": "none", "k_schedule": "fixed"}
+        results: dict[str, Any] = {}
+        print("| compared | s a step | steps a second | supervised places a second |\n|---|---|---|---|")
+        kinds = {
+            "gated / full": ({"method": "gated"}, {"method": "full"}),
+            "gated / lora": ({"method": "gated"}, {"method": "lora"}),
+            "full, 16 blocks a row / 1": (
+                {"method": "full", "blocks_per_row": 16},
+                {"method": "full", "blocks_per_row": 1},
+            ),
+            "gated, 16 blocks a row / 1": (
+                {"method": "gated", "blocks_per_row": 16},
+                {"method": "gated", "blocks_per_row": 1},
+            ),
+        }
+        for name, (first, second) in kinds.items():
+            r = results[name] = compare(first, second, a.pairs, common)
+            interval = "({:.2f} to {:.2f})".format
+            print(
+                f"| {name} | {r['seconds'][0]:.3f}, {r['seconds'][1]:.3f} | {r['steps_ratio']:.2f} "
+                f"{interval(*r['steps_interval'])} | {r['places_ratio']:.2f} {interval(*r['places_interval'])} |",
+                flush=True,
+            )
+        context = multiprocessing.get_context("spawn")  # a fresh process: its peak is the method's own
+        with context.Pool(1, maxtasksperchild=1) as pool:
+            memory = {m: pool.apply(extra_memory, (common | {"method": m},)) for m in ("full", "lora", "gated")}
+        for method, size in memory.items():
+            print(f"extra memory, {method}: {size / 1e6:.0f} MB, {size / memory['full']:.2f} of full's")
+    print(json.dumps({"provenance": provenance(threads=torch.get_num_threads()), "speed": results, "memory": memory}))
+
+
+if __name__ == "__main__":
+    main()
