@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     a = parser.parse_args()
 
-    original, adapted = Model.load(checkpoint("base")), Model.load(checkpoint("adapted"))
+    original, adapted = Model.load(checkpoint("base")), Model.load(checkpoint("full"))
     points = []
     for task in TASKS:
         prompts = [original.encode(q.prompt) for q in embedded_task(task, a.prompts).questions]

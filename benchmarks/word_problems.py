@@ -1,10 +1,12 @@
 """The embedded checkpoints on fresh word problems: what is gained, what is lost, and how fast it is on the clock.
 
-    python -m benchmarks.word_problems                       the README's numbers (about a quarter of an hour on 2 cores)
+    python -m benchmarks.word_problems                       the gated adapter (about ten minutes on 2 cores)
+    python -m benchmarks.word_problems --full                the full adaptation
     python -m benchmarks.word_problems --model DIR --prompts 300
 
 Accuracy, identity and tokens per step need no clock, so they are measured in batches on all prompts. Speed is measured
-at batch 1, in pairs: transformers' greedy `generate` and ours on the same prompt, in turn, warmed up, one clock. A
+at batch 1, in pairs: the original under transformers' greedy `generate` and ours on the same prompt, in turn, warmed up,
+one clock. A
 speed-up is the median ratio of seconds per token over the pairs, with its 95% interval. The last line is JSON.
 """
 
@@ -48,12 +50,16 @@ def answer_all(model: Model, prompts: list[list[int]], policy: Policy, batch: in
     return [results[i] for i in range(len(prompts))]
 
 
+def label_of_model(model: Model) -> str:
+    return model.mtp.method if model.mtp else "original"
+
+
 def measure_all(original: Model, adapted: Model, number: int, batch: int, task_name: str) -> list[Row]:
     """Rows without a clock (their `seconds` are of the batch and not reported)."""
     task = embedded_task(task_name, number)
     prompts = [original.encode(q.prompt) for q in task.questions]
     outcomes: dict[Combination, list[Outcome]] = {}
-    for label, model in (("original", original), ("adapted", adapted)):
+    for label, model in (("original", original), (label_of_model(adapted), adapted)):
         for policy in (NextToken(), *(POLICIES if model.mtp else ())):
             k = policy.k or (model.mtp.k if model.mtp else 1)
             what = Combination(label, label_of(policy), policy.name, getattr(policy, "threshold", None), k)
@@ -66,7 +72,7 @@ def measure_all(original: Model, adapted: Model, number: int, batch: int, task_n
     plain = {what.model: o for what, o in outcomes.items() if what.policy == "next-token"}
     judges = {
         label: Float64Judge(model.hf, adapted.mtp.mask_token_id if adapted.mtp else None)
-        for label, model in (("original", original), ("adapted", adapted))
+        for label, model in (("original", original), (label_of_model(adapted), adapted))
     }
 
     def identities(ours: list[Outcome], label: str) -> list:
@@ -79,27 +85,24 @@ def measure_all(original: Model, adapted: Model, number: int, batch: int, task_n
     ]
 
 
-def race_generate(adapted: Model, policies: tuple[Policy, ...], pairs: int) -> list[dict]:
-    """Speed-ups over transformers' greedy `generate` of the same weights, in interleaved pairs."""
+def race_generate(original: Model, adapted: Model, policies: tuple[Policy, ...], pairs: int) -> list[dict]:
+    """Speed-ups over transformers' greedy `generate` of the original, in interleaved pairs."""
     task = embedded_task("word-problems", pairs + 3, split="speed")
-    assert adapted.mtp is not None
-    suppress = [adapted.mtp.mask_token_id]
 
     def generate(ids: list[int]) -> tuple[int, float]:
         row = torch.tensor([ids])
         started = time.perf_counter()
-        out = adapted.hf.generate(  # pyright: ignore[reportCallIssue]
+        out = original.hf.generate(  # pyright: ignore[reportCallIssue]
             row,
             attention_mask=torch.ones_like(row),
             do_sample=False,
             max_new_tokens=task.max_new_tokens,
-            suppress_tokens=suppress,
         )
         return out.shape[1] - len(ids), time.perf_counter() - started
 
     seconds: dict[str, list[float]] = {"generate": [], **{label_of(p): [] for p in policies}}
     for i, question in enumerate(track(task.questions, description="racing generate", console=Console(stderr=True))):
-        n, spent = generate(adapted.encode(question.prompt))
+        n, spent = generate(original.encode(question.prompt))
         measured = {"generate": (n, spent)}
         for policy in policies:
             answer = adapted.generate(question.prompt, policy=policy, max_new_tokens=task.max_new_tokens)
@@ -124,7 +127,8 @@ def race_generate(adapted: Model, policies: tuple[Policy, ...], pairs: int) -> l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(checkpoint("adapted")))
+    parser.add_argument("--model", default=str(checkpoint("gated")))
+    parser.add_argument("--full", action="store_const", const=str(checkpoint("full")), dest="model")
     parser.add_argument("--original", default=str(checkpoint("base")))
     parser.add_argument("--task", default="word-problems")
     parser.add_argument("--prompts", type=int, default=1500)
@@ -144,7 +148,9 @@ def main() -> None:
             f"{r.identical_to_own_next_token} | {r.own_ties} | {r.identical_to_original} (+{r.ties} ties) |"
         )
     speeds = (
-        race_generate(adapted, (NextToken(), Exact(0.5), Exact(0.5, 8), ConfAdapt(0.9)), a.pairs) if a.pairs else []
+        race_generate(original, adapted, (NextToken(), Exact(0.5), Exact(0.5, 8), ConfAdapt(0.9)), a.pairs)
+        if a.pairs
+        else []
     )
     if speeds:
         print(

@@ -183,7 +183,7 @@ def evaluate_command(
     models = {}
     for label, name in (("original", original), ("adapted", model)):
         if name is not None:
-            path = _model_path(name, "base" if label == "original" else "adapted")
+            path = _model_path(name, "base" if label == "original" else "gated")
             where = base if label == "adapted" else None
             models[label] = Model.load(path, device=device, trust_remote_code=trust_remote_code, base=where)
     console = _console(json_output)
@@ -250,7 +250,7 @@ def estimate_command(
 
 @app.command()
 def demo(
-    fast: Annotated[bool, typer.Option("--fast", help="Use the embedded adapted checkpoint: under a minute.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Use the embedded adapter: under a minute.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for the report, the picture and the numbers.")] = Path(
         "demo-output"
     ),
@@ -264,7 +264,7 @@ def demo(
     run_demo(DemoOptions(output, fast, **{key: v for key, v in given.items() if v is not None}), _console())
 
 
-def _model_path(name: str, embedded: str = "adapted") -> str:
+def _model_path(name: str, embedded: str = "gated") -> str:
     """A model's folder or name; "demo" stands for the embedded checkpoint."""
     if name != "demo":
         return name

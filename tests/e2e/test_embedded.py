@@ -19,11 +19,16 @@ def base():
 
 
 @pytest.fixture(scope="module")
-def adapted():
-    return mt.load(checkpoint("adapted"))
+def full():
+    return mt.load(checkpoint("full"))
 
 
-@pytest.mark.parametrize("name", ["base", "adapted"])
+@pytest.fixture(scope="module")
+def gated():
+    return mt.load(checkpoint("gated"))
+
+
+@pytest.mark.parametrize("name", ["base", "full"])
 def test_weights_are_small_and_rounded(name: str) -> None:
     """They travel in the wheel; and the base is rounded before anything is adapted from it, so both start alike."""
     folder = Path(checkpoint(name))
@@ -45,15 +50,30 @@ def test_base_is_the_promised_model_and_solves_problems(base) -> None:
     assert sum(bool(task.grader.grade(t, q.answer)) for t, q in zip(texts, task.questions, strict=True)) >= 12
 
 
-def test_adapted_knows_its_base_and_is_exact(base, adapted) -> None:
+def test_full_knows_its_base_and_is_exact(base, full) -> None:
     """The two checkpoints must belong together, and Exact must change no token of the adapted one."""
     from multitoken.models.loading import weight_hash
 
-    assert adapted.mtp is not None and adapted.mtp.base_hash == weight_hash(base.hf)
-    assert adapted.mtp.mask_token_id == 2040
+    assert full.mtp is not None and full.mtp.base_hash == weight_hash(base.hf)
+    assert full.mtp.mask_token_id == 2040
     for example in examples("word-problems", "test", 6):
-        exact = adapted.generate(example.prompt, policy=mt.Exact(0.5))
-        plain = adapted.generate(example.prompt, policy=mt.NextToken())
+        exact = full.generate(example.prompt, policy=mt.Exact(0.5))
+        plain = full.generate(example.prompt, policy=mt.NextToken())
         assert exact.token_ids == plain.token_ids
         assert exact.forward_passes < plain.forward_passes
         assert "".join(c.text for c in exact.chunks) == exact.text == plain.text
+
+
+def test_gated_loses_nothing_of_the_base(base, gated) -> None:
+    """Under Exact the adapted model must say what the original says, in far fewer passes."""
+    folder = checkpoint("gated")
+    assert (folder / "adapter_model.safetensors").stat().st_size <= MOST_BYTES
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "../base"
+    tokens = passes = 0
+    for example in examples("word-problems", "test", 6):
+        plain = base.generate(example.prompt, policy=mt.NextToken())
+        exact = gated.generate(example.prompt, policy=mt.Exact(0.5))
+        assert exact.token_ids == plain.token_ids
+        assert gated.generate(example.prompt, policy=mt.NextToken()).token_ids == plain.token_ids
+        tokens, passes = tokens + len(exact.token_ids), passes + exact.forward_passes
+    assert tokens / passes > 3

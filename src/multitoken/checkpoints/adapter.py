@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -23,15 +24,17 @@ def save_adapter(
     *,
     base: str,
     overwrite: bool = False,
+    dtype: torch.dtype = torch.float32,
     extra_files: Mapping[str, str] | None = None,
 ) -> None:
-    """`base` is a hub name or a folder; a folder is noted relative to `output`, so that both may move together.
+    """`base` is a hub name or a folder; a folder is noted relative to `output`, so that both may move together. `dtype` is
+    that of the file: adapters compute in float32.
 
     Raises OutputError where `output` cannot be written (see `atomic_folder`).
     """
     located = os.path.relpath(Path(base).resolve(), Path(output).resolve()) if Path(base).is_dir() else base
     with atomic_folder(output, overwrite=overwrite) as folder:
-        save_file(to_peft(adapter), folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(to_peft(adapter, dtype), folder / WEIGHTS, metadata={"format": "pt"})
         write_json(
             folder / CONFIG,
             {

@@ -34,7 +34,7 @@ class _Run:
 def evaluate(
     models: Mapping[str, ModelLike], task: Task, policies: Mapping[str, Policy], *, progress: Progress | None = None
 ) -> list[Row]:
-    """Rows of every model (labels "original", "adapted") with next-token decoding, then with every policy, batch 1.
+    """Rows of every model (one of them labelled "original") with next-token decoding, then with every policy, batch 1.
 
     `policies` maps the label of a row to its policy. Next-token decoding always runs, once, as the rest is compared
     with it; a model without a mask token runs nothing else. A single model is its own original.

@@ -51,8 +51,9 @@ def find_base(folder: Path, settings: dict[str, Any]) -> str:
     return os.path.normpath(beside) if name and beside.is_dir() else name
 
 
-def attach_adapter(model: PreTrainedModel, folder: Path, settings: dict[str, Any], mtp: MtpConfig) -> GatedAdapter:
-    """Read the weights and let them act in `model`. Raises `ModelError` where they do not fit it."""
+def read_adapter(model: PreTrainedModel, folder: Path) -> GatedAdapter:
+    """The adapter of a folder, made for `model` and not yet at work. Raises `ModelError` where it does not fit."""
+    settings, mtp = read_adapter_config(folder)
     try:
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -65,17 +66,16 @@ def attach_adapter(model: PreTrainedModel, folder: Path, settings: dict[str, Any
         adapter.load_state_dict(from_peft(state, layers))
     except (AttributeError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} does not fit {type(model).__name__}: {error}") from error
-    adapter.attach(model)
     return adapter.eval().requires_grad_(False)
 
 
-def to_peft(adapter: GatedAdapter) -> dict[str, torch.Tensor]:
+def to_peft(adapter: GatedAdapter, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """The weights under PEFT's names."""
     state = {MASK_VECTOR: adapter.mask_vector}
     for name, update in zip(adapter.names, adapter.updates, strict=True):
         down, up = update.parameters()
         state |= {f"base_model.model.{name}.lora_A.weight": down, f"base_model.model.{name}.lora_B.weight": up}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return {name: tensor.detach().to(dtype).cpu().contiguous() for name, tensor in state.items()}
 
 
 def from_peft(state: dict[str, torch.Tensor], layers: list[str]) -> dict[str, torch.Tensor]:

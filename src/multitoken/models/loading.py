@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
 
 from multitoken.errors import ModelError, UnsupportedModelError, UsageError
 
-from .gated import attach_adapter, find_base, is_adapter, read_adapter_config
+from .gated import find_base, is_adapter, read_adapter, read_adapter_config
 from .mtp_config import MtpConfig
 from .quantize import quantize_weights
 
@@ -109,7 +109,7 @@ def _load_gated(folder: Path, base: str | Path | None, quantize: str, **how: Any
             f"{found[:19]}; give the model it was made from as base (--base)"
         )
     quantize_weights(loaded.model, quantize)  # the hash is of the weights as they are published
-    attach_adapter(loaded.model, folder, settings, mtp)
+    read_adapter(loaded.model, folder).attach(loaded.model)
     tokenizer = _read_tokenizer(str(folder), trust_remote_code=False)
     if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:
         raise ModelError(f"{folder}: the tokenizer does not give {mtp.mask_token!r} the id {mtp.mask_token_id}")

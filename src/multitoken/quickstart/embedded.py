@@ -20,7 +20,7 @@ _MAX_NEW_TOKENS = 320
 
 
 def checkpoint(name: str) -> Path:
-    """The folder of the embedded "base" or "adapted" model."""
+    """The folder of the embedded "base" model, of the "gated" adapter over it, or of the "full" adaptation of it."""
     folder = resources.files("multitoken.quickstart").joinpath("checkpoints", name)
     return Path(str(folder))
 

@@ -184,7 +184,7 @@ def test_too_little_memory_says_what_to_lower(project, monkeypatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(BlockTrainer, "compute_loss", full)
-        with pytest.raises(OutOfMemoryError, match="batch_size=4, blocks_per_row=3.*lower one of them"):
+        with pytest.raises(OutOfMemoryError, match=r"batch_size=4, blocks_per_row=3.*lower one of them"):
             run(project, "adapted", max_new_tokens=10)
     responses = project / "adapted.training" / "responses.jsonl"
     before = responses.read_text()

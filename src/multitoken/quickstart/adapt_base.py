@@ -1,0 +1,77 @@
+"""Make the embedded adapted checkpoints: `python -m multitoken.quickstart.adapt_base --method gated --output DIR`.
+
+From prompts alone, as a user would: the base model writes the responses itself. The weights are rounded to bf16.
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from multitoken.checkpoints.adapter import save_adapter
+from multitoken.checkpoints.atomic import write_text
+from multitoken.checkpoints.save import save_checkpoint
+from multitoken.models.gated import is_adapter, read_adapter
+from multitoken.models.loading import load_causal_lm
+from multitoken.training.adapt import adapt
+
+from .corpus import LANGUAGE, mixed
+from .embedded import checkpoint
+
+_COMMON = {"k_max": 16, "blocks_per_row": 32, "batch_size": 8, "optimizer": "muon", "dtype": "bfloat16"}
+RECIPES: dict[str, dict[str, Any]] = {
+    # The responses are the base's own greedy ones, so their tokens are its labels.
+    "gated": _COMMON
+    | {"method": "gated", "rank": 128, "labels": "data", "loss_weights": "reach", "learning_rate": 5e-3},
+    "full": _COMMON
+    | {
+        "method": "full",
+        "loss_until": "first-disagreement",
+        "next_token_weight": 10.0,
+        "learning_rate": 2e-3,
+    },
+}
+
+
+def write_prompts(path: Path, number: int) -> None:
+    """Prompts of all trained tasks, none of which the base model was trained or will be tested on."""
+    prompts = (example.prompt for example in itertools.islice(mixed("adapt", mixture=LANGUAGE), number))
+    write_text(path, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+
+
+def round_weights(trained: Path, output: Path, *, overwrite: bool) -> None:
+    """Save what was trained once more, in bf16: it travels in the package."""
+    log = {"adapt.json": (trained / "adapt.json").read_text()}
+    loaded = load_causal_lm(trained, base=checkpoint("base") if is_adapter(trained) else None)
+    assert loaded.mtp is not None
+    files: dict[str, Any] = {"overwrite": overwrite, "extra_files": log, "dtype": torch.bfloat16}
+    if is_adapter(trained):
+        adapter = read_adapter(load_causal_lm(checkpoint("base")).model, trained)
+        save_adapter(adapter, loaded.tokenizer, loaded.mtp, output, base=str(checkpoint("base")), **files)
+    else:
+        save_checkpoint(loaded.model, loaded.tokenizer, loaded.mtp, output, **files)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--method", choices=sorted(RECIPES), default="gated")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--prompts", type=int, default=4500)
+    parser.add_argument("--overwrite", action="store_true")
+    a = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "prompts.jsonl"
+        write_prompts(data, a.prompts)
+        trained = Path(folder) / "adapted"
+        adapt(checkpoint("base"), data=data, output=trained, minutes=a.minutes, console=Console(), **RECIPES[a.method])
+        round_weights(trained, a.output, overwrite=a.overwrite)
+
+
+if __name__ == "__main__":
+    main()
