@@ -29,7 +29,10 @@ def test_two_processes_equal_one(tmp_path, method: str) -> None:
     assert (done.stdout + done.stderr).count("Mask token:") == 1
     assert largest_difference(weights(project / "one"), weights(project / "two")) < 1e-4
     assert not (project / "two.training").exists()
-    one, two = (json.loads((project / name / "adapt.json").read_text())["log"] for name in ("one", "two"))
+    one, two = (
+        [entry for entry in json.loads((project / name / "adapt.json").read_text())["log"] if "loss" in entry]
+        for name in ("one", "two")
+    )
     # AdamW would forgive gradients of another scale; the norm does not.
     assert [entry["grad_norm"] for entry in one] == pytest.approx([entry["grad_norm"] for entry in two], rel=1e-3)
     assert [entry["loss"] for entry in one] == pytest.approx([entry["loss"] for entry in two], rel=1e-3)
