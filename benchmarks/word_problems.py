@@ -31,6 +31,7 @@ from multitoken.quickstart.embedded import checkpoint, embedded_task
 
 POLICIES: tuple[Policy, ...] = (
     Exact(0.5),
+    Exact(0.7),
     ConfAdapt(0.9),
 )
 
@@ -148,7 +149,7 @@ def main() -> None:
             f"{r.identical_to_own_next_token} | {r.own_ties} | {r.identical_to_original} (+{r.ties} ties) |"
         )
     speeds = (
-        race_generate(original, adapted, (NextToken(), Exact(0.5), Exact(0.5, 8), ConfAdapt(0.9)), a.pairs)
+        race_generate(original, adapted, (NextToken(), Exact(0.5), Exact(0.7), ConfAdapt(0.9)), a.pairs)
         if a.pairs
         else []
     )
