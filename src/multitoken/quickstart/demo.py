@@ -25,7 +25,7 @@ from .corpus import examples, make_example
 from .embedded import checkpoint, embedded_task
 from .race import race
 
-ADAPT_MINUTES = 4.5
+ADAPT_MINUTES = 4.0
 PROMPTS = 700
 POLICIES: tuple[Policy, ...] = (Exact(0.5), *(ConfAdapt(threshold) for threshold in (0.99, 0.95, 0.9, 0.8)))
 
