@@ -258,8 +258,10 @@ def demo(
     questions: Annotated[int | None, typer.Option(help="Questions to each model under each policy.")] = None,
 ) -> None:
     """Watch an ordinary model become a multi-token model, with honest numbers and a picture."""
-    from multitoken.quickstart.demo import DemoOptions, run_demo
+    from multitoken.quickstart.demo import QUESTIONS_OF_A_FAST_ONE, DemoOptions, run_demo
 
+    if fast and questions is None:
+        questions = QUESTIONS_OF_A_FAST_ONE
     given = {"minutes": minutes, "questions": questions}
     run_demo(DemoOptions(output, fast, **{key: v for key, v in given.items() if v is not None}), _console())
 

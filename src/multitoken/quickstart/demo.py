@@ -27,6 +27,7 @@ from .race import race
 
 ADAPT_MINUTES = 4.0
 PROMPTS = 700
+QUESTIONS_OF_A_FAST_ONE = 8
 POLICIES: tuple[Policy, ...] = (Exact(0.5), *(ConfAdapt(threshold) for threshold in (0.99, 0.95, 0.9, 0.8)))
 
 
