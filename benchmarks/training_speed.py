@@ -1,6 +1,6 @@
 """How fast a training step is, and how much memory it takes: gated against full, packed blocks against one block a row.
 
-    python -m benchmarks.training_speed                    the numbers of docs/training.md (a few minutes on 2 cores)
+    python -m benchmarks.training_speed                    the embedded base (a few minutes on 2 cores)
     python -m benchmarks.training_speed --model DIR --data prompts.jsonl
 
 Steps of the compared kinds are taken in turn in one process, on the same rows; a ratio is the median over the pairs, with
