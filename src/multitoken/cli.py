@@ -29,6 +29,8 @@ _POLICY_HELP = "next-token, static, confadapt or exact"
 BaseOption = Annotated[
     str | None, typer.Option(help="Where the model of a gated adapter lies, if not where the adapter says.")
 ]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+TrustFlag = Annotated[bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")]
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line; the rest goes to stderr.")
 ]
@@ -109,10 +111,8 @@ def generate(
     k: Annotated[int | None, typer.Option(help="Most tokens a step; at most what the model was trained for.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
     base: BaseOption = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    trust_remote_code: Annotated[
-        bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")
-    ] = False,
+    device: DeviceOption = "cpu",
+    trust_remote_code: TrustFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Answer PROMPT with MODEL, streaming each chunk in its own colour."""
@@ -165,10 +165,8 @@ def evaluate_command(
     grader: Annotated[str | None, typer.Option(help="last-number, exact, contains or none (JSONL files).")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
     base: BaseOption = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    trust_remote_code: Annotated[
-        bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")
-    ] = False,
+    device: DeviceOption = "cpu",
+    trust_remote_code: TrustFlag = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what the output folder holds.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
@@ -219,10 +217,8 @@ def estimate_command(
     prompts: Annotated[int, typer.Option(min=1, help="How many of them to draw.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a response.")] = 256,
     k_max: Annotated[int, typer.Option(help="The longest block that it would be adapted to.")] = 16,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    trust_remote_code: Annotated[
-        bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")
-    ] = False,
+    device: DeviceOption = "cpu",
+    trust_remote_code: TrustFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Foretell, before any training, what adapting MODEL would gain on prompts like these, and how sure that is."""

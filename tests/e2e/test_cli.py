@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from multitoken.cli import main
+from tests.e2e.command import run
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 
@@ -33,12 +33,6 @@ def project(tmp_path_factory):
                "--k-max", 4, "--batch-size", 2, "--blocks-per-row", 2)  # fmt: skip
     assert code == 0
     return folder
-
-
-def run(*argv) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(a) for a in argv])
-    return int(ended.value.code or 0)
 
 
 def test_generate_prints_one_json_object_last(project, capsys) -> None:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from multitoken.cli import main
 from multitoken.models.loading import load_causal_lm
+from tests.e2e.command import run
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 
@@ -21,12 +21,6 @@ def project(tmp_path_factory):
     (folder / "few.jsonl").write_text('{"prompt": "w7"}\n' * 3)
     (folder / "plain.txt").write_text("w7 w8 w9\n\nw10 w11\n")
     return folder
-
-
-def run(*argv) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(a) for a in argv])
-    return int(ended.value.code or 0)
 
 
 def test_json_is_the_last_line_and_words_are_on_stderr(project, capsys) -> None:

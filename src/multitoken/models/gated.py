@@ -51,9 +51,8 @@ def find_base(folder: Path, settings: dict[str, Any]) -> str:
     return os.path.normpath(beside) if name and beside.is_dir() else name
 
 
-def read_adapter(model: PreTrainedModel, folder: Path) -> GatedAdapter:
+def read_adapter(model: PreTrainedModel, folder: Path, settings: dict[str, Any], mtp: MtpConfig) -> GatedAdapter:
     """The adapter of a folder, made for `model` and not yet at work. Raises `ModelError` where it does not fit."""
-    settings, mtp = read_adapter_config(folder)
     try:
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:

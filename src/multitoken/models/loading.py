@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
 )
 
+from multitoken.decoding.gate import GatedAdapter
 from multitoken.errors import ModelError, UnsupportedModelError, UsageError
 
 from .gated import find_base, is_adapter, read_adapter, read_adapter_config
@@ -38,12 +39,14 @@ _OTHER_SENSES = ("vision_config", "audio_config", "audio_encoder_config", "image
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode with what belongs to it. `mtp` is None for an ordinary model; `name` is never a path."""
+    """A model in eval mode with what belongs to it. `mtp` is None for an ordinary model; `name` is never a path;
+    `adapter` is the gated adapter at work in it, if one is."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     mtp: MtpConfig | None
     name: str
+    adapter: GatedAdapter | None = None
 
 
 def load_causal_lm(
@@ -109,11 +112,12 @@ def _load_gated(folder: Path, base: str | Path | None, quantize: str, **how: Any
             f"{found[:19]}; give the model it was made from as base (--base)"
         )
     quantize_weights(loaded.model, quantize)  # the hash is of the weights as they are published
-    read_adapter(loaded.model, folder).attach(loaded.model)
+    adapter = read_adapter(loaded.model, folder, settings, mtp)
+    adapter.attach(loaded.model)
     tokenizer = _read_tokenizer(str(folder), trust_remote_code=False)
     if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:
         raise ModelError(f"{folder}: the tokenizer does not give {mtp.mask_token!r} the id {mtp.mask_token_id}")
-    return Loaded(loaded.model, tokenizer, mtp, folder.resolve().name)
+    return Loaded(loaded.model, tokenizer, mtp, folder.resolve().name, adapter)
 
 
 def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:

@@ -16,7 +16,6 @@ from rich.console import Console
 from multitoken.checkpoints.adapter import save_adapter
 from multitoken.checkpoints.atomic import write_text
 from multitoken.checkpoints.save import save_checkpoint
-from multitoken.models.gated import is_adapter, read_adapter
 from multitoken.models.loading import load_causal_lm
 from multitoken.training.adapt import adapt
 
@@ -47,12 +46,11 @@ def write_prompts(path: Path, number: int) -> None:
 def round_weights(trained: Path, output: Path, *, overwrite: bool) -> None:
     """Save what was trained once more, in bf16: it travels in the package."""
     log = {"adapt.json": (trained / "adapt.json").read_text()}
-    loaded = load_causal_lm(trained, base=checkpoint("base") if is_adapter(trained) else None)
+    loaded = load_causal_lm(trained)
     assert loaded.mtp is not None
     files: dict[str, Any] = {"overwrite": overwrite, "extra_files": log, "dtype": torch.bfloat16}
-    if is_adapter(trained):
-        adapter = read_adapter(load_causal_lm(checkpoint("base")).model, trained)
-        save_adapter(adapter, loaded.tokenizer, loaded.mtp, output, base=str(checkpoint("base")), **files)
+    if loaded.adapter is not None:
+        save_adapter(loaded.adapter, loaded.tokenizer, loaded.mtp, output, base=str(checkpoint("base")), **files)
     else:
         save_checkpoint(loaded.model, loaded.tokenizer, loaded.mtp, output, **files)
 

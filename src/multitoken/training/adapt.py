@@ -7,6 +7,8 @@ import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,24 +124,20 @@ def make_trainer(
     return trainer
 
 
-class memory_errors:
+@contextmanager
+def memory_errors(c: AdaptConfig) -> Iterator[None]:
     """Say what to lower where memory runs out, on a GPU or on a CPU."""
-
-    def __init__(self, config: AdaptConfig) -> None:
-        self._config = config
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        full = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if full or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)):
-            c = self._config
-            raise OutOfMemoryError(
-                f"out of memory with batch_size={c.batch_size}, blocks_per_row={c.blocks_per_row}, k_max={c.k_max}, "
-                f"max_length={c.max_length}: lower one of them (a batch_size halved and a gradient_accumulation doubled "
-                "trains the same); --dry-run shows what takes the memory. Responses already written are kept"
-            ) from error
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        is_full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not is_full and "DefaultCPUAllocator: can't allocate" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory with batch_size={c.batch_size}, blocks_per_row={c.blocks_per_row}, k_max={c.k_max}, "
+            f"max_length={c.max_length}: lower one of them (a batch_size halved and a gradient_accumulation doubled "
+            "trains the same); --dry-run shows what takes the memory. Responses already written are kept"
+        ) from error
 
 
 def _reporting(config: AdaptConfig, first: bool) -> list[TrainerCallback]:

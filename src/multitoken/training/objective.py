@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from multitoken.decoding.blocks import REAL, BlockBatch, pack_blocks
 
-from .passes import Passes
+from .passes import Hidden, Passes
 
 
 @dataclass(frozen=True)
@@ -81,24 +81,20 @@ def supervised(
     ends = torch.isin(proposals, eos_ids) | torch.isin(labels, eos_ids)
     if until_disagreement:
         ends = ends | (proposals != labels)
-    return (labels != -100) & ~_happened_before(ends, batch.block_of)
+    return (labels != -100) & (_sum_before(ends.long(), batch.block_of) == 0)
 
 
 def reach(loss: Tensor, batch: BlockBatch) -> Tensor:
     """exp(- sum of the losses at the earlier masks of the block): with -log p of the label as loss, the probability that
     all of them are right. loss [B, M] -> [B, M]."""
-    at_masks = loss.masked_fill(batch.place == 0, 0.0)
-    before = at_masks.cumsum(1) - at_masks
-    first = torch.searchsorted(batch.block_of, batch.block_of)
-    return (before[:, first] - before).exp()
+    return (-_sum_before(loss.masked_fill(batch.place == 0, 0.0), batch.block_of)).exp()
 
 
-def _happened_before(event: Tensor, block_of: Tensor) -> Tensor:
-    """True where `event` [B, M] was true at an earlier place of the same block."""
-    count = event.long().cumsum(1)
-    before = count - event.long()
+def _sum_before(values: Tensor, block_of: Tensor) -> Tensor:
+    """Of the values at earlier places of the same block. values [B, M] -> [B, M]."""
+    before = values.cumsum(1) - values
     first = torch.searchsorted(block_of, block_of)  # slot at which each slot's block starts
-    return before > before[:, first]
+    return before - before[:, first]
 
 
 class Distillation(nn.Module):
@@ -141,12 +137,7 @@ class Distillation(nn.Module):
         proposals = passes.student.best(ours.blocks)
         online = objective.labels == "online"
         theirs = passes.read(batch, proposals if online else None) if online or objective.next_token_weight else None
-        if online:
-            assert theirs is not None
-            labels = passes.teacher.best(theirs.blocks)
-        else:
-            labels = data_labels(batch)
-        labels = labels.masked_fill(~within_turns(batch, inputs["ends"]), -100)
+        labels = self._labels(batch, theirs, inputs["ends"])
         counted = supervised(batch, proposals, labels, self.eos_ids, objective.until_disagreement)
         hidden, rows = ours.blocks[counted], len(batch.ids)
         by_place = passes.student.cross_entropy(hidden, labels[counted])
@@ -171,12 +162,17 @@ class Distillation(nn.Module):
         """What is proposed, how surely, and what would have been right. inputs: as for `forward`."""
         batch = self._lay_out(inputs)
         proposals, confidences = self.passes.student.best_and_sure(self.passes.propose(batch).blocks)
+        theirs = self.passes.read(batch, proposals) if self.objective.labels == "online" else None
+        return Examined(batch, proposals, confidences, self._labels(batch, theirs, inputs["ends"]))
+
+    def _labels(self, batch: BlockBatch, theirs: Hidden | None, ends: Tensor) -> Tensor:
+        """What each place should have said, -100 behind the end of its turn. -> [B, M]."""
         if self.objective.labels == "online":
-            labels = self.passes.teacher.best(self.passes.read(batch, proposals).blocks)
+            assert theirs is not None
+            labels = self.passes.teacher.best(theirs.blocks)
         else:
             labels = data_labels(batch)
-        labels = labels.masked_fill(~within_turns(batch, inputs["ends"]), -100)
-        return Examined(batch, proposals, confidences, labels)
+        return labels.masked_fill(~within_turns(batch, ends), -100)
 
     def _lay_out(self, inputs: dict[str, Tensor]) -> BlockBatch:
         return pack_blocks(

@@ -1,0 +1,12 @@
+"""The command line, called as the shell calls it."""
+
+import pytest
+
+from multitoken.cli import main
+
+
+def run(*argv) -> int:
+    """The exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(a) for a in argv])
+    return int(ended.value.code or 0)
