@@ -1,0 +1,246 @@
+"""What each choice of a recipe is worth: objective, data, method and optimizer, changed one at a time.
+
+    python -m benchmarks.ablations --output runs/ablations              (about two hours on one core)
+    python -m benchmarks.ablations --output runs/ablations --only data  some arms; what is measured is kept and not repeated
+
+Every arm trains for the same time from the embedded base on the same 700 word problems, three seeds each, and is then
+judged on the same unseen problems: tokens per step under Exact, and right answers under next-token decoding, which shows
+what training itself cost. Exact adds nothing to that cost. Prints the table, draws the picture; the last line is JSON.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from benchmarks.word_problems import answer_all
+from multitoken.checkpoints.atomic import write_text
+from multitoken.checkpoints.provenance import provenance
+from multitoken.decoding import Exact, NextToken, Sampling
+from multitoken.models.model import Model
+from multitoken.quickstart.corpus import Example, examples
+from multitoken.quickstart.embedded import checkpoint, embedded_task
+from multitoken.training.adapt import adapt
+
+PROMPTS = 700
+COMMON: dict[str, Any] = {
+    "batch_size": 8,
+    "blocks_per_row": 16,
+    "dtype": "bfloat16",
+    "validation_share": 0.0,
+    "report_to": "none",
+}
+REFERENCE: dict[str, Any] = {
+    "method": "gated",
+    "rank": 64,
+    "labels": "data",
+    "loss_weights": "reach",
+    "optimizer": "muon",
+    "learning_rate": 8e-3,
+    "k_max": 16,
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A recipe: the reference with `change`, on one kind of responses (greedy, sampled, given). None takes an option out."""
+
+    group: str
+    name: str
+    change: dict[str, Any]
+    responses: str = "greedy"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {key: value for key, value in (REFERENCE | self.change).items() if value is not None}
+
+
+_EVERYWHERE = {"method": "full", "rank": None, "learning_rate": 2e-3, "next_token_weight": 10.0}
+_PAPER = _EVERYWHERE | {"labels": "online", "loss_weights": "even", "next_token_weight": None}
+ARMS = (
+    Arm("reference", "gated, rank 64, reach, labels of the data, Muon, k 16", {}),
+    Arm("objective", "cut at the first disagreement", {"loss_weights": "even", "loss_until": "first-disagreement"}),
+    Arm("objective", "even weights to the end of the block", {"loss_weights": "even"}),
+    Arm("objective", "the paper's: online labels, even weights", {"labels": "online", "loss_weights": "even"}),
+    Arm("objective", "online labels, reach", {"labels": "online"}),
+    Arm("objective", "soft teacher, reach", {"labels": "online", "teacher": "soft"}),
+    Arm("k", "always 16, never less", {"k_schedule": "fixed"}),
+    Arm("k", "k 8", {"k_max": 8}),
+    Arm("data", "given responses, their tokens as labels", {}, "given"),
+    Arm("data", "given responses, online labels", {"labels": "online"}, "given"),
+    Arm("data", "sampled responses, online labels", {"labels": "online"}, "sampled"),
+    Arm("method", "gated, rank 128", {"rank": 128}),
+    Arm("method", "lora, rank 64", {"method": "lora", "learning_rate": 2e-3, "next_token_weight": 10.0}),
+    Arm("method", "full", _EVERYWHERE),
+    Arm("method", "full, the paper's objective and no next-token loss", _PAPER),
+    Arm("optimizer", "AdamW", {"optimizer": "adamw", "learning_rate": 2e-3}),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One arm with one seed."""
+
+    group: str
+    name: str
+    seed: int
+    minutes: float
+    steps: int
+    exact_half: float  # tokens per step under Exact 0.5
+    exact_sure: float  # under Exact 0.7
+    right: float  # share of right answers under next-token decoding
+    same: float  # share of outputs under Exact 0.5 that are the original's
+
+
+def training_files(folder: Path) -> dict[str, Path]:
+    """The same prompts with each kind of responses; the base writes its own once, and they are kept."""
+    base = Model.load(checkpoint("base"))
+    problems = examples("word-problems", "adapt", PROMPTS)
+    made = {"given": folder / "given.jsonl"}
+    _write(made["given"], problems, (p.response for p in problems))
+    for kind in ("greedy", "sampled"):
+        made[kind] = folder / f"{kind}.jsonl"
+        if not made[kind].exists():
+            _write(made[kind], problems, _written_by(base, problems, kind == "sampled"))
+    return made
+
+
+def _write(path: Path, problems: list[Example], responses: Iterable[str]) -> None:
+    pairs = zip(problems, responses, strict=True)
+    write_text(path, "".join(json.dumps({"prompt": p.prompt, "response": r}) + "\n" for p, r in pairs))
+
+
+def _written_by(base: Model, problems: list[Example], sampled: bool) -> list[str]:
+    texts: list[str] = []
+    for start in range(0, len(problems), 50):
+        part = [base.encode(p.prompt) for p in problems[start : start + 50]]
+        ids: list[list[int]] = [[] for _ in part]
+        sampling = Sampling(seed=0) if sampled else None
+        for chunk in base.decoder.decode(part, max_new_tokens=320, sampling=sampling, first_row=start):
+            ids[chunk.row - start] += chunk.token_ids
+        texts += [str(base.tokenizer.decode(row, skip_special_tokens=True)) for row in ids]
+    return texts
+
+
+def run(arm: Arm, seed: int, minutes: float, data: Path, reference: list[tuple], questions: int) -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "adapted"
+        options = COMMON | arm.options | {"seed": seed, "minutes": minutes}
+        done = adapt(checkpoint("base"), data=data, output=output, console=Console(quiet=True), **options)
+        model = Model.load(output)
+    task = embedded_task("word-problems", questions)
+    prompts = [model.encode(q.prompt) for q in task.questions]
+
+    def answers(policy: Any) -> list[tuple]:
+        return answer_all(model, prompts, policy, 32, task.max_new_tokens, f"{arm.name}, seed {seed}")
+
+    half, sure = answers(Exact(0.5)), answers(Exact(0.7))
+    plain = answers(NextToken()) if arm.options["method"] != "gated" else half  # a gate leaves next tokens alone
+    texts = [str(model.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids, _, _ in plain]
+    right = sum(task.grader.grade(t, q.answer) is True for t, q in zip(texts, task.questions, strict=True))
+    same = sum(ours[0] == theirs[0] for ours, theirs in zip(half, reference, strict=True))
+    return Result(
+        arm.group,
+        arm.name,
+        seed,
+        minutes,
+        done.steps,
+        _tokens_per_step(half),
+        _tokens_per_step(sure),
+        right / questions,
+        same / questions,
+    )
+
+
+def _tokens_per_step(answers: list[tuple]) -> float:
+    return sum(len(ids) - first for ids, first, _ in answers) / sum(passes - 1 for _, _, passes in answers)
+
+
+def table(results: list[Result]) -> str:
+    lines = [
+        "| changed | arm | steps | Exact 0.5, tokens per step | Exact 0.7 | right answers | outputs of the original |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for group, name, mine in _by_arm(results):
+        half = [r.exact_half for r in mine]
+        spread = f" ({min(half):.2f} to {max(half):.2f})" if len(half) > 1 else ""
+        lines.append(
+            f"| {group} | {name} | {statistics.mean(r.steps for r in mine):.0f} | {statistics.mean(half):.2f}{spread} | "
+            f"{statistics.mean(r.exact_sure for r in mine):.2f} | {100 * statistics.mean(r.right for r in mine):.1f}% | "
+            f"{100 * statistics.mean(r.same for r in mine):.0f}% |"
+        )
+    return "\n".join(lines)
+
+
+def _by_arm(results: list[Result]) -> list[tuple[str, str, list[Result]]]:
+    found = [(a.group, a.name, [r for r in results if (r.group, r.name) == (a.group, a.name)]) for a in ARMS]
+    return [(group, name, mine) for group, name, mine in found if mine]
+
+
+def picture(results: list[Result], path: Path) -> None:
+    """A row an arm: a dot a seed, a line at their mean; grey where training cost right answers."""
+    arms = _by_arm(results)
+    base = max(r.right for r in results)
+    figure = Figure(figsize=(8, 0.36 * len(arms) + 1.2), dpi=200, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for y, (_, _, mine) in enumerate(arms):
+        values = [r.exact_half for r in mine]
+        cost = 100 * (base - statistics.mean(r.right for r in mine))
+        color = "#0072B2" if cost < 1 else "#8c959f"
+        axes.scatter(values, [y] * len(values), s=26, color=color, zorder=3)
+        axes.plot([statistics.mean(values)] * 2, [y - 0.3, y + 0.3], color=color, zorder=2)
+        if cost >= 1:
+            axes.annotate(f"  {cost:.0f} points lost", (max(values), y), va="center", fontsize=8, color="#656d76")
+    axes.axvline(statistics.mean(r.exact_half for r in arms[0][2]), color="#d0d7de", linestyle="--", zorder=1)
+    axes.set_yticks(range(len(arms)), [f"{group}: {name}" for group, name, _ in arms], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(left=1)
+    axes.set_xlabel("tokens per step, Exact 0.5 (a dot a seed; dashed: the reference)")
+    axes.grid(axis="x", color="#e6e8eb")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--questions", type=int, default=96)
+    parser.add_argument("--only", choices=sorted({arm.group for arm in ARMS}))
+    parser.add_argument("--picture", type=Path)
+    a = parser.parse_args()
+    a.output.mkdir(parents=True, exist_ok=True)
+    data = training_files(a.output)
+    kept = a.output / "results.jsonl"
+    results = [Result(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
+    if other := {r.minutes for r in results} - {a.minutes}:
+        parser.error(f"{kept} holds runs of {sorted(other)} minutes; give another --output, or --minutes as there")
+    done = {(r.name, r.group, r.seed) for r in results}
+    base = Model.load(checkpoint("base"))
+    task = embedded_task("word-problems", a.questions)
+    reference = answer_all(base, [base.encode(q.prompt) for q in task.questions], NextToken(), 32, 320, "original")
+    for seed in range(a.seeds):  # seeds outermost: a run cut short has compared all arms
+        for arm in ARMS:
+            if (a.only and arm.group != a.only) or (arm.name, arm.group, seed) in done:
+                continue
+            results.append(run(arm, seed, a.minutes, data[arm.responses], reference, a.questions))
+            write_text(kept, "".join(json.dumps(asdict(r)) + "\n" for r in results))
+    print(table(results))
+    picture(results, a.picture or a.output / "ablations.png")
+    facts = provenance(threads=torch.get_num_threads())
+    print(json.dumps({"provenance": facts, "results": [asdict(r) for r in results]}))
+
+
+if __name__ == "__main__":
+    main()
