@@ -1,13 +1,14 @@
-"""Which position may see which: the model's own rule (causal, sliding, chunked) as a table over true positions.
+"""Which position may see which: the model's own rule (causal, sliding, chunked), asked for once and looked up by position.
 
 Transformers builds masks from cache *indices*. Blocks at the end of a packed row and slots of a cache need them by
 *position*. The rule of every attention layer here depends on the two positions alone, so it is asked for once, for a
-plain row of L tokens, and looked up ever after: one mechanism for training, prefill and decoding.
+plain row of L tokens: one mechanism for training, prefill and decoding. A window or chunk that shows in that row is kept as
+a formula, which holds at any length; only a rule that is neither stays a table.
 
-Shapes: B rows, S queries, T keys, L table side.
+Shapes: B rows, S queries, T keys, L length of the row asked for.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,28 +20,57 @@ from .records import DecodingError
 Masks = Tensor | dict[str, Tensor]
 
 
-class AttentionRule:
-    """Boolean tables [L, L], one per kind of layer: `table[q, kv]` says whether position q sees position kv.
+@dataclass(frozen=True)
+class _Kind:
+    """The rule of one kind of layer: causal, and within a window or chunk if there is one, or as a table says."""
 
-    A plainly causal kind has None in place of a table: long training rows do without one, decoding makes it for its views.
-    """
+    known: int | None = None  # positions that it was seen to hold for; None: it holds for all
+    window: int | None = None
+    chunk: int | None = None
+    table: Tensor | None = None  # [L, L] bool
+
+    def sees(self, q: Tensor, kv: Tensor) -> Tensor:
+        """Whether positions q see positions kv, which broadcast together."""
+        if self.table is not None:
+            return self.table[q, kv]
+        allowed = kv <= q
+        if self.window is not None:
+            allowed = allowed & (kv > q - self.window)
+        if self.chunk is not None:
+            allowed = allowed & (kv // self.chunk == q // self.chunk)
+        return allowed
+
+
+def _recognise(table: Tensor) -> _Kind:
+    """The formula that draws the table [L, L], if one does."""
+    length = len(table)
+    at = torch.arange(length, device=table.device)
+    seen = table.sum(1)
+    whole = int(seen.max())  # of a window, or of a chunk that is not the last
+    for kind in (_Kind(), _Kind(window=whole), _Kind(chunk=whole)):
+        if bool((kind.sees(at[:, None], at[None]) == table).all()):
+            # A window as long as the row is not seen in it: what looks plainly causal is known for this length only.
+            return _Kind(known=length) if whole == length else kind
+    return _Kind(known=length, table=table)
+
+
+class AttentionRule:
+    """The rules of a model's layers, one per kind of layer."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._eager = model.config._attn_implementation == "eager"  # adds its mask; a boolean one is silently wrong
-        self._tables: Tensor | dict[str, Tensor | None] | None = None
-        self._causal: Tensor | None = None
-        self._length = 0
+        self._kinds: _Kind | dict[str, _Kind] | None = None
 
     @torch.no_grad()
     def grow(self, length: int) -> None:
-        """Make the tables at least `length` long. Raises `DecodingError` where the model's layers are not attention."""
-        if length <= self._length:
-            return
-        length = -(-length // 128) * 128
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None:
-            length = max(min(length, limit), self._length)
+        """Know the rules for `length` positions. Raises `DecodingError` where the model's layers are not attention."""
+        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or length
+        if self._kinds is not None:
+            kinds = self._kinds.values() if isinstance(self._kinds, dict) else [self._kinds]
+            if all(kind.known is None or kind.known >= min(length, limit) for kind in kinds):
+                return
+        length = min(-(-length // 128) * 128, max(limit, length))
         ids = torch.zeros(1, length, dtype=torch.long, device=self._model.device)
         build = getattr(self._model, "create_masks_for_generate", create_masks_for_generate)
         masks = build(
@@ -50,37 +80,31 @@ class AttentionRule:
             past_key_values=None,
             position_ids=torch.arange(length, device=ids.device)[None],
         )
-        self._tables = (
-            {kind: self._table(mask) for kind, mask in masks.items()} if isinstance(masks, dict) else self._table(masks)
+        self._kinds = (
+            {name: self._kind(mask) for name, mask in masks.items()} if isinstance(masks, dict) else self._kind(masks)
         )
-        self._causal = None
-        self._length = length
 
-    def _table(self, mask: Tensor | None) -> Tensor | None:
+    def _kind(self, mask: Tensor | None) -> _Kind:
         if mask is None:  # "plainly causal", which sdpa need not be told
-            return None
+            return _Kind()
         if mask.ndim != 4:
             raise DecodingError(
                 f"{type(self._model).__name__} has layers that are not attention over positions (recurrent or "
                 "convolutional); they would decode wrongly with masks, so this model is refused"
             )
-        return mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
+        return _recognise(mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0)
 
-    def _or_causal(self, table: Tensor | None) -> Tensor:
-        if table is not None:
-            return table
-        if self._causal is None:
-            self._causal = torch.ones(self._length, self._length, dtype=torch.bool, device=self._model.device).tril()
-        return self._causal
+    def _look_up(self, q: Tensor, kv: Tensor, allowed: Tensor | None = None) -> Masks:
+        """q [B, S, 1], kv [B, 1, T] -> [B, 1, S, T] as the attention implementation wants it."""
+        assert self._kinds is not None, "grow() comes first"
 
-    def _map(self, look_up: Callable[[Tensor | None], Tensor]) -> Masks:
-        assert self._length, "grow() comes first"
-        if isinstance(self._tables, dict):
-            return {kind: self._finish(look_up(table)) for kind, table in self._tables.items()}
-        return self._finish(look_up(self._tables))
+        def finish(kind: _Kind) -> Tensor:
+            sees = kind.sees(q, kv)
+            return self._finish(sees if allowed is None else sees & allowed)
+
+        return {n: finish(k) for n, k in self._kinds.items()} if isinstance(self._kinds, dict) else finish(self._kinds)
 
     def _finish(self, allowed: Tensor) -> Tensor:
-        """[B, S, T] bool -> [B, 1, S, T] as the attention implementation wants it."""
         allowed = allowed[:, None]
         if not self._eager:
             return allowed
@@ -89,17 +113,11 @@ class AttentionRule:
             ~allowed, torch.finfo(dtype).min
         )
 
-    def contiguous(self, start: int, width: int) -> Masks:
-        """One row whose queries are positions start .. start + width - 1, keys the slots before them and they: a view."""
-        rows, columns = slice(start, start + width), slice(start + width)
-        return self._map(lambda table: self._or_causal(table)[rows, columns][None])
-
     def slots(self, positions: Tensor, view: int) -> Masks:
         """Queries at `positions` [B, S] against the cache slots 0 .. view - 1, where slot = position."""
-        return self._map(lambda table: self._or_causal(table)[positions, :view])
+        return self._look_up(positions[:, :, None], torch.arange(view, device=positions.device)[None, None])
 
     def between(self, queries: Tensor, keys: Tensor, allowed: Tensor) -> Masks:
         """Queries at positions [B, S], keys at positions [B, T], and only where `allowed` [B, S, T] says so too."""
         self.grow(int(torch.maximum(queries.max(), keys.max())) + 1)
-        q, kv = queries[:, :, None], keys[:, None, :]
-        return self._map(lambda table: (kv <= q if table is None else table[q, kv]) & allowed)
+        return self._look_up(queries[:, :, None], keys[:, None, :], allowed)

@@ -1,8 +1,10 @@
-"""Slot cache: the keys and values of the token at position p live in slot p.
+"""Slot cache: the keys and values of the token at position p of a row live in slot p of the row's line.
 
 Rolling back is nothing at all: slots behind a row's last real token are never visible (`kv <= q`) and are overwritten
-by the next step. Rows of a batch are independent, so they may accept different numbers of tokens. One scratch slot at
-the end takes the writes of padding and is never read.
+by the next step. Rows are independent, so they may accept different numbers of tokens. One scratch slot at the end of a
+line takes the writes of padding and is never read. A forward pass runs over a range of lines.
+
+Shapes: B lines of the pass, S tokens fed, H heads, D head size.
 """
 
 from typing import Any
@@ -20,32 +22,51 @@ class _SlotLayer(CacheLayerMixin):
         self._owner = owner
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, heads, _, _ = key_states.shape
-        slots = self._owner.capacity + 1
-        self.keys = key_states.new_zeros(rows, heads, slots, key_states.shape[-1])
-        self.values = value_states.new_zeros(rows, value_states.shape[1], slots, value_states.shape[-1])
+        self.keys, self.values = self._room(key_states), self._room(value_states)
         self.is_initialized = True
+
+    def _room(self, like: Tensor) -> Tensor:
+        # Zeros: what no row has written yet is masked, but a masked NaN is still a NaN.
+        return like.new_zeros(self._owner.lines, like.shape[1], self._owner.capacity + 1, like.shape[3])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """key_states, value_states: [B, H, S, D]. Returns all visible slots, [B, H, view, D]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        view, slots = self._owner.view, self._owner.slots
-        if slots is None:  # one row, consecutive positions: a plain copy
+        owner, view = self._owner, self._owner.view
+        line = slice(owner.first, owner.first + key_states.shape[0])
+        if owner.slots is None:  # one row, consecutive positions: a plain copy
             start = view - key_states.shape[2]
-            self.keys[:, :, start:view] = key_states
-            self.values[:, :, start:view] = value_states
+            self.keys[line, :, start:view] = key_states
+            self.values[line, :, start:view] = value_states
         else:
-            rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
-            self.keys[rows, :, slots] = key_states.transpose(1, 2)
-            self.values[rows, :, slots] = value_states.transpose(1, 2)
-        return self.keys[:, :, :view], self.values[:, :, :view]
+            rows = torch.arange(line.start, line.stop, device=owner.slots.device)[:, None]
+            self.keys[rows, :, owner.slots] = key_states.transpose(1, 2)
+            self.values[rows, :, owner.slots] = value_states.transpose(1, 2)
+        return self.keys[line, :, :view], self.values[line, :, :view]
 
-    def select(self, rows: Tensor) -> None:
+    def grow(self) -> None:
+        if self.keys is None or self.values is None:
+            return
+        self.keys, self.values = self._grown(self.keys), self._grown(self.values)
+
+    def _grown(self, old: Tensor) -> Tensor:
+        room = self._room(old)
+        lines, slots = old.shape[0], old.shape[2] - 1
+        room[:lines, :, :slots] = old[:, :, :slots]
+        return room
+
+    def move(self, lines: list[int], to: list[int]) -> None:
         if self.is_initialized:
             assert self.keys is not None and self.values is not None
-            self.keys, self.values = self.keys[rows], self.values[rows]
+            self.keys[to], self.values[to] = self.keys[lines], self.values[lines]
+
+    def clear(self, line: int) -> None:
+        if self.is_initialized:
+            assert self.keys is not None and self.values is not None
+            self.keys[line].zero_()
+            self.values[line].zero_()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._owner.view, 0
@@ -58,26 +79,53 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """Slots for `capacity` positions in each layer, allocated at the first forward pass."""
+    """Lines of slots in each layer, allocated at the first forward pass and grown when asked."""
 
-    def __init__(self, layers: int, capacity: int) -> None:
-        super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
-        self.capacity = capacity
+    def __init__(self, layers: int, lines: int = 0, capacity: int = 0) -> None:
+        self._slot_layers = [_SlotLayer(self) for _ in range(layers)]
+        super().__init__(layers=list(self._slot_layers))
+        self.lines, self.capacity = lines, capacity
+        self.first = 0
         self.view = 0
         self.slots: Tensor | None = None
+
+    @torch.inference_mode()
+    def grow(self, lines: int, capacity: int) -> None:
+        """Have at least so many lines of so many slots; what they hold stays."""
+        if lines > self.lines or capacity > self.capacity:
+            self.lines, self.capacity = max(lines, self.lines), max(capacity, self.capacity)
+            for layer in self._slot_layers:
+                layer.grow()
+
+    def place(self, view: int, slots: Tensor | None = None, first: int = 0) -> None:
+        """Say where the next forward pass writes: `slots` [B, S], or, for one row, the last S positions of `view`; and the
+        line of its first row."""
+        self.view, self.slots, self.first = view, slots, first
 
     @property
     def scratch(self) -> int:
         """The slot for padding."""
         return self.capacity
 
-    def place(self, view: int, slots: Tensor | None = None) -> None:
-        """Say where the next forward pass writes: `slots` [B, S], or, for one row, the last S positions of `view`."""
-        self.view, self.slots = view, slots
+    @torch.inference_mode()
+    def move(self, lines: dict[int, int]) -> None:
+        """Let lines take other places, {to: from}, all at once."""
+        if lines:
+            for layer in self._slot_layers:
+                layer.move(list(lines.values()), list(lines))
 
-    def select(self, rows: list[int]) -> None:
-        """Keep these rows, in this order."""
-        for layer in self.layers:
-            assert isinstance(layer, _SlotLayer)
-            if layer.keys is not None:
-                layer.select(torch.tensor(rows, device=layer.keys.device))
+    @torch.inference_mode()
+    def clear(self, line: int) -> None:
+        """Forget a line whose numbers are bad: a masked NaN would still spoil the row that comes after."""
+        for layer in self._slot_layers:
+            layer.clear(line)
+
+    def slot_bytes(self) -> int | None:
+        """Bytes of one slot in all layers; None before the first forward pass."""
+        total = 0
+        for layer in self._slot_layers:
+            for part in (layer.keys, layer.values):
+                if part is None:
+                    return None
+                total += part.shape[1] * part.shape[3] * part.element_size()
+        return total

@@ -1,15 +1,20 @@
-"""The one decode loop: prompts in, chunks out, until every row is finished."""
+"""What decodes: a model, its mask token, and what ends a text. Requests are checked here; `engine` has the one decode loop."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from .attention import AttentionRule
 from .cache import SlotCache
+from .engine import Engine
+from .pace import Pace, StepTimes
 from .policies import NextToken, Policy, with_trained_k
 from .records import Chunk, DecodingError
+from .row import Request
 from .sampling import Sampling
-from .step import Row, State, drop_finished, step
+from .step import Batch
 
 
 class Decoder:
@@ -31,41 +36,46 @@ class Decoder:
         self.processors = processors or LogitsProcessorList()
         config = model.config.get_text_config()
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
-        self._layers: int = config.num_hidden_layers
-        self._rule = AttentionRule(model)
+        self.rule = AttentionRule(model)
+        self._times: StepTimes | None = None
 
-    def start(
+    def request(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompt: Sequence[int],
         *,
-        policy: Policy,
-        max_new_tokens: int,
+        policy: Policy | None = None,
+        max_new_tokens: int = 256,
         sampling: Sampling | None = None,
-        first_row: int = 0,
-    ) -> State:
-        """Check everything and make the state before the first step. `first_row` numbers the rows (and their noise)."""
-        policy = with_trained_k(policy, self.trained_k)
+        row: int = 0,
+        name: str = "the prompt",
+        **more: Any,
+    ) -> Request:
+        """A checked request. `row` keys its noise, `name` is what errors call it, `more` are further fields of `Request`.
+
+        Raises `DecodingError` for what cannot be decoded.
+        """
+        policy = with_trained_k(NextToken() if policy is None else policy, self.trained_k)
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise DecodingError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number of at least 1")
-        if not prompts:
-            raise DecodingError("there is no prompt; give at least one")
-        for i, prompt in enumerate(prompts):
-            self._check_prompt(i, prompt, max_new_tokens)
-        # At most k - 1 drafts and k - 1 masks stand behind the last real token, and none beyond the last emitted one.
-        capacity = max(map(len, prompts)) + max_new_tokens
-        self._rule.grow(capacity)
-        rows = [Row(first_row + i, list(prompt), max_new_tokens, policy) for i, prompt in enumerate(prompts)]
-        return State(
-            self.model,
-            self._rule,
-            SlotCache(self._layers, capacity),
-            rows,
-            self.mask_id,
-            self.eos_ids,
-            self.max_positions,
-            self.processors,
-            sampling,
-        )
+        self._check_prompt(name, prompt, max_new_tokens)
+        processors = LogitsProcessorList(self.processors)
+        processors.extend(more.pop("processors", ()))
+        if sampling is not None:
+            processors.extend(sampling.processors())
+            more |= {"seed": sampling.seed, "noise_row": row}
+        more.setdefault("eos_ids", self.eos_ids)
+        return Request(list(prompt), policy, max_new_tokens, processors=processors, **more)
+
+    def engine(self, *, adaptive: bool = False, **options: Any) -> Engine:
+        """A new engine over this model. adaptive: have it choose the number of masks by what pays on this machine, whose
+        step times are then measured once. options: those of `Engine`."""
+        if adaptive and self.trained_k > 1:
+            if self._times is None:
+                scratch = SlotCache(self.model.config.get_text_config().num_hidden_layers)
+                batch = Batch(self.model, self.mask_id, self.rule, scratch)
+                self._times = StepTimes(batch, 2 * self.trained_k - 1)
+            options["pace"] = Pace(self._times, self.trained_k - 1)
+        return Engine(self.model, mask_id=self.mask_id, rule=self.rule, max_positions=self.max_positions, **options)
 
     def decode(
         self,
@@ -75,37 +85,49 @@ class Decoder:
         max_new_tokens: int = 256,
         sampling: Sampling | None = None,
         first_row: int = 0,
+        **options: Any,
     ) -> Iterator[Chunk]:
-        """Chunks as they come, all rows side by side. Errors in the arguments are raised here, before any work."""
-        state = self.start(
-            prompts,
-            policy=NextToken() if policy is None else policy,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            first_row=first_row,
-        )
-        return _run(state)
+        """Chunks as they come, all rows side by side, numbered from `first_row`. Errors in the arguments are raised here,
+        before any work; what goes wrong with one row is raised when the others are done. options: those of `engine`."""
+        if not prompts:
+            raise DecodingError("there is no prompt; give at least one")
+        requests = [
+            self.request(
+                prompt,
+                policy=policy,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                row=first_row + i,
+                name=f"prompt {i}",
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+        engine = self.engine(**options)
+        for request in requests:
+            engine.add(request)
+        return _run(engine, first_row)
 
-    def _check_prompt(self, i: int, prompt: Sequence[int], max_new_tokens: int) -> None:
+    def _check_prompt(self, name: str, prompt: Sequence[int], max_new_tokens: int) -> None:
         if not len(prompt):
-            raise DecodingError(f"prompt {i} is empty; it needs at least one token")
+            raise DecodingError(f"{name} is empty; it needs at least one token")
         vocabulary: int = self.model.config.get_text_config().vocab_size
         for token in prompt:
             if token == self.mask_id:
                 raise DecodingError(
-                    f"prompt {i} contains the mask token (id {token}), which only the decoder may feed; remove it"
+                    f"{name} contains the mask token (id {token}), which only the decoder may feed; remove it"
                 )
             if not 0 <= token < vocabulary:
-                raise DecodingError(f"prompt {i} contains token id {token}; the model knows 0 to {vocabulary - 1}")
+                raise DecodingError(f"{name} contains token id {token}; the model knows 0 to {vocabulary - 1}")
         if self.max_positions is not None and len(prompt) + max_new_tokens > self.max_positions:
             raise DecodingError(
-                f"prompt {i} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, together more than the "
+                f"{name} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, together more than the "
                 f"model's {self.max_positions} positions; shorten the prompt or ask for at most "
                 f"{max(0, self.max_positions - len(prompt))} tokens"
             )
 
 
-def _run(state: State) -> Iterator[Chunk]:
-    while state.rows:
-        yield from step(state)
-        drop_finished(state)
+def _run(engine: Engine, first_row: int) -> Iterator[Chunk]:
+    for chunk in engine.run():
+        yield chunk if not first_row else replace(chunk, row=chunk.row + first_row)
+    for number, error in sorted(engine.failed.items()):
+        raise DecodingError(f"row {number + first_row}: {error}") from error

@@ -1,37 +1,163 @@
 """From logits to tokens: greedy, or sampled with noise that belongs to a position.
 
-The Gumbel noise of a token is a function of (seed, row, absolute position) alone, and the token is
-argmax(log p / temperature + noise): a draft made and confirmed with the same noise gives the text that next-token
-decoding gives with that seed, whatever the batch.
+The Gumbel noise of a token is a function of (seed, row, absolute position, token) alone, and the token chosen is
+argmax(log p + noise) after processors: a draft made and confirmed with the same noise gives the text that next-token
+decoding gives with that seed, whatever the batch. The noise is a hash and not a generator's stream, so it is computed for
+the tokens that are left after top-k or top-p only, on the device that holds the scores.
+
+Shapes: N positions, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    InfNanRemoveLogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 from .records import DecodingError
+from .row import Row
+
+_BLIND = (  # processors that do not look at the prefix: all positions of a row at once
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    InfNanRemoveLogitsProcessor,
+    MinPLogitsWarper,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+_WORD = 0xFFFF_FFFF_FFFF_FFFF
+_GOLDEN, _FIRST, _SECOND = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sample at `temperature` (> 0); `seed` fixes the text."""
+    """Sample at `temperature` (> 0), among the `top_k` likeliest, the nucleus `top_p` and those of at least `min_p` times the
+    likeliest's probability, where given; `seed` fixes the text."""
 
     temperature: float = 1.0
     seed: int = 0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.temperature, int | float) and math.isfinite(self.temperature) and self.temperature > 0):
+        if not _is_number(self.temperature) or not 0 < self.temperature < math.inf:
             raise DecodingError(
                 f"temperature is {self.temperature!r}; expected a number above 0 (leave it out for greedy)"
             )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise DecodingError(f"seed is {self.seed!r}; expected a whole number")
+        if self.top_k is not None and (
+            isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1
+        ):
+            raise DecodingError(f"top_k is {self.top_k!r}; expected a whole number of at least 1")
+        for name, share in (("top_p", self.top_p), ("min_p", self.min_p)):
+            if share is not None and (not _is_number(share) or not 0 < share <= 1):
+                raise DecodingError(f"{name} is {share!r}; expected a number above 0 and at most 1")
 
-    def pick(self, scores: Tensor, row: int, position: int) -> int:
-        """The token for one position. scores: [V] float32 logits after processors."""
-        key = self.seed * 0x9E37_79B9_7F4A_7C15 + row * 0xBF58_476D_1CE4_E5B9 + position * 0x94D0_49BB_1331_11EB
-        generator = torch.Generator().manual_seed(key & 0x7FFF_FFFF_FFFF_FFFF)
-        uniform = torch.rand(scores.shape[-1], generator=generator, dtype=torch.float64)
-        exponential = -uniform.clamp_min(1e-300).log()
-        gumbel = -exponential.clamp_min(1e-300).log()
-        return int((scores.double().cpu() / self.temperature + gumbel).argmax())
+    def processors(self) -> LogitsProcessorList:
+        """Transformers' own warpers, in its order."""
+        warpers = LogitsProcessorList()
+        if self.temperature != 1.0:
+            warpers.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k is not None:
+            warpers.append(TopKLogitsWarper(self.top_k))
+        if self.top_p is not None and self.top_p < 1:
+            warpers.append(TopPLogitsWarper(self.top_p))
+        if self.min_p is not None:
+            warpers.append(MinPLogitsWarper(self.min_p))
+        return warpers
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def choose(row: Row, logits: Tensor) -> tuple[list[int], Tensor]:
+    """Tokens for the positions of a row, and the scores that they were chosen by. logits: [N, V] float32.
+
+    The first position is the one behind the row's ids; each is shown the prefix that plain decoding would show it, drafts
+    included.
+    """
+    request = row.request
+    start = len(row.ids)
+    if all(isinstance(processor, _BLIND) for processor in request.processors):
+        shown = torch.zeros(len(logits), 1, dtype=torch.long, device=logits.device)
+        scores = request.processors(shown, logits) if request.processors else logits  # pyright: ignore[reportArgumentType]
+        return _pick(row, scores, start), scores
+    before = [*request.shown_before, *row.ids]
+    prefix = torch.zeros(1, len(before) + len(logits), dtype=torch.long, device=logits.device)
+    prefix[0, : len(before)] = torch.tensor(before, device=logits.device)
+    tokens: list[int] = []
+    kept: list[Tensor] = []
+    for j in range(len(logits)):
+        here = len(before) + j
+        scores = request.processors(prefix[:, :here], logits[j : j + 1].clone())  # pyright: ignore[reportArgumentType]
+        tokens += _pick(row, scores, start + j)
+        kept.append(scores)
+        prefix[0, here] = row.drafts[j] if j < len(row.drafts) else tokens[j]
+    return tokens, torch.cat(kept)
+
+
+def _pick(row: Row, scores: Tensor, start: int) -> list[int]:
+    """The tokens at positions start, start + 1, ... scores: [N, V]."""
+    if row.request.seed is None:
+        return scores.argmax(-1).tolist()
+    keys = [noise_key(row.request.seed, row.request.noise_row, start + j) for j in range(len(scores))]
+    left = (scores > -torch.inf).sum(-1).max()
+    if int(left) < scores.shape[-1]:
+        top, tokens = scores.topk(int(left), -1)
+        best = (top.double() + gumbel(keys, tokens)).argmax(-1, keepdim=True)
+        return tokens.gather(-1, best)[:, 0].tolist()
+    tokens = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
+    return (scores.double() + gumbel(keys, tokens)).argmax(-1).tolist()
+
+
+def noise_key(seed: int, row: int, position: int) -> int:
+    """64 bits that belong to a position of a row of a seed."""
+    return _mix(_mix(_mix(seed) + row) + position)
+
+
+def _mix(word: int) -> int:
+    """One step of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    word = (word + _GOLDEN) & _WORD
+    word = ((word ^ (word >> 30)) * _FIRST) & _WORD
+    word = ((word ^ (word >> 27)) * _SECOND) & _WORD
+    return word ^ (word >> 31)
+
+
+def gumbel(keys: Sequence[int], tokens: Tensor) -> Tensor:
+    """Gumbel noise of `tokens` [N, V], float64; a key a row. SplitMix64 again: token t takes the stream's number t."""
+    state = torch.tensor([_signed(key) for key in keys], device=tokens.device)[:, None]
+    word = state + (tokens + 1) * _signed(_GOLDEN)
+    word = (word ^ _shift(word, 30)) * _signed(_FIRST)
+    word = (word ^ _shift(word, 27)) * _signed(_SECOND)
+    word = word ^ _shift(word, 31)
+    uniform = (_shift(word, 11).double() + 0.5) * 2.0**-53  # inside (0, 1)
+    return -(-uniform.log()).log()
+
+
+def _signed(word: int) -> int:
+    """The same 64 bits as torch holds them; its products wrap around as unsigned ones do."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _shift(word: Tensor, by: int) -> Tensor:
+    """To the right, zeros coming in."""
+    return (word >> by) & ((1 << (64 - by)) - 1)

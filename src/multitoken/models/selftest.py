@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from multitoken.decoding.attention import AttentionRule
 from multitoken.decoding.blocks import pack_blocks
-from multitoken.decoding.loop import Decoder
+from multitoken.decoding.cache import SlotCache
 from multitoken.decoding.policies import Exact
 from multitoken.decoding.records import DecodingError
-from multitoken.decoding.step import forward_rows
+from multitoken.decoding.row import Request, Row
+from multitoken.decoding.step import Batch, Feed, forward_rows
 from multitoken.errors import UnsupportedModelError
 
 # A wrong mask changes logits by about their own spread; rounding, even in bf16, by a small part of it.
@@ -74,10 +75,14 @@ def _packed_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float
 
 
 def _cached_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
-    """Prefill with masks behind, then overwrite the masks with two real tokens and two more masks."""
+    """Prefill with masks behind, then overwrite them with a real token, a draft and two more masks."""
     ids = tokens.tolist()
-    state = Decoder(model, mask_id=mask_id, trained_k=4).start([ids[:-2]], policy=Exact(), max_new_tokens=4)
-    forward_rows(state, [ids[:-2] + [mask_id] * 2], 1)
-    state.rows[0].cached = len(ids) - 2
-    logits = forward_rows(state, [ids[-2:] + [mask_id] * 2], 4)
+    rule = AttentionRule(model)
+    rule.grow(len(ids) + 2)
+    cache = SlotCache(model.config.get_text_config().num_hidden_layers, 1, len(ids) + 2)
+    batch = Batch(model, mask_id, rule, cache)
+    row = Row(0, Request(ids[:-2], Exact(k=4), 4))
+    forward_rows(batch, [Feed(row, len(ids) - 2, masks=2)])
+    row.ids, row.drafts, row.cached = ids[:-1], ids[-1:], len(ids) - 2
+    logits = forward_rows(batch, [Feed(row, 1, masks=2)])
     return _relative(logits[0], _plain(model, ids + [mask_id] * 2, 4))

@@ -93,7 +93,7 @@ def run_demo(options: DemoOptions, console: Console) -> list[Row]:
 
 def _check(options: DemoOptions) -> None:
     """The demo replaces its own earlier results, and nothing else, without being asked."""
-    ours = {*FILES, "adapted", "problems.jsonl", "adapted.training"}
+    ours = {*FILES, "adapted", "problems.jsonl", "adapted.training", "adapted.logs"}
     foreign = [p.name for p in options.output.iterdir() if p.name not in ours] if options.output.is_dir() else []
     if foreign:
         raise OutputError(

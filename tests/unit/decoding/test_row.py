@@ -1,24 +1,24 @@
 """One row's bookkeeping, with scripted choices: what is fed, what is emitted, what is drafted."""
 
 from multitoken.decoding.policies import ConfAdapt, Exact, NextToken, StaticK
-from multitoken.decoding.step import Row
+from multitoken.decoding.row import Request, Row
 
 EOS = frozenset({9})
 SURE = 0.99
 
 
 def row(policy, remaining: int = 100) -> Row:
-    return Row(0, [1, 2, 3], remaining, policy)
+    return Row(0, Request([1, 2, 3], policy, remaining, EOS))
 
 
 def test_exact_drafts_first_and_emits_when_they_are_confirmed() -> None:
     """Always accepts: a step emits the confirmed drafts and the next token, and drafts anew."""
     r = row(Exact(0.5, 3))
-    assert r.masks(None, EOS) == 2
-    first = r.take([4, 5, 6], [SURE] * 3, EOS)
+    assert r.room_for_masks(None) == 2
+    first = r.take([4, 5, 6], [SURE] * 3)
     assert (first.token_ids, r.drafts, r.cached) == ((4,), [5, 6], 3)
     assert r.ids[r.cached :] == [4], "the anchor is fed again next to its drafts"
-    second = r.take([5, 6, 7, 8, 8], [0.9, 0.8, 0.7, SURE, SURE], EOS)
+    second = r.take([5, 6, 7, 8, 8], [0.9, 0.8, 0.7, SURE, SURE])
     assert second.token_ids == (5, 6, 7) and second.confidences == (0.9, 0.8, 0.7)
     assert (r.drafts, r.cached, r.ids) == ([8, 8], 6, [1, 2, 3, 4, 5, 6, 7])
 
@@ -26,8 +26,8 @@ def test_exact_drafts_first_and_emits_when_they_are_confirmed() -> None:
 def test_exact_rejection_takes_the_models_own_token_and_drops_the_masks() -> None:
     """Masks behind a rejected draft were conditioned on a wrong token: keeping them would change the output."""
     r = row(Exact(0.5, 3))
-    r.take([4, 5, 6], [SURE] * 3, EOS)
-    chunk = r.take([5, 7, 8, 8, 8], [SURE] * 5, EOS)  # 5 holds, 6 should have been 7
+    r.take([4, 5, 6], [SURE] * 3)
+    chunk = r.take([5, 7, 8, 8, 8], [SURE] * 5)  # 5 holds, 6 should have been 7
     assert chunk.token_ids == (5, 7)
     assert (r.drafts, r.cached, r.ids) == ([], 5, [1, 2, 3, 4, 5, 7])
 
@@ -36,31 +36,31 @@ def test_exact_never_confident_is_next_token_decoding() -> None:
     """Never accepts: one token a step, no drafts."""
     r = row(Exact(0.5, 3))
     for token in (4, 5, 6):
-        assert r.take([token, 8, 8], [0.1] * 3, EOS).token_ids == (token,)
+        assert r.take([token, 8, 8], [0.1] * 3).token_ids == (token,)
         assert r.drafts == []
 
 
 def test_confadapt_emits_at_once_and_feeds_all_of_it_next() -> None:
     """Emitted tokens are final, and their masks' cache entries must be overwritten by the real tokens."""
     r = row(ConfAdapt(0.9, 3))
-    assert r.take([4, 5, 6], [SURE, 0.95, 0.5], EOS).token_ids == (4, 5)
+    assert r.take([4, 5, 6], [SURE, 0.95, 0.5]).token_ids == (4, 5)
     assert (r.cached, r.ids[r.cached :], r.drafts) == (3, [4, 5], [])
 
 
 def test_eos_inside_a_chunk_cuts_it_and_ends_the_row() -> None:
     """Tokens behind EOS are no output, whatever their confidence."""
     r = row(StaticK(4))
-    assert r.take([4, 9, 5, 6], [SURE] * 4, EOS).token_ids == (4, 9)
-    assert r.finished
+    assert r.take([4, 9, 5, 6], [SURE] * 4).token_ids == (4, 9)
+    assert r.finish == "eos"
 
 
 def test_confirmed_eos_ends_the_row_and_no_mask_is_fed_behind_a_drafted_one() -> None:
     """A draft behind EOS can only be waste."""
     r = row(Exact(0.5, 4))
-    r.take([4, 5, 9, 6], [SURE] * 4, EOS)
-    assert r.drafts == [5, 9] and r.masks(None, EOS) == 0
-    assert r.take([5, 9, 7], [SURE] * 3, EOS).token_ids == (5, 9)
-    assert r.finished
+    r.take([4, 5, 9, 6], [SURE] * 4)
+    assert r.drafts == [5, 9] and r.room_for_masks(None) == 0
+    assert r.take([5, 9, 7], [SURE] * 3).token_ids == (5, 9)
+    assert r.finish == "eos"
 
 
 def test_max_new_tokens_is_honoured_exactly_by_every_policy() -> None:
@@ -69,17 +69,17 @@ def test_max_new_tokens_is_honoured_exactly_by_every_policy() -> None:
         for budget in range(1, 12):
             r = row(policy, remaining=budget)
             emitted = 0
-            while not r.finished:
-                masks = r.masks(None, EOS)
+            while not r.done:
+                masks = r.room_for_masks(None)
                 wanted = len(r.drafts) + 1 + masks
                 assert len(r.ids) - 3 + len(r.drafts) + masks < budget + 1, "fed beyond the last token"
-                emitted += len(r.take([4] * wanted, [SURE] * wanted, EOS).token_ids)
+                emitted += len(r.take([4] * wanted, [SURE] * wanted).token_ids)
             assert emitted == budget, (policy, budget)
 
 
 def test_masks_stop_at_the_models_last_position() -> None:
     """Learned position tables end there: one more would crash or read rubbish."""
     r = row(ConfAdapt(0.5, 8))
-    assert r.masks(5, EOS) == 2 and r.masks(3, EOS) == 0
-    r.take([4, 5, 6], [SURE] * 3, EOS)
-    assert r.masks(7, EOS) == 1
+    assert r.room_for_masks(5) == 2 and r.room_for_masks(3) == 0
+    r.take([4, 5, 6], [SURE] * 3)
+    assert r.room_for_masks(7) == 1

@@ -2,38 +2,107 @@
 
 import pytest
 import torch
+from transformers import LogitsProcessorList, NoBadWordsLogitsProcessor, TopKLogitsWarper
 
+from multitoken.decoding.policies import NextToken
 from multitoken.decoding.records import DecodingError
-from multitoken.decoding.sampling import Sampling
+from multitoken.decoding.row import Request, Row
+from multitoken.decoding.sampling import Sampling, choose, gumbel, noise_key
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
+
+
+def drawn(sampling: Sampling, n: int, *, row: int = 0, start: int = 1, processors=()) -> list[int]:
+    """Tokens at positions start .. start + n - 1, all with the same logits."""
+    request = Request(
+        [0] * start,
+        NextToken(),
+        n,
+        processors=LogitsProcessorList([*sampling.processors(), *processors]),
+        seed=sampling.seed,
+        noise_row=row,
+    )
+    return choose(Row(0, request), LOGITS.expand(n, -1).clone())[0]
+
+
+def chi_square(tokens: list[int], expected: torch.Tensor) -> float:
+    counts = torch.bincount(torch.tensor(tokens), minlength=5)
+    assert not counts[expected == 0].any()
+    expected = expected * len(tokens)
+    return float(((counts - expected) ** 2 / expected)[expected > 0].sum())
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
 def test_frequencies_are_the_softmax(temperature: float) -> None:
     """Noise that is a little wrong still looks random: compare with the exact probabilities, chi-square under 21
     (three degrees of freedom, one in ten thousand)."""
-    n = 6000
-    sampling = Sampling(temperature, seed=1)
-    counts = torch.bincount(torch.tensor([sampling.pick(LOGITS, 0, i) for i in range(n)]), minlength=5)
-    expected = (LOGITS / temperature).softmax(-1) * n
-    assert counts[4] == 0
-    chi_square = ((counts - expected)[:4] ** 2 / expected[:4]).sum()
-    assert chi_square < 21
+    tokens = drawn(Sampling(temperature, seed=1), 20_000)
+    assert chi_square(tokens, (LOGITS / temperature).softmax(-1)) < 21
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [({"top_k": 2}, 2), ({"top_p": 0.9}, 3), ({"min_p": 0.2}, 2), ({"top_k": 3, "top_p": 0.6}, 1)],
+)
+def test_frequencies_are_those_of_the_tokens_that_are_left(options: dict, left: int) -> None:
+    """top-k, top-p and min-p leave out tokens and no more: the rest keep their proportions."""
+    expected = torch.where(torch.arange(5) < left, LOGITS, -torch.inf).softmax(-1)
+    assert chi_square(drawn(Sampling(seed=3, **options), 20_000), expected) < 21
+
+
+def test_noise_of_neighbours_is_independent() -> None:
+    """A hash with a pattern would tie tokens, positions or rows to each other: correlations under 4.5 / sqrt(n)."""
+    n = 40_000
+    noise = gumbel([noise_key(0, 0, i) for i in range(n)], torch.arange(3).expand(n, -1))
+    other_row = gumbel([noise_key(0, 1, i) for i in range(n)], torch.zeros(n, 1, dtype=torch.long))
+    other_seed = gumbel([noise_key(1, 0, i) for i in range(n)], torch.zeros(n, 1, dtype=torch.long))
+    columns = [noise[:, 0], noise[:, 1], noise[:, 2], noise[:, 0].roll(1), other_row[:, 0], other_seed[:, 0]]
+    correlation = torch.corrcoef(torch.stack(columns)) - torch.eye(6)
+    assert correlation.abs().max() < 4.5 / n**0.5
+    assert abs(float(noise.mean()) - 0.5772) < 0.02 and abs(float(noise.std()) - 1.2825) < 0.02
+
+
+def test_a_token_s_noise_does_not_depend_on_what_else_is_drawn() -> None:
+    """Top-k of one row of a batch may leave other tokens than of another; each token's noise is its own."""
+    keys = [noise_key(5, 2, 9)]
+    whole = gumbel(keys, torch.arange(1000)[None])
+    assert torch.equal(gumbel(keys, torch.tensor([[7, 999, 0]])), whole[:, [7, 999, 0]])
+    assert torch.isfinite(whole).all()
 
 
 def test_noise_depends_on_seed_row_and_position() -> None:
     """Rows that share their noise would sample the same text."""
-
-    def drawn(seed: int, row: int) -> list[int]:
-        return [Sampling(1.0, seed).pick(LOGITS, row, position) for position in range(60)]
-
-    assert drawn(0, 0) == drawn(0, 0)
-    assert len({tuple(drawn(seed, row)) for seed in (0, 1) for row in (0, 1)}) == 4
+    assert drawn(Sampling(seed=4), 60) == drawn(Sampling(seed=4), 60)
+    assert len({tuple(drawn(Sampling(seed=seed), 60, row=row)) for seed in (0, 1) for row in (0, 1)}) == 4
+    assert drawn(Sampling(), 60, start=11) == drawn(Sampling(), 70)[10:]
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), "warm"])
+def test_processors_that_look_at_the_prefix_and_those_that_do_not_choose_alike() -> None:
+    """All positions at once, or one by one: the same tokens, or the fast way would be another sampler."""
+    blind = drawn(Sampling(seed=9), 50, processors=[TopKLogitsWarper(3)])
+    looking = drawn(Sampling(seed=9), 50, processors=[TopKLogitsWarper(3), NoBadWordsLogitsProcessor([[4, 4]])])
+    assert blind == looking
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), "warm", True])
 def test_bad_temperatures_are_refused(temperature) -> None:
     """Zero is greedy by another name: it must not become a division by zero."""
     with pytest.raises(DecodingError, match="temperature is"):
         Sampling(temperature)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": 2.5}, "top_k is 2.5"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_p": 0}, "top_p is 0"),
+        ({"min_p": -0.1}, "min_p is -0.1"),
+        ({"seed": "x"}, "seed is 'x'"),
+    ],
+)
+def test_bad_options_are_refused(options: dict, message: str) -> None:
+    """Named at once, not when the first token is drawn."""
+    with pytest.raises(DecodingError, match=message):
+        Sampling(**options)

@@ -1,0 +1,191 @@
+"""The batched engine: rows join and leave between steps, and every row accepts its own count.
+
+Rows that have started share one forward pass of one padded width; prompts prefill beside them, in chunks, in a pass of
+their own, so that a long prompt does not widen everyone's step. Lines of the cache are kept in the rows' order: those that
+have started, then those that still prefill.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+import torch
+from transformers import PreTrainedModel
+
+from .attention import AttentionRule
+from .cache import SlotCache
+from .memory import available_memory
+from .pace import Pace
+from .records import Chunk, DecodingError
+from .row import Request, Row
+from .step import Batch, Feed, step
+
+_SLOTS = 128  # the cache grows in blocks of so many
+_SHARE = 0.8  # of the memory that is left when an engine starts, the cache may take
+
+
+class Engine:
+    """Decodes any number of requests with one model, `max_rows` at a time.
+
+    max_cache_bytes: what the cache may take; 80% of what is free if not given. prefill_tokens: the most prompt tokens of a
+    pass. pace: chooses how many masks are fed; verified policies only, so the output is the same.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        mask_id: int | None,
+        rule: AttentionRule,
+        max_positions: int | None = None,
+        max_rows: int = 64,
+        max_cache_bytes: int | None = None,
+        prefill_tokens: int = 2048,
+        pace: Pace | None = None,
+    ) -> None:
+        layers: int = model.config.get_text_config().num_hidden_layers
+        self._batch = Batch(model, mask_id, rule, SlotCache(layers))
+        self._max_positions = max_positions
+        self._max_rows = max_rows
+        self._prefill_tokens = prefill_tokens
+        free = available_memory(model.device)
+        self._max_bytes = max_cache_bytes if max_cache_bytes is not None else free and int(free * _SHARE)
+        self._pace = pace if mask_id is not None else None
+        self._waiting: deque[Row] = deque()
+        self._rows: list[Row] = []
+        self._number = 0
+        self.failed: dict[int, DecodingError] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._rows or self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Rows that have a line of the cache."""
+        return len(self._rows)
+
+    def add(self, request: Request) -> int:
+        """Let a request wait for its turn. Returns the number that its chunks carry."""
+        number = self._number
+        self._number += 1
+        self._waiting.append(Row(number, request))
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Drop a request, wherever it is; one that is gone already is no error."""
+        self._waiting = deque(row for row in self._waiting if row.number != number)
+        self._keep([row for row in self._rows if row.number != number])
+
+    def step(self) -> list[Chunk]:
+        """Let rows join, and run their prompts and everyone's next step: at most two forward passes.
+
+        A row that fails leaves with its error in `failed`; the others go on.
+        """
+        self._admit()
+        started = [row for row in self._rows if row.started]
+        chunks = self._prefill(len(started))
+        chunks += self._decode(started)
+        for line, row in enumerate(self._rows):
+            if row.error is not None:
+                self.failed[row.number] = row.error
+                self._batch.cache.clear(line)
+        self._keep([row for row in self._rows if not row.done])
+        return chunks
+
+    def run(self) -> Iterator[Chunk]:
+        """Steps until nothing is left to do."""
+        while self.busy:
+            yield from self.step()
+
+    def _admit(self) -> None:
+        """Give lines to waiting rows, in the order in which they came, for as long as rows and memory allow."""
+        joined: list[Row] = []
+        while self._waiting and len(self._rows) + len(joined) < self._max_rows:
+            row = self._waiting[0]
+            rows = [*self._rows, *joined, row]
+            if problem := self._does_not_fit(rows):
+                if len(rows) > 1:
+                    break
+                self._waiting.popleft()
+                self.failed[row.number] = DecodingError(problem)
+                continue
+            joined.append(self._waiting.popleft())
+        # Prompts of about one length prefill side by side with little padding.
+        self._rows += sorted(joined, key=lambda row: len(row.ids))
+
+    def _does_not_fit(self, rows: list[Row]) -> str | None:
+        """Why a cache for these rows, should all of them become as long as they may, is too large."""
+        if self._max_bytes is None:
+            return None
+        slots = max(len(row.ids) + row.remaining for row in rows)
+        needed = len(rows) * _up(slots) * (self._batch.cache.slot_bytes() or _guess_slot_bytes(self._batch.model))
+        if needed <= self._max_bytes:
+            return None
+        return (
+            f"the cache of {len(rows)} rows of {slots} tokens takes {needed / 1e9:.2f} GB, more than the "
+            f"{self._max_bytes / 1e9:.2f} GB that it may have; ask for fewer new tokens or give it more memory"
+        )
+
+    def _prefill(self, first: int) -> list[Chunk]:
+        """One pass over prompts: the first that wait, as many as `prefill_tokens` allows, or a piece of one that is longer."""
+        joining = self._rows[first:]
+        if not joining:
+            return []
+        part = 1
+        while part < len(joining):
+            widest = max(row.pending() for row in joining[: part + 1])
+            if (part + 1) * widest > self._prefill_tokens:
+                break
+            part += 1
+        feeds = []
+        for row in joining[:part]:
+            pending = min(row.pending(), self._prefill_tokens)
+            feeds.append(Feed(row, pending, self._masks_of(row) if pending == row.pending() else 0))
+        return self._step(feeds, first)
+
+    def _decode(self, started: list[Row]) -> list[Chunk]:
+        """One pass over all rows that have started, of one width; where drafts leave room in it, masks fill it."""
+        if not started:
+            return []
+        masks = [self._masks_of(row) for row in started]
+        if self._pace is not None and all(row.policy.verifies for row in started):
+            chosen = self._pace.masks(started)
+            wants = [min(m, chosen) for m in masks]
+            width = max(row.pending() + len(row.drafts) + m for row, m in zip(started, wants, strict=True))
+            if chosen:
+                wants = [min(m, width - row.pending() - len(row.drafts)) for row, m in zip(started, masks, strict=True)]
+            masks = wants
+        return self._step([Feed(row, row.pending(), m) for row, m in zip(started, masks, strict=True)], 0)
+
+    def _masks_of(self, row: Row) -> int:
+        return row.room_for_masks(self._max_positions) if self._batch.mask_id is not None else 0
+
+    def _step(self, feeds: list[Feed], first: int) -> list[Chunk]:
+        longest = max(feed.row.cached + feed.width for feed in feeds)
+        self._batch.rule.grow(longest)
+        self._batch.cache.grow(len(self._rows), _up(longest))
+        chunks = step(self._batch, feeds, first)
+        if self._pace is not None:
+            settled = [feed.row.settled for feed in feeds]
+            self._pace.observe([block for block in settled if block is not None])
+        return chunks
+
+    def _keep(self, rows: list[Row]) -> None:
+        """Let these rows stay, those that have started in front, and move their lines where they have moved."""
+        rows = sorted(rows, key=lambda row: not row.started)  # stable
+        line_of = {row.number: line for line, row in enumerate(self._rows)}
+        moves = {to: line_of[row.number] for to, row in enumerate(rows) if line_of[row.number] != to}
+        self._batch.cache.move(moves)
+        self._rows = rows
+
+
+def _up(slots: int) -> int:
+    return -(-slots // _SLOTS) * _SLOTS
+
+
+def _guess_slot_bytes(model: PreTrainedModel) -> int:
+    """From the config, before there is a cache to measure."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * size * torch.finfo(model.dtype).bits // 8

@@ -1,0 +1,124 @@
+"""One sequence on its way: what it feeds next, and what it makes of what the model says."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from .policies import Policy
+from .records import Chunk, DecodingError, Finish
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and how it is to be continued. `seed=None` is greedy.
+
+    `processors` and `criteria` are transformers' own; they are shown `shown_before` (the padding that a caller's batch has in
+    front, if any), the prompt and what was emitted: for every position exactly the prefix that plain decoding would show.
+    Noise is keyed by (seed, noise_row, position). `keep_scores` has chunks carry logits and scores.
+    """
+
+    prompt: Sequence[int]
+    policy: Policy
+    max_new_tokens: int
+    eos_ids: frozenset[int] = frozenset()
+    processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
+    criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
+    seed: int | None = None
+    noise_row: int = 0
+    shown_before: Sequence[int] = ()
+    keep_scores: bool = False
+
+
+class Row:
+    """`ids` holds the prompt and everything emitted; its first `cached` tokens are in slots.
+
+    A row feeds [tokens that are not in slots | drafts | masks]. While its prompt is longer than one pass takes it is not
+    `started`, and has emitted nothing.
+    """
+
+    def __init__(self, number: int, request: Request) -> None:
+        self.number = number
+        self.request = request
+        self.ids = list(request.prompt)
+        self.remaining = request.max_new_tokens  # tokens that may still be emitted
+        self.cached = 0
+        self.drafts: list[int] = []
+        self.started = False
+        self.finish: Finish | None = None
+        self.error: DecodingError | None = None
+        self.settled: tuple[int, int, int] | None = None  # by the last step: masks fed, drafts made, drafts that held
+        self._fed: int | None = None  # masks of the block that the drafts are of, if it was good
+
+    @property
+    def policy(self) -> Policy:
+        return self.request.policy
+
+    @property
+    def done(self) -> bool:
+        return self.finish is not None or self.error is not None
+
+    def pending(self) -> int:
+        """Tokens that are real and not in slots; at least one."""
+        return len(self.ids) - self.cached
+
+    def room_for_masks(self, max_positions: int | None) -> int:
+        """How many masks may be fed: never more than could still be emitted, nor past the model's last position."""
+        if self.drafts and self.drafts[-1] in self.request.eos_ids:
+            return 0
+        assert self.policy.k is not None
+        # A verified mask becomes a draft, and the last token of all is never a draft: it comes out of the confirmation.
+        room = self.remaining - len(self.drafts) - (2 if self.policy.verifies else 1)
+        if max_positions is not None:
+            room = min(room, max_positions - len(self.ids) - len(self.drafts))
+        return max(0, min(self.policy.k - 1, room))
+
+    def take(self, tokens: list[int], confidences: list[float]) -> Chunk:
+        """Advance by one step's choices: [len(drafts) + 1 + masks] tokens and confidences, the last real token's first."""
+        held = 0
+        while held < len(self.drafts) and tokens[held] == self.drafts[held]:
+            held += 1
+        self.settled = (self._fed, len(self.drafts), held) if self._fed is not None else None
+        self._fed = None
+        emitted, cached = tokens[: held + 1], len(self.ids) + held
+        drafts: list[int] = []
+        if held == len(self.drafts):
+            self._fed = len(tokens) - held - 1
+            kept = self.policy.kept(confidences[held:])
+            behind = tokens[held + 1 : held + kept]
+            if self.policy.verifies:
+                drafts = behind
+            else:
+                emitted += behind
+        self.drafts = self._up_to_eos(drafts)
+        if len(self.drafts) < len(drafts):
+            self._fed = len(self.drafts)  # what stands behind EOS says nothing of acceptance
+        emitted = self._stopped(self._up_to_eos(emitted))
+        self.cached, self.started = cached, True
+        self.ids = self.ids + emitted
+        self.remaining -= len(emitted)
+        if self.remaining == 0 and self.finish is None:
+            self.finish = "length"
+        return Chunk(self.number, tuple(emitted), tuple(confidences[: len(emitted)]), finish=self.finish)
+
+    def _up_to_eos(self, tokens: list[int]) -> list[int]:
+        for i, token in enumerate(tokens):
+            if token in self.request.eos_ids:
+                return tokens[: i + 1]
+        return tokens
+
+    def _stopped(self, emitted: list[int]) -> list[int]:
+        """What is left of it where a criterion is met, or EOS ends it: a chunk may hold more than plain decoding writes."""
+        if self.request.criteria:
+            shown = torch.tensor([[*self.request.shown_before, *self.ids, *emitted]])
+            before = shown.shape[1] - len(emitted)
+            for i in range(len(emitted)):
+                met = self.request.criteria(shown[:, : before + i + 1], None)  # pyright: ignore[reportArgumentType]
+                if bool(torch.as_tensor(met).all()):
+                    emitted = emitted[: i + 1]
+                    self.finish = "stop"
+                    break
+        if emitted[-1] in self.request.eos_ids:
+            self.finish = "eos"
+        return emitted

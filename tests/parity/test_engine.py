@@ -1,0 +1,191 @@
+"""Continuous batching: rows join and leave, prompts come in pieces, some fail, and every row's text is the row's alone."""
+
+import pytest
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken, Sampling, StaticK
+from multitoken.decoding.pace import Acceptance, Pace
+from multitoken.decoding.row import Request
+from tests.parity.families import EOS, MASK, SUPPORTED
+
+POLICIES = [NextToken(), Exact(0.0), Exact(0.2, 3), ConfAdapt(0.15), StaticK(3), Exact(0.1)]
+
+
+def prompt(i: int) -> list[int]:
+    generator = torch.Generator().manual_seed(i)
+    return torch.randint(6, 90, (1 + (7 * i) % 40,), generator=generator).tolist()
+
+
+def decoder_of(family: str) -> Decoder:
+    return Decoder(SUPPORTED[family]().double(), mask_id=MASK, trained_k=6, eos_ids=[EOS])
+
+
+def texts(engine) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for chunk in engine.run():
+        found.setdefault(chunk.row, []).extend(chunk.token_ids)
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2, sliding and full, eager", "qwen3 mixture of experts"])
+def test_64_requests_of_unlike_lengths_and_policies_equal_each_alone(family: str) -> None:
+    """Lines of the cache move when rows leave, and prompts of 40 tokens come in pieces of 16: a token in a wrong line or
+    slot changes a text. Sampled rows are among them."""
+    decoder = decoder_of(family)
+    requests = [
+        decoder.request(
+            prompt(i),
+            policy=POLICIES[i % len(POLICIES)],
+            max_new_tokens=3 + (5 * i) % 23,
+            sampling=Sampling(4.0, seed=1, top_k=20) if i % 4 == 1 and POLICIES[i % len(POLICIES)].verifies else None,
+            row=i,
+        )
+        for i in range(64)
+    ]
+    alone = []
+    for request in requests:
+        engine = decoder.engine()
+        engine.add(request)
+        alone.append(texts(engine)[0])
+    engine = decoder.engine(max_rows=5, prefill_tokens=16)
+    assert [engine.add(request) for request in requests] == list(range(64))
+    together = texts(engine)
+    assert [together[i] for i in range(64)] == alone
+    assert len({len(text) for text in alone}) > 10
+
+
+def test_requests_may_join_and_be_cancelled_at_any_time() -> None:
+    """A row that leaves in the middle must not take another's line with it."""
+    decoder = decoder_of("llama")
+    requests = [decoder.request(prompt(i), policy=Exact(0.0), max_new_tokens=30) for i in range(6)]
+    engine = decoder.engine()
+    engine.add(requests[0])
+    reference = texts(engine)[0]
+
+    engine = decoder.engine(max_rows=3)
+    numbers = [engine.add(request) for request in requests[1:5]]
+    engine.step()
+    late = engine.add(requests[0])
+    engine.cancel(numbers[0])  # running
+    engine.cancel(numbers[3])  # waiting
+    engine.cancel(99)  # unknown: gone already, as far as the engine can know
+    found = texts(engine)
+    assert found[late] == reference
+    assert numbers[0] not in found and numbers[3] not in found and {numbers[1], numbers[2]} <= set(found)
+    assert not engine.busy and engine.running == 0
+
+
+class _Breaks(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        raise RuntimeError("no such grammar")
+
+
+def test_one_bad_row_harms_no_other() -> None:
+    """NaN in a cache line spoils whoever looks at it, even where the mask says no: 0 times NaN is NaN."""
+    decoder = decoder_of("llama")
+    good = [decoder.request(prompt(i), policy=Exact(0.0), max_new_tokens=12) for i in range(3)]
+    reference = []
+    for request in good:
+        engine = decoder.engine()
+        engine.add(request)
+        reference.append(texts(engine)[0])
+    with torch.no_grad():
+        decoder.model.get_input_embeddings().weight[91] = float("nan")  # no prompt above holds it
+    bad = decoder.request([7] * 30 + [91] + [7] * 5, policy=Exact(0.0), max_new_tokens=12)
+    broken = decoder.request(
+        prompt(2), policy=Exact(0.0), max_new_tokens=12, processors=LogitsProcessorList([_Breaks()])
+    )
+    engine = decoder.engine(max_rows=3)
+    numbers = [engine.add(request) for request in (bad, good[0], broken, good[1], good[2])]
+    found = texts(engine)
+    assert [found[numbers[i]] for i in (1, 3, 4)] == reference
+    assert set(engine.failed) == {numbers[0], numbers[2]}
+    assert "not numbers" in str(engine.failed[numbers[0]])
+    assert "no such grammar" in str(engine.failed[numbers[2]])
+
+
+def test_memory_is_bounded_and_said_before() -> None:
+    """A cache that cannot be is an error of its own request, or a wait, and never an allocation that fails."""
+    decoder = decoder_of("llama")
+    per_slot = 2 * 3 * 2 * 12 * 8  # keys and values, layers, heads, size, bytes
+    small = [decoder.request(prompt(i), max_new_tokens=10) for i in range(4)]
+    large = decoder.request(prompt(3), max_new_tokens=100)
+    assert len(prompt(3)) + 100 > 120
+    engine = decoder.engine(max_cache_bytes=128 * 2 * per_slot)
+    for request in small:
+        engine.add(request)
+    engine.step()
+    assert engine.running == 2, "two lines of 128 slots are all there is room for"
+    assert len(texts(engine)) == 4
+    engine = decoder.engine(max_cache_bytes=64 * per_slot)
+    number = engine.add(large)
+    assert texts(engine) == {} and "GB" in str(engine.failed[number])
+
+
+class _Times:
+    """A machine whose step takes 1 at width 1 and `more` for each further token of width."""
+
+    def __init__(self, more: float) -> None:
+        self.more = more
+
+    def seconds(self, rows: int, width: float) -> float:
+        return 1 + self.more * rows * (width - 1)
+
+
+@pytest.mark.parametrize("more", [0.0, 0.05, 1.0])
+def test_a_paced_engine_writes_the_same_text(more: float) -> None:
+    """How many masks are fed is a matter of speed alone."""
+    decoder = decoder_of("qwen3")
+    requests = [decoder.request(prompt(i), policy=Exact(0.1), max_new_tokens=30) for i in range(6)]
+    plain = decoder.engine(max_rows=4)
+    paced = decoder.engine(max_rows=4, pace=Pace(_Times(more), 5))  # pyright: ignore[reportArgumentType]
+    for request in requests:
+        plain.add(request)
+        paced.add(request)
+    assert texts(paced) == texts(plain)
+
+
+def test_pace_feeds_what_pays() -> None:
+    """All masks where they are free and right, none where they cost more than they bring, and fewer as rows grow."""
+    rows = [object()]
+
+    def chosen(more: float, held: int, number: int = 1) -> int:
+        pace = Pace(_Times(more), 7)  # pyright: ignore[reportArgumentType]
+        for _ in range(300):
+            pace.observe([(7, 7, held)])
+        return pace.masks(rows * number)  # pyright: ignore[reportArgumentType]
+
+    assert chosen(0.0, 7) == 7
+    assert chosen(2.0, 7) == 0
+    assert chosen(0.3, 0) == 0
+    assert 1 <= chosen(0.05, 3) <= 4
+    assert chosen(0.05, 3, 1) >= chosen(0.05, 3, 4) >= chosen(0.05, 3, 64) == 0
+
+
+def test_what_was_refused_is_tried_again() -> None:
+    """A stretch of text in which nothing held must not switch masks off for good."""
+    pace = Pace(_Times(0.2), 7)  # pyright: ignore[reportArgumentType]
+    for _ in range(100):
+        pace.observe([(7, 7, 0)])
+    assert pace.masks([object()]) == 0  # pyright: ignore[reportArgumentType]
+    for _ in range(1000):
+        pace.observe([])
+    assert pace.masks([object()]) > 0  # pyright: ignore[reportArgumentType]
+
+
+def test_acceptance_is_what_was_observed() -> None:
+    """Of blocks of 3 drafts, half hold whole and half fail at the second: by hand, c = 1, 1/2, 1/2 and r = 1/2."""
+    acceptance = Acceptance(4)
+    for _ in range(5000):
+        acceptance.observe(3, 3, 3)
+        acceptance.observe(3, 3, 1)
+    confirmed, fails, most = acceptance.expected(3)
+    assert (confirmed, fails, most) == pytest.approx((2, 0.5, 3), abs=0.01)
+    assert acceptance.expected(1)[0] == pytest.approx(1, abs=0.01)
+
+
+def test_request_fields_reach_the_row() -> None:
+    """`Request` is what servers make: the defaults must be those of plain greedy decoding."""
+    request = Request([1], NextToken(), 1)
+    assert request.seed is None and not request.processors and not request.criteria and not request.keep_scores
