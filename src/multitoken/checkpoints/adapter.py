@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from multitoken.decoding.gate import GatedAdapter
-from multitoken.models.gated import CONFIG, WEIGHTS, to_peft
+from multitoken.decoding.gate_file import CONFIG, WEIGHTS, peft_settings, to_peft
 from multitoken.models.mtp_config import MtpConfig
 
 from .atomic import atomic_folder, write_json, write_text
@@ -35,20 +35,7 @@ def save_adapter(
     located = os.path.relpath(Path(base).resolve(), Path(output).resolve()) if Path(base).is_dir() else base
     with atomic_folder(output, overwrite=overwrite) as folder:
         save_file(to_peft(adapter, dtype), folder / WEIGHTS, metadata={"format": "pt"})
-        write_json(
-            folder / CONFIG,
-            {
-                "peft_type": "LORA",
-                "task_type": "CAUSAL_LM",
-                "base_model_name_or_path": located,
-                "r": adapter.rank,
-                "lora_alpha": adapter.rank,
-                "lora_dropout": 0.0,
-                "bias": "none",
-                "target_modules": adapter.names,
-                "mtp": mtp.to_dict(),
-            },
-        )
+        write_json(folder / CONFIG, peft_settings(adapter, located) | {"mtp": mtp.to_dict()})
         tokenizer.save_pretrained(folder)
         write_json(folder / "provenance.json", provenance(mtp=mtp.to_dict()))
         for name, text in (extra_files or {}).items():

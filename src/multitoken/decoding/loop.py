@@ -50,7 +50,8 @@ class Decoder:
         name: str = "the prompt",
         **more: Any,
     ) -> Request:
-        """A checked request. `row` keys its noise, `name` is what errors call it, `more` are further fields of `Request`.
+        """A checked request. `row` keys its noise, `name` is what errors call it, `more` are further fields of `Request`;
+        `processors` among them stand in the place of the decoder's own.
 
         Raises `DecodingError` for what cannot be decoded.
         """
@@ -58,13 +59,12 @@ class Decoder:
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise DecodingError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number of at least 1")
         self._check_prompt(name, prompt, max_new_tokens)
-        processors = LogitsProcessorList(self.processors)
-        processors.extend(more.pop("processors", ()))
+        processors = LogitsProcessorList(more.pop("processors", self.processors))
         if sampling is not None:
             processors.extend(sampling.processors())
-            more |= {"seed": sampling.seed, "noise_row": row}
+            more["seed"] = sampling.seed
         more.setdefault("eos_ids", self.eos_ids)
-        return Request(list(prompt), policy, max_new_tokens, processors=processors, **more)
+        return Request(list(prompt), policy, max_new_tokens, processors=processors, noise_row=row, **more)
 
     def engine(self, *, adaptive: bool = False, **options: Any) -> Engine:
         """A new engine over this model. adaptive: have it choose the number of masks by what pays on this machine, whose
@@ -102,10 +102,17 @@ class Decoder:
             )
             for i, prompt in enumerate(prompts)
         ]
+        return self.run(requests, first_row=first_row, **options)
+
+    def run(self, requests: Sequence[Request], *, first_row: int = 0, **options: Any) -> Iterator[Chunk]:
+        """Chunks of checked requests as they come. What goes wrong with one row is raised when the others are done."""
         engine = self.engine(**options)
         for request in requests:
             engine.add(request)
-        return _run(engine, first_row)
+        for chunk in engine.run():
+            yield replace(chunk, row=chunk.row + first_row) if first_row else chunk
+        for number, error in sorted(engine.failed.items()):
+            raise DecodingError(f"row {number + first_row}: {error}") from error
 
     def _check_prompt(self, name: str, prompt: Sequence[int], max_new_tokens: int) -> None:
         if not len(prompt):
@@ -124,10 +131,3 @@ class Decoder:
                 f"model's {self.max_positions} positions; shorten the prompt or ask for at most "
                 f"{max(0, self.max_positions - len(prompt))} tokens"
             )
-
-
-def _run(engine: Engine, first_row: int) -> Iterator[Chunk]:
-    for chunk in engine.run():
-        yield chunk if not first_row else replace(chunk, row=chunk.row + first_row)
-    for number, error in sorted(engine.failed.items()):
-        raise DecodingError(f"row {number + first_row}: {error}") from error

@@ -82,7 +82,9 @@ def evaluate(
 
 
 def _answer(run: _Run, task: Task, i: int, max_new_tokens: int) -> Any:
-    return run.model.generate(task.questions[i].prompt, policy=run.policy, max_new_tokens=max_new_tokens)
+    # All masks, whatever they cost here: tokens per step are to be the same on every machine.
+    question = task.questions[i].prompt
+    return run.model.generate(question, policy=run.policy, max_new_tokens=max_new_tokens, adaptive=False)
 
 
 def _original_of(models: Mapping[str, ModelLike]) -> str:

@@ -112,7 +112,7 @@ def _load_gated(folder: Path, base: str | Path | None, quantize: str, **how: Any
             f"{found[:19]}; give the model it was made from as base (--base)"
         )
     quantize_weights(loaded.model, quantize)  # the hash is of the weights as they are published
-    adapter = read_adapter(loaded.model, folder, settings, mtp)
+    adapter = read_adapter(loaded.model, folder, mtp)
     adapter.attach(loaded.model)
     tokenizer = _read_tokenizer(str(folder), trust_remote_code=False)
     if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from multitoken.decoding.generate import Prepared, prepare
 from multitoken.decoding.loop import Decoder
 from multitoken.decoding.policies import Exact, NextToken, Policy
-from multitoken.decoding.records import Chunk
-from multitoken.errors import ModelError
+from multitoken.decoding.records import Chunk, DecodingError
+from multitoken.errors import UsageError
 
 from .loading import load_causal_lm
 from .mtp_config import MtpConfig
@@ -21,19 +22,7 @@ from .selftest import check_blocks
 
 Prompt = str | list[Message]
 
-# What a checkpoint's generation_config may ask of greedy decoding that is not done here (yet): refused, not dropped.
-_NOT_HONOURED = {
-    "no_repeat_ngram_size": (None, 0),
-    "bad_words_ids": (None, []),
-    "suppress_tokens": (None, []),
-    "begin_suppress_tokens": (None, []),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "min_new_tokens": (None, 0),
-    "min_length": (None, 0),
-    "sequence_bias": (None, {}),
-    "exponential_decay_length_penalty": (None,),
-}
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 @dataclass(frozen=True)
@@ -81,7 +70,6 @@ class Model:
             mask_id=mtp.mask_token_id if mtp else None,
             trained_k=mtp.k if mtp else 1,
             eos_ids=eos_ids(hf, tokenizer),
-            processors=_processors(hf),
         )
 
     @classmethod
@@ -127,39 +115,80 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: str | list[Message], *, policy: Policy | None = ..., max_new_tokens: int = ...
+        self, prompt: str | list[Message], *, policy: Policy | None = ..., max_new_tokens: int = ..., **options: Any
     ) -> Generation: ...
     @overload
     def generate(
-        self, prompt: list[str] | list[list[Message]], *, policy: Policy | None = ..., max_new_tokens: int = ...
+        self,
+        prompt: list[str] | list[list[Message]],
+        *,
+        policy: Policy | None = ...,
+        max_new_tokens: int = ...,
+        **options: Any,
     ) -> list[Generation]: ...
     def generate(
-        self, prompt: Any, *, policy: Policy | None = None, max_new_tokens: int = 256
+        self, prompt: Any, *, policy: Policy | None = None, max_new_tokens: int = 256, **options: Any
     ) -> Generation | list[Generation]:
-        """Answer a prompt (a string, or a chat as a list of messages), or each of a list of prompts, one by one.
+        """Answer a prompt (a string, or a chat as a list of messages), or a list of prompts side by side.
 
-        Greedy. `policy=None`: `default_policy`. Raises `DecodingError` (a ValueError) for what cannot be decoded and
-        `UsageError` for a prompt that cannot be.
+        Greedy unless asked otherwise. `policy=None`: `default_policy`. options: any of transformers' `generate`
+        (temperature, top_p, stop_strings, repetition_penalty, logits_processor, ...), `seed` of sampling, and `adaptive`:
+        feed as many masks as pay on this machine, which changes no output and is measured once. What is not supported
+        raises. With `num_return_sequences` above 1 the answers to a prompt follow each other in a list.
+
+        Raises `DecodingError` (a ValueError) for what cannot be decoded and `UsageError` for a prompt that cannot be.
         """
-        if _is_many(prompt):
-            return [self._generate(p, policy, max_new_tokens) for p in prompt]
-        return self._generate(prompt, policy, max_new_tokens)
-
-    def stream(self, prompt: Prompt, *, policy: Policy | None = None, max_new_tokens: int = 256) -> Iterator[Chunk]:
-        """The chunks of one answer as they come, each with its text. The texts end to end are the whole answer."""
-        chunks = self.decoder.decode(
-            [self.encode(prompt)], policy=policy or self.default_policy, max_new_tokens=max_new_tokens
-        )
-        return self._with_text(chunks, max_new_tokens)
-
-    def _generate(self, prompt: Prompt, policy: Policy | None, max_new_tokens: int) -> Generation:
         started = self._now()
-        bare = self.decoder.decode(
-            [self.encode(prompt)], policy=policy or self.default_policy, max_new_tokens=max_new_tokens
-        )
-        plain = list(bare)
+        prompts = prompt if _is_many(prompt) else [prompt]
+        if not prompts:
+            return []
+        prepared = self._prepare(prompts, policy, max_new_tokens, options)
+        rows: list[list[Chunk]] = [[] for _ in prepared.requests]
+        for chunk in self.decoder.run(prepared.requests, adaptive=prepared.adaptive):
+            rows[chunk.row].append(chunk)
         seconds = self._now() - started
-        return Generation.of(self._with_text(plain, max_new_tokens), seconds)
+        answers = [Generation.of(self._with_text(row), seconds) for row in rows]
+        return answers if _is_many(prompt) or len(answers) > 1 else answers[0]
+
+    def stream(
+        self, prompt: Prompt, *, policy: Policy | None = None, max_new_tokens: int = 256, **options: Any
+    ) -> Iterator[Chunk]:
+        """The chunks of one answer as they come, each with its text. The texts end to end are the whole answer. options:
+        those of `generate`."""
+        prepared = self._prepare([prompt], policy, max_new_tokens, options)
+        if len(prepared.requests) > 1:
+            raise UsageError("stream writes one answer; leave num_return_sequences out")
+        return self._with_text(self.decoder.run(prepared.requests, adaptive=prepared.adaptive))
+
+    def _prepare(
+        self, prompts: list[Prompt], policy: Policy | None, max_new_tokens: int, options: dict[str, Any]
+    ) -> Prepared:
+        """Left-padded rows, and transformers' own preparation of everything else."""
+        options = dict(options)
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise DecodingError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number of at least 1")
+        ids = [self.encode(prompt) for prompt in prompts]
+        for i, row in enumerate(ids):
+            if not row:
+                raise DecodingError(f"prompt {i} is empty; it needs at least one token")
+        longest = max(map(len, ids))
+        device = self.hf.device
+        inputs = torch.tensor([[0] * (longest - len(row)) + row for row in ids], device=device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
+        ours = {name: options.pop(name) for name in ("seed", "adaptive") if name in options}
+        options.setdefault("do_sample", "seed" in ours or any(name in options for name in _SAMPLING))
+        options.setdefault("eos_token_id", sorted(self.decoder.eos_ids) or None)
+        options.setdefault("pad_token_id", 0)
+        return prepare(
+            self.decoder,
+            inputs,
+            attention_mask=mask,
+            tokenizer=self.tokenizer,
+            policy=policy or self.default_policy,
+            max_new_tokens=max_new_tokens,
+            mtp=ours,
+            **options,
+        )
 
     def _now(self) -> float:
         if self.hf.device.type == "cuda":
@@ -171,7 +200,7 @@ class Model:
         assert isinstance(text, str)
         return text
 
-    def _with_text(self, chunks: Iterable[Chunk], max_new_tokens: int) -> Iterator[Chunk]:
+    def _with_text(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Texts by difference of the whole so far: a character may be spread over tokens, and tokens over chunks.
 
         Nothing is held back but the first bytes of a character whose rest is still to come; the last chunk shows even
@@ -182,8 +211,7 @@ class Model:
         for chunk in chunks:
             ids += chunk.token_ids
             text = self._decode_text(ids)
-            last = len(ids) == max_new_tokens or ids[-1] in self.decoder.eos_ids
-            if last or not text.endswith("\ufffd"):
+            if chunk.finish or not text.endswith("\ufffd"):
                 fresh, shown = text[len(shown) :], text
             else:
                 whole = text.rstrip("\ufffd")
@@ -202,25 +230,6 @@ def eos_ids(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int
         elif source is not None:
             ids |= set(source)
     return sorted(ids)
-
-
-def _processors(hf: PreTrainedModel) -> LogitsProcessorList:
-    """What the checkpoint's generation_config asks of greedy decoding."""
-    config = hf.generation_config
-    processors = LogitsProcessorList()
-    if config is None:
-        return processors
-    for name, neutral in _NOT_HONOURED.items():
-        value = getattr(config, name, None)
-        if value not in neutral:
-            raise ModelError(
-                f"the checkpoint's generation_config.json asks for {name}={value!r}, which is not supported yet; "
-                f"remove it there, or set model.generation_config.{name} to None before building multitoken.Model"
-            )
-    penalty = getattr(config, "repetition_penalty", None)
-    if penalty not in (None, 1.0):
-        processors.append(RepetitionPenaltyLogitsProcessor(penalty))
-    return processors
 
 
 def _is_many(prompt: object) -> bool:

@@ -48,7 +48,8 @@ class ScriptedModel:
             raise ValueError("a prompt with a zero byte")
         return list(range(1, len(prompt) + 1))
 
-    def generate(self, prompt: str, *, policy: Any, max_new_tokens: int) -> Generation:
+    def generate(self, prompt: str, *, policy: Any, max_new_tokens: int, adaptive: bool) -> Generation:
+        assert not adaptive, "tokens per step must not depend on the machine"
         self.calls.append((policy.name, prompt, max_new_tokens))
         chunks = tuple(Chunk(0, tuple(ids), (0.9,) * len(ids)) for ids in self._script[policy.name, prompt])
         ids = tuple(i for chunk in chunks for i in chunk.token_ids)

@@ -66,9 +66,9 @@ def test_combinations_take_turns_and_warm_up_once() -> None:
     order: list[str] = []
 
     class Noted(ScriptedModel):
-        def generate(self, prompt, *, policy, max_new_tokens):
+        def generate(self, prompt, *, policy, max_new_tokens, adaptive):
             order.append(f"{policy.name}:{prompt}:{max_new_tokens}")
-            return super().generate(prompt, policy=policy, max_new_tokens=max_new_tokens)
+            return super().generate(prompt, policy=policy, max_new_tokens=max_new_tokens, adaptive=adaptive)
 
     progress: list[tuple[int, int]] = []
     rows = evaluate(
