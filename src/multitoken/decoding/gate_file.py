@@ -20,9 +20,12 @@ def read_gate(model: PreTrainedModel, config: str | Path, weights: str | Path, m
     """The gate in these two files, made for `model` and not yet at work. Raises `DecodingError` where it does not fit."""
     try:
         settings = json.loads(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DecodingError(f"cannot read {config}: {error}") from error
+    try:
         state = load_state_dict(str(weights))
-    except Exception as error:  # OSError, bad JSON, and safetensors' own kinds
-        raise DecodingError(f"{Path(weights).parent}: cannot read the adapter: {error}") from error
+    except Exception as error:  # OSError, and safetensors' own kind
+        raise DecodingError(f"cannot read {weights}: {error}") from error
     layers, rank = settings.get("target_modules"), settings.get("r")
     if not isinstance(layers, list) or type(rank) is not int:
         raise DecodingError(f"{config} needs target_modules, a list of layers, and r, a number")

@@ -161,8 +161,7 @@ def _loop(
     decoder: Decoder,
     given: dict[str, Any],
     policy: Policy | None,
-    attention_mask: Tensor | None = None,
-    **_: Any,
+    **model_kwargs: Any,  # an attention_mask by name would be taken out of generate()'s own sight
 ) -> Prepared:
     """Stands where `GenerationMixin.generate` calls its decoding loop: everything but that is prepared by then."""
     mode = generation_config.get_generation_mode()
@@ -176,7 +175,7 @@ def _loop(
     requests = _requests(
         decoder,
         input_ids,
-        attention_mask,
+        model_kwargs.get("attention_mask"),
         policy=chosen,
         max_new_tokens=int(generation_config.max_length or 0) - input_ids.shape[1],
         eos_ids=_ids(getattr(generation_config, "_eos_token_tensor", None)),

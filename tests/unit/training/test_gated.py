@@ -85,7 +85,7 @@ def test_a_damaged_adapter_is_named(project, broken: str) -> None:
         weights = project / "adapter" / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-40])
     config.write_text(json.dumps(settings))
-    with pytest.raises(ModelError, match=r"mtp block|cannot read adapter_model|which belongs to no layer"):
+    with pytest.raises(ModelError, match=r"mtp block|cannot read .*adapter_model|which belongs to no layer"):
         mt.load(project / "adapter")
 
 
