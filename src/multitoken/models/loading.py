@@ -114,6 +114,7 @@ def _load_gated(folder: Path, base: str | Path | None, quantize: str, **how: Any
     quantize_weights(loaded.model, quantize)  # the hash is of the weights as they are published
     adapter = read_adapter(loaded.model, folder, mtp)
     adapter.attach(loaded.model)
+    adapter.merge(loaded.model)
     tokenizer = _read_tokenizer(str(folder), trust_remote_code=False)
     if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:
         raise ModelError(f"{folder}: the tokenizer does not give {mtp.mask_token!r} the id {mtp.mask_token_id}")
