@@ -125,6 +125,7 @@ def _load_gated(folder: Path, name: str, base: str | Path | None, quantize: str,
     quantize_weights(loaded.model, quantize)
     adapter = read_adapter(loaded.model, folder, mtp)
     adapter.attach(loaded.model)
+    adapter.merge(loaded.model)
     tokenizer = _read_tokenizer(str(folder), trust_remote_code=False)
     if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:
         raise ModelError(f"{folder}: the tokenizer does not give {mtp.mask_token!r} the id {mtp.mask_token_id}")
