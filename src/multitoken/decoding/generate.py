@@ -10,8 +10,10 @@ by name. An exported checkpoint holds this folder as `custom_generate/`, and the
 
 import copy
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,7 +139,7 @@ def prepare(
         if tokenizer is None:
             raise DecodingError(f"stop_strings={stops!r} need the tokenizer: generate(..., tokenizer=tokenizer)")
         criteria.append(StopStringCriteria(tokenizer, stops))
-        # generate() would look for a tokenizer that it does not hand to a loop of ours.
+    if config.stop_strings:  # generate() would look for a tokenizer that it does not hand to a loop of ours
         generation_config = copy.deepcopy(config)
         generation_config.stop_strings = None
     enter: Any = GenerationMixin.generate  # not model.generate, which may be this very file
@@ -212,9 +214,19 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
 
 def _file(model: PreTrainedModel, name: str) -> str:
     """A file of the checkpoint that the model came from, wherever that is."""
-    found = cached_file(str(model.config.name_or_path), name)
+    source = str(model.config.name_or_path)
+    found = cached_file(source, name, revision=_revision(source))
     assert found is not None, "cached_file raises where there is none"
     return found
+
+
+def _revision(source: str) -> str | None:
+    """The commit of the hub's `source` that this very file came from: a model does not remember which it was loaded from.
+    None for a folder, and where this file belongs to another repository."""
+    owner, name, commit = ("", "", "", *Path(__file__).parts)[-5:-2]
+    ours = [part.replace(".", "_dot_").replace("-", "_hyphen_") for part in source.split("/")]
+    is_ours = [part.removeprefix("_") for part in ours] == [part.removeprefix("_") for part in (owner, name)]
+    return commit if is_ours and re.fullmatch("[0-9a-f]{40}", commit) else None
 
 
 def _how(

@@ -100,6 +100,7 @@ def load_causal_lm(
     quantize_weights(model, quantize)  # the hash is of the weights as they are published
     if adapter is not None:
         adapter.attach(model)
+        adapter.merge(model)
     return Loaded(model, tokenizer, mtp, name, adapter)
 
 
