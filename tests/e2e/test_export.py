@@ -89,8 +89,8 @@ def test_multitoken_loads_it(name, exported) -> None:
     assert [chunk.token_ids for chunk in chunks] == [chunk.token_ids for chunk in wanted.chunks]
 
 
-def test_an_adapter_on_the_hub_finds_its_base(tmp_path, monkeypatch) -> None:
-    """Guards against a reference that only its author's machine can follow."""
+def test_from_the_hub(exported, tmp_path, monkeypatch) -> None:
+    """Guards against a reference that only its author's machine can follow, and a gate that is left on the hub."""
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -112,5 +112,8 @@ def test_an_adapter_on_the_hub_finds_its_base(tmp_path, monkeypatch) -> None:
     assert settings["base_model_name_or_path"] == settings["mtp"]["base_name"] == "someone/base"
     assert "base_model: someone/base\nbase_model_relation: adapter" in (tmp_path / "out" / "README.md").read_text()
     put_into_hub_cache(tmp_path / "hub", "someone/adapter", GOOD, tmp_path / "out")
-    model = mt.load("someone/adapter")
-    assert model.name == "someone/adapter" and model.generate(QUESTION).text.endswith("Answer: 85")
+    put_into_hub_cache(tmp_path / "hub", "someone/both", GOOD, exported / "gated")
+    for name in ("someone/adapter", "someone/both"):
+        model = mt.load(name)
+        answer = model.generate(QUESTION, adaptive=False)
+        assert model.name == name and answer.text.endswith("Answer: 85") and answer.tokens_per_step > 3

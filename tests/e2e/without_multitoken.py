@@ -32,7 +32,12 @@ CHATS = [[{"role": "user", "content": question}] for question in QUESTIONS]
 
 def inputs(*chats):
     return tokenizer.apply_chat_template(
-        list(chats), add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True, padding_side="left"
+        list(chats),
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+        padding=True,
+        padding_side="left",
     )
 
 

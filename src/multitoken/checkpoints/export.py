@@ -69,7 +69,8 @@ def export(
     source, output = Path(source), Path(output)
     mtp = _read_mtp(source)
     _check_options(mtp, dtype, policy, reference)
-    policy = with_trained_k(policy or Exact(), mtp.k)
+    policy = policy or Exact()
+    with_trained_k(policy, mtp.k)  # refuses a k that is too large
     measured = read_evaluation(evaluation) if evaluation is not None else None
     check_output(output, overwrite=overwrite)
     if push_to_hub is not None:
@@ -83,11 +84,8 @@ def export(
             "base (--base), or leave --reference out to export base and adapter together"
         )
     mtp = dataclasses.replace(mtp, base_name=place.base or mtp.base_name)
-    decoding = {"policy": policy.name} | {
-        field.name: value
-        for field in dataclasses.fields(policy)
-        if (value := getattr(policy, field.name)) is not None and (field.name, value) != ("k", mtp.k)
-    }
+    fields = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
+    decoding = {"policy": policy.name} | {name: value for name, value in fields.items() if value is not None}
     with atomic_folder(output, overwrite=overwrite) as folder:
         if reference:
             _write_adapter(place, mtp, folder)

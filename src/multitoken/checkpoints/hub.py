@@ -9,7 +9,7 @@ from multitoken.errors import OutputError, UsageError
 
 from .atomic import COMPLETE
 
-_NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]{0,95}")
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]{0,95}")
 
 
 def check_push(name: str) -> None:
