@@ -146,61 +146,6 @@ def prepare(
         decoder.model,
         inputs,
         generation_config=generation_config,
-        logits_processor=logits_processor,
-        stopping_criteria=stopping_criteria,
-        streamer=streamer,
-        **kwargs,
-    )
-    if streamer is not None and len(prepared.requests) > 1:
-        raise DecodingError(f"a streamer takes one prompt, found {len(prepared.requests)}")
-    rows: list[list[Chunk]] = [[] for _ in prepared.requests]
-    for chunk in decoder.run(prepared.requests, adaptive=prepared.adaptive):
-        rows[chunk.row].append(chunk)
-        if mtp_chunks is not None:
-            mtp_chunks.append(chunk)
-        if streamer is not None:
-            streamer.put(torch.tensor(chunk.token_ids))
-    if streamer is not None:
-        streamer.end()
-    return _output(prepared, rows)
-
-
-def prepare(
-    decoder: Decoder,
-    inputs: Tensor | None = None,
-    *,
-    generation_config: GenerationConfig | None = None,
-    stopping_criteria: StoppingCriteriaList | None = None,
-    tokenizer: Any = None,
-    mtp: Mapping[str, Any] | None = None,
-    policy: Policy | None = None,
-    **kwargs: Any,
-) -> Prepared:
-    """The requests of a call, by transformers' own preparation. `policy` goes before what `mtp` and the checkpoint say."""
-    kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    for name in _REFUSED_ARGUMENTS:
-        if name in kwargs and kwargs.pop(name) not in (False, 1.0):
-            raise DecodingError(f"{name} is not supported by multi-token decoding; leave it out")
-    if kwargs.pop("use_cache", True) is False:
-        raise DecodingError("use_cache=False is not supported by multi-token decoding; leave it out")
-    for name in ("custom_generate", "trust_remote_code"):
-        kwargs.pop(name, None)
-    config = generation_config or decoder.model.generation_config
-    assert config is not None
-    stops = kwargs.pop("stop_strings", None) or config.stop_strings
-    criteria = StoppingCriteriaList(stopping_criteria or [])
-    if stops:
-        if tokenizer is None:
-            raise DecodingError(f"stop_strings={stops!r} need the tokenizer: generate(..., tokenizer=tokenizer)")
-        criteria.append(StopStringCriteria(tokenizer, stops))
-        # generate() would look for a tokenizer that it does not hand to a loop of ours.
-        generation_config = copy.deepcopy(config)
-        generation_config.stop_strings = None
-    enter: Any = GenerationMixin.generate  # not model.generate, which may be this very file
-    return enter(
-        decoder.model,
-        inputs,
-        generation_config=generation_config,
         stopping_criteria=criteria,
         custom_generate=functools.partial(_loop, decoder=decoder, given=dict(mtp or {}), policy=policy),
         **kwargs,
