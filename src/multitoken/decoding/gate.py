@@ -151,7 +151,7 @@ class GatedAdapter(nn.Module):
             whole = layer.weight.float() + update.up @ update.down
             self._hooks.pop(i).remove()
             layer.register_buffer("weight_at_masks", whole.to(layer.weight.dtype), persistent=False)
-            layer.forward = partial(self._split, layer)
+            layer.forward = partial(self._split, layer)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _hide(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self._is_mask = self.gate.look(args[0])

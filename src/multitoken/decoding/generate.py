@@ -142,8 +142,9 @@ def prepare(
     if config.stop_strings:  # generate() would look for a tokenizer that it does not hand to a loop of ours
         generation_config = copy.deepcopy(config)
         generation_config.stop_strings = None
-    enter: Any = GenerationMixin.generate  # not model.generate, which may be this very file
-    return enter(
+    # Not model.generate: from_pretrained may have put this very file in its place.
+    transformers_own: Any = vars(GenerationMixin)["generate"]
+    return transformers_own(
         decoder.model,
         inputs,
         generation_config=generation_config,
