@@ -249,7 +249,8 @@ def export_command(
     checkpoint: Annotated[str, typer.Argument(help="A folder that adapt wrote; 'demo' is the embedded one.")],
     output: Annotated[Path, typer.Argument(help="The folder to write.")],
     policy: Annotated[
-        str | None, typer.Option(help=f"How it decodes unless a call says otherwise: {_POLICY_HELP} [default: exact]")
+        str | None,
+        typer.Option(help=f"How it decodes unless a call says otherwise: {_POLICY_HELP}. If not given: exact."),
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Confidence from 0 to 1 that a token must reach.")] = None,
     k: Annotated[int | None, typer.Option(help="Most tokens a step; at most what the model was trained for.")] = None,

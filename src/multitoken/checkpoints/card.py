@@ -196,5 +196,8 @@ def _command(record: Mapping[str, Any]) -> str:
     machine = record.get("machine") or {}
     gpu = f", {machine['gpu']}" if machine.get("gpu") else ""
     where = f", on {machine['cores']} cores of {machine['cpu']}{gpu}" if {"cores", "cpu"} <= machine.keys() else ""
-    date = str(record.get("date", ""))[:10]
-    return f"```\n{record.get('command', '(no command recorded)')}\n```\n\n{date}: {versions}{where}."
+    date = str(record.get("date", ""))[:10] or "date unknown"
+    command = str(record.get("command", "")) or "no command recorded"
+    if command == "-c":  # sys.argv of `python -c`, and of a notebook's like
+        command = "(called from Python)"
+    return f"```\n{command}\n```\n\n{date}: {versions or 'versions unknown'}{where}."

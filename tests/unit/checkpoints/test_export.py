@@ -1,5 +1,6 @@
 """What an exported folder holds, and what is refused. (tests/e2e/test_export.py uses it.)"""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from multitoken.checkpoints.save import save_checkpoint
 from multitoken.decoding import ConfAdapt, DecodingError, Exact, NextToken, StaticK
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
 from multitoken.errors import DataError, ModelError, OutputError, UsageError
+from multitoken.evaluation.results import write_results
+from multitoken.evaluation.rows import Row
 from multitoken.models.loading import load_causal_lm, weight_hash
 from multitoken.models.mask_token import add_mask_token
 from multitoken.models.model import Model
@@ -80,10 +83,12 @@ def gated(tmp_path) -> Path:
 
 @pytest.fixture
 def evaluation(tmp_path) -> Path:
+    """As `multitoken evaluate` writes it: its names for things are the card's."""
     folder = tmp_path / "evaluation"
     folder.mkdir()
-    record = {"provenance": {"command": "multitoken evaluate mine", "date": "2026-01-02T00:00:00"}, "rows": [ROW]}
-    (folder / "results.json").write_text(json.dumps(record))
+    unused = {field.name: None for field in dataclasses.fields(Row) if field.name not in ROW}
+    record = {"command": "multitoken evaluate mine", "date": "2026-01-02T00:00:00"}
+    write_results(folder / "results.json", [Row(**(unused | ROW))], record)
     (folder / "tradeoff.png").write_bytes(b"picture")
     return folder
 
@@ -222,7 +227,7 @@ def test_the_card(gated, evaluation, tmp_path) -> None:
     assert "base_model" not in found, "base is a folder's name"
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| adapted | Exact 0.5 | 95.0% (94.0–96.0) | 3.25 | 2.50× | 1,499 + 1 tied |" in card
-    assert "```\nmultitoken evaluate mine\n```\n\n2026-01-02" in card and "`threshold` 0.7" in card
+    assert "```\nmultitoken evaluate mine\n```\n\n2026-01-02: versions unknown." in card and "`threshold` 0.7" in card
     assert "](evaluation/tradeoff.png)" in card
     assert (tmp_path / "out" / "evaluation" / "tradeoff.png").read_bytes() == b"picture"
     assert (tmp_path / "out" / "LICENSE.txt").read_text() == "as it is"
