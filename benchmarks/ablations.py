@@ -135,19 +135,15 @@ def _written_by(base: Model, problems: list[Example], sampled: bool) -> list[str
 def steps_of_equal_time(data: dict[str, Path], reference_steps: int, rounds: int) -> dict[str, int]:
     """Steps an arm that take as long as the reference's, by a few steps of all arms in turn."""
     with tempfile.TemporaryDirectory() as folder:
-        steppers = {
-            arm.name: Stepper(
-                make_config(
-                    **COMMON | arm.options,
-                    model=checkpoint("base"),
-                    data=data[arm.responses],
-                    output=Path(folder) / "out",
-                    steps=1,
-                ),
-                Path(folder),
-            )
-            for arm in ARMS
-        }
+        steppers: dict[str, Stepper] = {}
+        for arm in ARMS:
+            where = {
+                "model": checkpoint("base"),
+                "data": data[arm.responses],
+                "output": Path(folder) / "out",
+                "steps": 1,
+            }
+            steppers[arm.name] = Stepper(make_config(**COMMON | arm.options | where), Path(folder))
         seconds: dict[str, list[float]] = {arm.name: [] for arm in ARMS}
         for number in range(rounds + 1):
             for name, stepper in steppers.items():
