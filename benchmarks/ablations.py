@@ -158,7 +158,7 @@ def steps_of_equal_time(data: dict[str, Path], reference_steps: int, rounds: int
 def run(arm: Arm, seed: int, steps: int, data: Path, reference: list[tuple], questions: int) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "adapted"
-        options = COMMON | arm.options | {"seed": seed, "steps": steps}
+        options: dict[str, Any] = COMMON | arm.options | {"seed": seed, "steps": steps}
         adapt(checkpoint("base"), data=data, output=output, console=Console(quiet=True), **options)
         model = Model.load(output)
     task = embedded_task("word-problems", questions)
