@@ -1,11 +1,13 @@
 """What each choice of a recipe is worth: objective, data, method and optimizer, changed one at a time.
 
-    python -m benchmarks.ablations --output runs/ablations              (an hour and a half on one core)
-    python -m benchmarks.ablations --output runs/ablations --only data  some arms; what is measured is kept and not repeated
+    python -m benchmarks.ablations --output runs/ablations              (two hours on one core)
+    python -m benchmarks.ablations --output runs/ablations --seeds 2    one seed; what is measured is kept and not repeated
 
-Every arm trains for the same time from the embedded base on the same 700 word problems, three seeds each, and is then
-judged on the same unseen problems: tokens per step under Exact, and right answers under next-token decoding, which shows
-what training itself cost. Exact adds nothing to that cost. Prints the table, draws the picture; the last line is JSON.
+Every arm trains for equal time from the embedded base on the same 700 word problems, three seeds each. Equal time is made
+equal beforehand: a few steps of all arms are timed in turn, and an arm gets as many steps as take as long as the reference's;
+a machine that is disturbed later then changes nothing. The arms are judged on the same unseen problems: tokens per step under
+Exact, and right answers under next-token decoding, which shows what training itself cost. Exact adds nothing to that cost.
+Prints the table, draws the picture; the last line is JSON.
 """
 
 import argparse
@@ -22,10 +24,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from benchmarks.training_speed import Stepper
 from benchmarks.word_problems import answer_all
 from multitoken.checkpoints.atomic import write_text
 from multitoken.checkpoints.provenance import provenance
+from multitoken.config import make_config
 from multitoken.decoding import Exact, NextToken, Sampling
+from multitoken.evaluation.statistics import ratio_interval
 from multitoken.models.model import Model
 from multitoken.quickstart.corpus import Example, examples
 from multitoken.quickstart.embedded import checkpoint, embedded_task
@@ -91,7 +96,6 @@ class Result:
     group: str
     name: str
     seed: int
-    minutes: float
     steps: int
     tokens_per_step: float  # under Exact 0.5
     right: float  # share of right answers under next-token decoding
@@ -128,11 +132,34 @@ def _written_by(base: Model, problems: list[Example], sampled: bool) -> list[str
     return texts
 
 
-def run(arm: Arm, seed: int, minutes: float, data: Path, reference: list[tuple], questions: int) -> Result:
+def steps_of_equal_time(data: dict[str, Path], reference_steps: int, rounds: int) -> dict[str, int]:
+    """Steps an arm that take as long as the reference's, by a few steps of all arms in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        steppers: dict[str, Stepper] = {}
+        for arm in ARMS:
+            where = {
+                "model": checkpoint("base"),
+                "data": data[arm.responses],
+                "output": Path(folder) / "out",
+                "steps": 1,
+            }
+            steppers[arm.name] = Stepper(make_config(**COMMON | arm.options | where), Path(folder))
+        seconds: dict[str, list[float]] = {arm.name: [] for arm in ARMS}
+        for number in range(rounds + 1):
+            for name, stepper in steppers.items():
+                spent, _ = stepper.step(number)
+                if number:  # the first warms up
+                    seconds[name].append(spent)
+    reference = seconds[ARMS[0].name]
+    ratios = {name: ratio_interval(list(zip(reference, own, strict=True))).median for name, own in seconds.items()}
+    return {name: round(reference_steps * ratio) for name, ratio in ratios.items()}
+
+
+def run(arm: Arm, seed: int, steps: int, data: Path, reference: list[tuple], questions: int) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "adapted"
-        options = COMMON | arm.options | {"seed": seed, "minutes": minutes}
-        done = adapt(checkpoint("base"), data=data, output=output, console=Console(quiet=True), **options)
+        options: dict[str, Any] = COMMON | arm.options | {"seed": seed, "steps": steps}
+        adapt(checkpoint("base"), data=data, output=output, console=Console(quiet=True), **options)
         model = Model.load(output)
     task = embedded_task("word-problems", questions)
     prompts = [model.encode(q.prompt) for q in task.questions]
@@ -149,8 +176,7 @@ def run(arm: Arm, seed: int, minutes: float, data: Path, reference: list[tuple],
         arm.group,
         arm.name,
         seed,
-        minutes,
-        done.steps,
+        steps,
         _tokens_per_step(exact),
         right / questions,
         same / questions,
@@ -207,31 +233,35 @@ def picture(results: list[Result], path: Path) -> None:
     figure.savefig(path, format="png")
 
 
+def _read(kept: Path) -> list[Result]:
+    return [Result(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=1.5)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=100, help="of the reference")
     parser.add_argument("--questions", type=int, default=48)
-    parser.add_argument("--only", choices=sorted({arm.group for arm in ARMS}))
     parser.add_argument("--picture", type=Path)
     a = parser.parse_args()
     a.output.mkdir(parents=True, exist_ok=True)
     data = training_files(a.output)
-    kept = a.output / "results.jsonl"
-    results = [Result(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
-    if other := {r.minutes for r in results} - {a.minutes}:
-        parser.error(f"{kept} holds runs of {sorted(other)} minutes; give another --output, or --minutes as there")
-    done = {(r.name, r.group, r.seed) for r in results}
+    plan = a.output / "steps.json"
+    if not plan.exists():
+        write_text(plan, json.dumps(steps_of_equal_time(data, a.steps, rounds=8), indent=1) + "\n")
+    steps = json.loads(plan.read_text())
     base = Model.load(checkpoint("base"))
     task = embedded_task("word-problems", a.questions)
     reference = answer_all(base, [base.encode(q.prompt) for q in task.questions], NextToken(), 32, 320, "original")
-    for seed in range(a.seeds):  # seeds outermost: a run cut short has compared all arms
+    for seed in a.seeds:
+        kept = a.output / f"seed-{seed}.jsonl"
+        mine = _read(kept)
         for arm in ARMS:
-            if (a.only and arm.group != a.only) or (arm.name, arm.group, seed) in done:
-                continue
-            results.append(run(arm, seed, a.minutes, data[arm.responses], reference, a.questions))
-            write_text(kept, "".join(json.dumps(asdict(r)) + "\n" for r in results))
+            if arm.name not in {r.name for r in mine}:
+                mine.append(run(arm, seed, steps[arm.name], data[arm.responses], reference, a.questions))
+                write_text(kept, "".join(json.dumps(asdict(r)) + "\n" for r in mine))
+    results = [r for kept in sorted(a.output.glob("seed-*.jsonl")) for r in _read(kept)]
     print(table(results))
     picture(results, a.picture or a.output / "ablations.png")
     facts = provenance(threads=torch.get_num_threads())
