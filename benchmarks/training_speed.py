@@ -40,7 +40,7 @@ class Stepper:
         self.setup: Setup = make_ready(config, folder, training_arguments(config, folder), QUIET)
         self.stream = BlockStream(self.setup.data.train, self.setup.stream, 10**6)
         trained = self.setup.distillation.trained
-        self.optimizer = build_optimizer(trained, name=config.optimizer, lr=1e-5, weight_decay=0.0)
+        self.optimizer = build_optimizer(trained, name=config.optimizer or "adamw", lr=1e-5, weight_decay=0.0)
         self.bf16 = config.dtype == "bfloat16"
 
     def step(self, number: int) -> tuple[float, int]:
@@ -106,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = a.data or write_problems(Path(folder) / "data.jsonl")
         common = {"model": a.model, "data": data, "output": Path(folder) / "out", "steps": 1, "dtype": a.dtype}
-        common |= {"report_to": "none", "k_schedule": "fixed"}
+        common |= {"report_to": "none", "k_schedule": "fixed", "labels": "online", "optimizer": "adamw"}
         long = {"data": a.data or write_problems(Path(folder) / "long.jsonl", before=3)}
         results: dict[str, Any] = {}
         print("| compared | s a step | steps a second | supervised places a second |\n|---|---|---|---|")

@@ -14,6 +14,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from multitoken.errors import UsageError, nearest
 
 DEFAULT_MINUTES = 10.0
+OPTIMIZERS = {"gated": "muon", "lora": "adamw", "full": "adamw"}
+LEARNING_RATES = {
+    "muon": {"gated": 5e-3, "lora": 2e-3, "full": 2e-3},
+    "adamw": {"gated": 2e-3, "lora": 5e-4, "full": 2e-4},
+}
 
 PathOrName = Annotated[
     str, BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)
@@ -33,9 +38,9 @@ class AdaptConfig(BaseModel):
     """Training data: a .jsonl, .json, .parquet, .txt or .md file, a folder, or a dataset NAME[:CONFIG][@SPLIT]."""
     output: Path
     """The folder that the adapted model is written to."""
-    method: Literal["full", "lora", "gated"] = "full"
-    """What trains: full, every weight, as in the paper; lora, a low-rank adapter that is merged in at the end; gated, a
-    low-rank adapter that acts at masks only, so that nothing of the original model is lost."""
+    method: Literal["full", "lora", "gated"] = "gated"
+    """What trains: gated, a low-rank adapter that acts at masks only, so that nothing of the original model is lost; lora, one
+    that is merged in at the end; full, every weight, as in the paper."""
     rank: int = Field(default=64, ge=1)
     """Rank of the adapter of method lora or gated."""
     layers: str | None = None
@@ -67,21 +72,23 @@ class AdaptConfig(BaseModel):
     train_on: Literal["response", "all"] = "response"
     """The tokens that blocks may predict: those of the response, or those of the prompt as well."""
 
-    labels: Literal["online", "data"] = "online"
-    """What a block should have said: the teacher's word on the student's own block, or the data's (offline)."""
+    labels: Literal["auto", "online", "data"] = "auto"
+    """What a block should have said: online, the teacher's word on the student's own block; data, the response's tokens;
+    auto, the response's where the original model wrote it greedily, else the teacher's."""
     teacher: Literal["hard", "soft"] = "hard"
     """The teacher's word: its best token, or its whole distribution (KL divergence)."""
     loss_until: Literal["end", "first-disagreement"] = "end"
     """How far into a block the loss counts: to its end (the paper), or to the first token that is not its label."""
-    loss_weights: Literal["even", "reach"] = "even"
+    loss_weights: Literal["even", "reach"] = "reach"
     """How places of a block count: evenly, or each with the probability that all places before it are right."""
     next_token_weight: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the original model's next-token predictions on real tokens."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """The optimizer; muon orthogonalises the updates of weight matrices."""
-    learning_rate: float = Field(default=2e-4, gt=0)
-    """The highest learning rate of the run."""
+    optimizer: Literal["adamw", "muon"] | None = None
+    """The optimizer; muon orthogonalises the updates of weight matrices (muon for method gated, else adamw, if not given)."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """The highest learning rate of the run (if not given: gated 5e-3, full and lora 2e-4 and 5e-4; it hangs on the
+    optimizer as well)."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay; the mask token's own row never decays."""
     warmup: float = Field(default=0.05, ge=0, le=1)
@@ -125,6 +132,13 @@ class AdaptConfig(BaseModel):
         if isinstance(values, dict) and values.get("minutes") is None and values.get("steps") is None:
             return {**values, "minutes": DEFAULT_MINUTES}
         return values
+
+    @model_validator(mode="after")
+    def _fill_optimizer(self) -> "AdaptConfig":
+        optimizer = self.optimizer or OPTIMIZERS[self.method]
+        object.__setattr__(self, "optimizer", optimizer)  # frozen for everyone else
+        object.__setattr__(self, "learning_rate", self.learning_rate or LEARNING_RATES[optimizer][self.method])
+        return self
 
     @field_validator("k_max")
     @classmethod

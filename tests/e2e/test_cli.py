@@ -29,7 +29,7 @@ def project(tmp_path_factory):
     (folder / "task.jsonl").write_text(
         "".join(json.dumps({"prompt": r["prompt"], "answer": "w7"}) + "\n" for r in rows[:4])
     )
-    code = run("adapt", folder / "base", "--data", folder / "data.jsonl", "--output", folder / "adapted", "--steps", 3,
+    code = run("adapt", folder / "base", "--data", folder / "data.jsonl", "--output", folder / "adapted", "--steps", 3, "--method", "full",
                "--k-max", 4, "--batch-size", 2, "--blocks-per-row", 2)  # fmt: skip
     assert code == 0
     return folder
@@ -92,7 +92,7 @@ def test_recipe_holds_options_and_refuses_unknown_ones(project, capsys) -> None:
     """A misspelt key in a recipe would silently train something else."""
     recipe = project / "recipe.yaml"
     recipe.write_text(
-        f"model: {project / 'base'}\ndata: {project / 'data.jsonl'}\noutput: {project / 'from-recipe'}\nsteps: 1\nk_max: 4\nbatch_size: 2\n"
+        f"model: {project / 'base'}\ndata: {project / 'data.jsonl'}\noutput: {project / 'from-recipe'}\nsteps: 1\nk_max: 4\nbatch_size: 2\nmethod: full\n"
     )
     assert run("adapt", "--config", recipe) == 0
     assert json.loads((project / "from-recipe" / "config.json").read_text())["mtp"]["k"] == 4

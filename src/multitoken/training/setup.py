@@ -76,7 +76,7 @@ def make_ready(
         raise UsageError(f"patience is {config.patience}, but no prompt is left to look at; give more than one prompt")
 
     objective = _objective(config, data.report)
-    if objective.labels != config.labels:
+    if objective.labels == "data" and config.labels != "data":
         console.print(
             "Labels: the responses' own tokens. The original model wrote them greedily, so they are its labels."
         )
@@ -117,7 +117,7 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
         max_steps=config.steps or UNBOUNDED_STEPS,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning_rate or 0.0,  # never None: the config fills it in
         weight_decay=config.weight_decay,
         max_grad_norm=1.0,
         bf16=config.dtype == "bfloat16",
@@ -184,9 +184,13 @@ def _objective(config: AdaptConfig, report: DataReport) -> Objective:
         and config.train_on == "response"
         and report.written == report.records - report.no_room
     )
-    same = until_disagreement and teachers_own_words and config.teacher == "hard"
+    labels = "online" if config.labels == "auto" else config.labels
+    # Where every counted place has seen only the teacher's own tokens this is the teacher's word itself; else, under auto,
+    # what it would have written without the student's slip: measured to be no worse, for no pass (docs/ablations.md).
+    if teachers_own_words and config.teacher == "hard" and (until_disagreement or config.labels == "auto"):
+        labels = "data"
     return Objective(
-        labels="data" if same else config.labels,
+        labels=labels,
         teacher=config.teacher,
         until_disagreement=until_disagreement,
         weights=config.loss_weights,

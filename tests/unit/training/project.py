@@ -25,5 +25,5 @@ def make_project(folder: Path, rows: list[dict] = PAIRS, *, vocab_size: int = 64
 
 def run(project: Path, name: str, **options) -> Adapted:
     given = {"steps": 6, "batch_size": 4, "blocks_per_row": 3, "k_max": 4, "learning_rate": 1e-2, "checkpoint_every": 2}
-    given |= {"report_to": "none"}
+    given |= {"report_to": "none", "method": "full", "labels": "online", "loss_weights": "even", "optimizer": "adamw"}
     return adapt(model=project / "base", data=project / "data.jsonl", output=project / name, **(given | options))

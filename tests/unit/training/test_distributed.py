@@ -16,6 +16,7 @@ def test_two_processes_equal_one(tmp_path, method: str) -> None:
     """Rows given twice, gradients of the wrong mean or a second writer would each train another model."""
     project = make_project(tmp_path, PROMPTS)
     options = {"method": method, "steps": 4, "k_max": 4, "blocks_per_row": 3, "learning_rate": 1e-2}
+    options |= {"labels": "online", "loss_weights": "even", "optimizer": "adamw"}
     options |= {"max_new_tokens": 12, "checkpoint_every": 2} | ({"rank": 4} if method == "gated" else {})
     run(project, "one", batch_size=4, **options)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -18,7 +18,14 @@ def project(tmp_path):
 
 
 def planned(project, **options):
-    given = {"batch_size": 2, "gradient_accumulation": 2, "blocks_per_row": 3, "k_max": 4, "max_new_tokens": 12}
+    given = {
+        "batch_size": 2,
+        "gradient_accumulation": 2,
+        "blocks_per_row": 3,
+        "k_max": 4,
+        "max_new_tokens": 12,
+        "optimizer": "adamw",
+    }
     given |= {"model": project / "base", "data": project / "data.jsonl", "output": project / "adapted"}
     config = make_config(**(given | options))
     console = Console(file=io.StringIO(), width=200)

@@ -211,10 +211,21 @@ def test_options_of_every_objective_run(project) -> None:
             {"next_token_weight": 0.5, "train_on": "all", "dtype": "bfloat16"},
             {"pack": True, "next_token_weight": 0.5},
             {"pack": True, "method": "gated"},
+            {"loss_weights": "reach", "optimizer": "muon"},
         )
     ):
         assert run(project, f"run{i}", steps=2, **options).steps == 2
-    assert make_config(model="m", data="d", output="o").labels == "online"
+
+
+def test_defaults_are_those_of_the_recommended_method(project) -> None:
+    """What the README promises of a bare `multitoken adapt` is the gated recipe that the ablation chose."""
+    config = make_config(model="m", data="d", output="o")
+    assert (config.method, config.optimizer, config.learning_rate) == ("gated", "muon", 5e-3)
+    assert (config.labels, config.loss_weights) == ("auto", "reach")
+    full = make_config(model="m", data="d", output="o", method="full")
+    assert (full.optimizer, full.learning_rate) == ("adamw", 2e-4)
+    options = {"method": "gated", "labels": "auto", "optimizer": None, "learning_rate": None, "loss_weights": "reach"}
+    assert run(project, "adapted", steps=2, **options).steps == 2
 
 
 def test_samples_leave_room_for_blocks_in_learned_position_tables(project) -> None:
