@@ -1,11 +1,13 @@
 """What each choice of a recipe is worth: objective, data, method and optimizer, changed one at a time.
 
-    python -m benchmarks.ablations --output runs/ablations              (about two hours on one core)
-    python -m benchmarks.ablations --output runs/ablations --only data  some arms; what is measured is kept and not repeated
+    python -m benchmarks.ablations --output runs/ablations              (two hours on one core)
+    python -m benchmarks.ablations --output runs/ablations --seeds 2    one seed; what is measured is kept and not repeated
 
-Every arm trains for the same time from the embedded base on the same 700 word problems, three seeds each, and is then
-judged on the same unseen problems: tokens per step under Exact, and right answers under next-token decoding, which shows
-what training itself cost. Exact adds nothing to that cost. Prints the table, draws the picture; the last line is JSON.
+Every arm trains for equal time from the embedded base on the same 700 word problems, three seeds each. Equal time is made
+equal beforehand: a few steps of all arms are timed in turn, and an arm gets as many steps as take as long as the reference's;
+a machine that is disturbed later then changes nothing. The arms are judged on the same unseen problems: tokens per step under
+Exact, and right answers under next-token decoding, which shows what training itself cost. Exact adds nothing to that cost.
+Prints the table, draws the picture; the last line is JSON.
 """
 
 import argparse
@@ -22,10 +24,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from benchmarks.training_speed import Stepper
 from benchmarks.word_problems import answer_all
 from multitoken.checkpoints.atomic import write_text
 from multitoken.checkpoints.provenance import provenance
+from multitoken.config import make_config
 from multitoken.decoding import Exact, NextToken, Sampling
+from multitoken.evaluation.statistics import ratio_interval
 from multitoken.models.model import Model
 from multitoken.quickstart.corpus import Example, examples
 from multitoken.quickstart.embedded import checkpoint, embedded_task
@@ -73,12 +78,10 @@ ARMS = (
     Arm("objective", "the paper's: online labels, even weights", {"labels": "online", "loss_weights": "even"}),
     Arm("objective", "online labels, reach", {"labels": "online"}),
     Arm("objective", "soft teacher, reach", {"labels": "online", "teacher": "soft"}),
-    Arm("k", "always 16, never less", {"k_schedule": "fixed"}),
     Arm("k", "k 8", {"k_max": 8}),
     Arm("data", "given responses, their tokens as labels", {}, "given"),
     Arm("data", "given responses, online labels", {"labels": "online"}, "given"),
     Arm("data", "sampled responses, online labels", {"labels": "online"}, "sampled"),
-    Arm("method", "gated, rank 128", {"rank": 128}),
     Arm("method", "lora, rank 64", {"method": "lora", "learning_rate": 2e-3, "next_token_weight": 10.0}),
     Arm("method", "full", _EVERYWHERE),
     Arm("method", "full, the paper's objective and no next-token loss", _PAPER),
@@ -93,10 +96,8 @@ class Result:
     group: str
     name: str
     seed: int
-    minutes: float
     steps: int
-    exact_half: float  # tokens per step under Exact 0.5
-    exact_sure: float  # under Exact 0.7
+    tokens_per_step: float  # under Exact 0.5
     right: float  # share of right answers under next-token decoding
     same: float  # share of outputs under Exact 0.5 that are the original's
 
@@ -131,11 +132,34 @@ def _written_by(base: Model, problems: list[Example], sampled: bool) -> list[str
     return texts
 
 
-def run(arm: Arm, seed: int, minutes: float, data: Path, reference: list[tuple], questions: int) -> Result:
+def steps_of_equal_time(data: dict[str, Path], reference_steps: int, rounds: int) -> dict[str, int]:
+    """Steps an arm that take as long as the reference's, by a few steps of all arms in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        steppers: dict[str, Stepper] = {}
+        for arm in ARMS:
+            where = {
+                "model": checkpoint("base"),
+                "data": data[arm.responses],
+                "output": Path(folder) / "out",
+                "steps": 1,
+            }
+            steppers[arm.name] = Stepper(make_config(**COMMON | arm.options | where), Path(folder))
+        seconds: dict[str, list[float]] = {arm.name: [] for arm in ARMS}
+        for number in range(rounds + 1):
+            for name, stepper in steppers.items():
+                spent, _ = stepper.step(number)
+                if number:  # the first warms up
+                    seconds[name].append(spent)
+    reference = seconds[ARMS[0].name]
+    ratios = {name: ratio_interval(list(zip(reference, own, strict=True))).median for name, own in seconds.items()}
+    return {name: round(reference_steps * ratio) for name, ratio in ratios.items()}
+
+
+def run(arm: Arm, seed: int, steps: int, data: Path, reference: list[tuple], questions: int) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "adapted"
-        options = COMMON | arm.options | {"seed": seed, "minutes": minutes}
-        done = adapt(checkpoint("base"), data=data, output=output, console=Console(quiet=True), **options)
+        options: dict[str, Any] = COMMON | arm.options | {"seed": seed, "steps": steps}
+        adapt(checkpoint("base"), data=data, output=output, console=Console(quiet=True), **options)
         model = Model.load(output)
     task = embedded_task("word-problems", questions)
     prompts = [model.encode(q.prompt) for q in task.questions]
@@ -143,19 +167,17 @@ def run(arm: Arm, seed: int, minutes: float, data: Path, reference: list[tuple],
     def answers(policy: Any) -> list[tuple]:
         return answer_all(model, prompts, policy, 32, task.max_new_tokens, f"{arm.name}, seed {seed}")
 
-    half, sure = answers(Exact(0.5)), answers(Exact(0.7))
-    plain = answers(NextToken()) if arm.options["method"] != "gated" else half  # a gate leaves next tokens alone
+    exact = answers(Exact(0.5))
+    plain = answers(NextToken()) if arm.options["method"] != "gated" else exact  # a gate leaves next tokens alone
     texts = [str(model.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids, _, _ in plain]
     right = sum(task.grader.grade(t, q.answer) is True for t, q in zip(texts, task.questions, strict=True))
-    same = sum(ours[0] == theirs[0] for ours, theirs in zip(half, reference, strict=True))
+    same = sum(ours[0] == theirs[0] for ours, theirs in zip(exact, reference, strict=True))
     return Result(
         arm.group,
         arm.name,
         seed,
-        minutes,
-        done.steps,
-        _tokens_per_step(half),
-        _tokens_per_step(sure),
+        steps,
+        _tokens_per_step(exact),
         right / questions,
         same / questions,
     )
@@ -167,15 +189,15 @@ def _tokens_per_step(answers: list[tuple]) -> float:
 
 def table(results: list[Result]) -> str:
     lines = [
-        "| changed | arm | steps | Exact 0.5, tokens per step | Exact 0.7 | right answers | outputs of the original |",
-        "|---|---|---|---|---|---|---|",
+        "| changed | arm | steps | Exact 0.5, tokens per step | right answers | outputs of the original |",
+        "|---|---|---|---|---|---|",
     ]
     for group, name, mine in _by_arm(results):
-        half = [r.exact_half for r in mine]
+        half = [r.tokens_per_step for r in mine]
         spread = f" ({min(half):.2f} to {max(half):.2f})" if len(half) > 1 else ""
         lines.append(
             f"| {group} | {name} | {statistics.mean(r.steps for r in mine):.0f} | {statistics.mean(half):.2f}{spread} | "
-            f"{statistics.mean(r.exact_sure for r in mine):.2f} | {100 * statistics.mean(r.right for r in mine):.1f}% | "
+            f"{100 * statistics.mean(r.right for r in mine):.1f}% | "
             f"{100 * statistics.mean(r.same for r in mine):.0f}% |"
         )
     return "\n".join(lines)
@@ -194,14 +216,14 @@ def picture(results: list[Result], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for y, (_, _, mine) in enumerate(arms):
-        values = [r.exact_half for r in mine]
+        values = [r.tokens_per_step for r in mine]
         cost = 100 * (base - statistics.mean(r.right for r in mine))
         color = "#0072B2" if cost < 1 else "#8c959f"
         axes.scatter(values, [y] * len(values), s=26, color=color, zorder=3)
         axes.plot([statistics.mean(values)] * 2, [y - 0.3, y + 0.3], color=color, zorder=2)
         if cost >= 1:
             axes.annotate(f"  {cost:.0f} points lost", (max(values), y), va="center", fontsize=8, color="#656d76")
-    axes.axvline(statistics.mean(r.exact_half for r in arms[0][2]), color="#d0d7de", linestyle="--", zorder=1)
+    axes.axvline(statistics.mean(r.tokens_per_step for r in arms[0][2]), color="#d0d7de", linestyle="--", zorder=1)
     axes.set_yticks(range(len(arms)), [f"{group}: {name}" for group, name, _ in arms], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(left=1)
@@ -211,31 +233,35 @@ def picture(results: list[Result], path: Path) -> None:
     figure.savefig(path, format="png")
 
 
+def _read(kept: Path) -> list[Result]:
+    return [Result(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=2.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--questions", type=int, default=96)
-    parser.add_argument("--only", choices=sorted({arm.group for arm in ARMS}))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=100, help="of the reference")
+    parser.add_argument("--questions", type=int, default=48)
     parser.add_argument("--picture", type=Path)
     a = parser.parse_args()
     a.output.mkdir(parents=True, exist_ok=True)
     data = training_files(a.output)
-    kept = a.output / "results.jsonl"
-    results = [Result(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
-    if other := {r.minutes for r in results} - {a.minutes}:
-        parser.error(f"{kept} holds runs of {sorted(other)} minutes; give another --output, or --minutes as there")
-    done = {(r.name, r.group, r.seed) for r in results}
+    plan = a.output / "steps.json"
+    if not plan.exists():
+        write_text(plan, json.dumps(steps_of_equal_time(data, a.steps, rounds=8), indent=1) + "\n")
+    steps = json.loads(plan.read_text())
     base = Model.load(checkpoint("base"))
     task = embedded_task("word-problems", a.questions)
     reference = answer_all(base, [base.encode(q.prompt) for q in task.questions], NextToken(), 32, 320, "original")
-    for seed in range(a.seeds):  # seeds outermost: a run cut short has compared all arms
+    for seed in a.seeds:
+        kept = a.output / f"seed-{seed}.jsonl"
+        mine = _read(kept)
         for arm in ARMS:
-            if (a.only and arm.group != a.only) or (arm.name, arm.group, seed) in done:
-                continue
-            results.append(run(arm, seed, a.minutes, data[arm.responses], reference, a.questions))
-            write_text(kept, "".join(json.dumps(asdict(r)) + "\n" for r in results))
+            if arm.name not in {r.name for r in mine}:
+                mine.append(run(arm, seed, steps[arm.name], data[arm.responses], reference, a.questions))
+                write_text(kept, "".join(json.dumps(asdict(r)) + "\n" for r in mine))
+    results = [r for kept in sorted(a.output.glob("seed-*.jsonl")) for r in _read(kept)]
     print(table(results))
     picture(results, a.picture or a.output / "ablations.png")
     facts = provenance(threads=torch.get_num_threads())

@@ -80,6 +80,16 @@ def compare(first: dict[str, Any], second: dict[str, Any], pairs: int, common: d
     }
 
 
+def write_problems(path: Path, before: int = 0) -> Path:
+    """Word problems with their answers, each with so many solved ones before it in the prompt."""
+    problems = examples("word-problems", "adapt", 400)
+    with path.open("w") as file:
+        for i in range(before, len(problems)):
+            shots = "".join(f"{e.prompt} {e.response}\n" for e in problems[i - before : i])
+            print(json.dumps({"prompt": shots + problems[i].prompt, "response": problems[i].response}), file=file)
+    return path
+
+
 def extra_memory(options: dict[str, Any]) -> int:
     """Peak of a few steps above the base model's weights, in bytes, in this process."""
     found = plan(make_config(**options), QUIET)
@@ -94,17 +104,16 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        data = a.data
-        if data is None:
-            data = Path(folder) / "data.jsonl"
-            rows = ({"prompt": e.prompt, "response": e.response} for e in examples("word-problems", "adapt", 400))
-            data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = a.data or write_problems(Path(folder) / "data.jsonl")
         common = {"model": a.model, "data": data, "output": Path(folder) / "out", "steps": 1, "dtype": a.dtype}
         common |= {"report_to": "none", "k_schedule": "fixed"}
+        long = {"data": a.data or write_problems(Path(folder) / "long.jsonl", before=3)}
         results: dict[str, Any] = {}
         print("| compared | s a step | steps a second | supervised places a second |\n|---|---|---|---|")
         kinds = {
             "gated / full": ({"method": "gated"}, {"method": "full"}),
+            "gated, rank 16 / full": ({"method": "gated", "rank": 16}, {"method": "full"}),
+            "gated / full, four times as long": ({"method": "gated"} | long, {"method": "full"} | long),
             "gated / lora": ({"method": "gated"}, {"method": "lora"}),
             "full, 16 blocks a row / 1": (
                 {"method": "full", "blocks_per_row": 16},

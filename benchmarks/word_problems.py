@@ -106,7 +106,9 @@ def race_generate(original: Model, adapted: Model, policies: tuple[Policy, ...],
         n, spent = generate(original.encode(question.prompt))
         measured = {"generate": (n, spent)}
         for policy in policies:
-            answer = adapted.generate(question.prompt, policy=policy, max_new_tokens=task.max_new_tokens)
+            answer = adapted.generate(
+                question.prompt, policy=policy, max_new_tokens=task.max_new_tokens, adaptive=False
+            )
             measured[label_of(policy)] = (len(answer.token_ids), answer.seconds)
         if i >= 3:  # the first three warm up
             for label, (n, spent) in measured.items():

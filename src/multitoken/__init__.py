@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from multitoken.checkpoints.export import export
     from multitoken.decoding import Chunk, ConfAdapt, DecodingError, Exact, NextToken, StaticK
     from multitoken.errors import MultitokenError
     from multitoken.models.model import Generation, Model
@@ -33,6 +34,7 @@ _HOMES = {
     "Generation": "multitoken.models.model",
     "Model": "multitoken.models.model",
     "adapt": "multitoken.training.adapt",
+    "export": "multitoken.checkpoints.export",
 }
 __all__ = [
     "Chunk",
@@ -45,6 +47,7 @@ __all__ = [
     "NextToken",
     "StaticK",
     "adapt",
+    "export",
     "load",
 ]
 

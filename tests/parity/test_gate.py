@@ -18,22 +18,25 @@ from tests.parity.families import MASK, SUPPORTED
 BEYOND = 10_000  # an id that no embedding matrix here has
 
 
-def gated(family: str, mask_id: int = BEYOND):
+def gated(family: str, mask_id: int = BEYOND, *, merged: bool = False):
     """A model, its bare copy, and an adapter that says something loud at masks."""
     model = SUPPORTED[family]().requires_grad_(False)
     bare = copy.deepcopy(model)
-    adapter = GatedAdapter(model, mask_id=mask_id, rank=4, layers=adaptable_layers(model))
+    adapter = GatedAdapter(model, mask_id=mask_id, rank=16 if merged else 4, layers=adaptable_layers(model))
     torch.manual_seed(0)
     for parameter in adapter.parameters():
-        nn.init.normal_(parameter, std=0.3)
+        nn.init.normal_(parameter, std=0.15 if merged else 0.3)
     adapter.attach(model)
+    if merged:
+        adapter.merge(model)
     return model, bare, adapter
 
 
+@pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("family", SUPPORTED)
-def test_real_positions_are_the_original_models(family: str) -> None:
+def test_real_positions_are_the_original_models(family: str, merged: bool) -> None:
     """Masks at the end, in one row in the middle, or in one row only: a real token must never feel the adapter."""
-    model, bare, _adapter = gated(family)
+    model, bare, _adapter = gated(family, merged=merged)
     tokens = torch.randint(6, 90, (2, 12), generator=torch.Generator().manual_seed(1))
     plain = bare(input_ids=tokens, use_cache=False).logits
     assert torch.equal(model(input_ids=tokens, use_cache=False).logits, plain), "no masks: not even rounding"
@@ -48,17 +51,19 @@ def test_real_positions_are_the_original_models(family: str) -> None:
         assert not torch.allclose(ours[rows[0], start], plain[rows[0], start], atol=0.1), "masks must feel it"
 
 
+@pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("family", SUPPORTED)
-def test_packed_blocks_and_cached_steps_are_plain_passes(family: str) -> None:
+def test_packed_blocks_and_cached_steps_are_plain_passes(family: str, merged: bool) -> None:
     """The gate finds masks by their ids, wherever a layout puts them."""
-    model, _, _ = gated(family)
+    model, _, _ = gated(family, merged=merged)
     check_blocks(model, BEYOND)
 
 
+@pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gemma3, sliding and full"])
-def test_exact_decoding_is_the_bare_models_next_token_decoding(family: str) -> None:
+def test_exact_decoding_is_the_bare_models_next_token_decoding(family: str, merged: bool) -> None:
     """The promise of the gate: nothing lost, whatever the adapter says. Batched, so that masks stand anywhere."""
-    model, bare, _ = gated(family)
+    model, bare, _ = gated(family, merged=merged)
     prompts = [[7, 8, 9, 10], [11, 12], [20, 21, 22, 23, 24, 25]]
 
     def answers(decoder, policy):
@@ -121,3 +126,24 @@ def test_fused_experts_are_adapted_too() -> None:
     """They are parameters and no linear layers: a walk over `nn.Linear` passes by most of such a model."""
     names = adaptable_layers(SUPPORTED["qwen3 mixture of experts"]())
     assert sum(name.endswith("experts") for name in names) == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3 mixture of experts", "gpt2"])
+def test_merged_updates_say_the_same(family: str) -> None:
+    """Added to the matrix beforehand or behind the layer: rounding apart it is one adapter, wherever masks stand. What
+    cannot be merged (experts, GPT-2's transposed layers) keeps its hook."""
+    model, _, adapter = gated(family)
+    ids = torch.randint(6, 90, (2, 12), generator=torch.Generator().manual_seed(1))
+    ids[0, 9:], ids[1, 4:6] = BEYOND, BEYOND
+    before = model(input_ids=ids, use_cache=False).logits
+    for update in adapter.updates:  # so wide that every one is worth merging
+        wide = nn.Parameter(torch.zeros(64, update.down.shape[1]))
+        up = nn.Parameter(torch.zeros(update.up.shape[0], 64))
+        wide.data[:4], up.data[:, :4] = update.down.data, update.up.data
+        update.down, update.up = wide, up
+    adapter.merge(model)
+    after = model(input_ids=ids, use_cache=False).logits
+    assert torch.allclose(before, after, atol=1e-4)
+    buffers = [name for name, _ in model.named_buffers() if name.endswith("weight_at_masks")]
+    assert len(buffers) == {"llama": 21, "qwen3 mixture of experts": 12, "gpt2": 0}[family]
+    assert not any("weight_at_masks" in name for name in model.state_dict())

@@ -47,7 +47,7 @@ def save_checkpoint(
     model.config.mtp = mtp.to_dict()
     saved_dtype = dtype or model.dtype
     with atomic_folder(output, overwrite=overwrite) as folder:
-        with _own_settings_kept(model):
+        with own_settings_kept(model):
             model.save_pretrained(folder, state_dict=_cast(model, dtype), max_shard_size=max_shard_size)
         if model.can_generate():
             write_text(folder / "generation_config.json", model.generation_config.to_json_string() + "\n")
@@ -62,7 +62,7 @@ def save_checkpoint(
 
 
 @contextmanager
-def _own_settings_kept(model: PreTrainedModel) -> Iterator[None]:
+def own_settings_kept(model: PreTrainedModel) -> Iterator[None]:
     """Undo what `save_pretrained` writes into the model, and keep it from judging the generation config.
 
     Many published models carry one that transformers reads but refuses to write (a temperature without sampling): a

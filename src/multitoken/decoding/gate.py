@@ -5,7 +5,9 @@ of the gated model *is* the original's, and Exact, which confirms every token by
 low-rank adapter for mask tokens: arXiv 2507.11851, section 3.1.)
 
 The model itself is not touched: hooks look at the ids on their way into the embedding, put the mask's own vector in, and
-add the update behind each adapted layer. The mask's id may therefore lie beyond the vocabulary.
+add the update behind each adapted layer. The mask's id may therefore lie beyond the vocabulary. For decoding, an update that
+is not much smaller than the matrix it stands behind is better added to it beforehand: masks then go through the one, real
+tokens through the other (`merge`).
 
 Shapes: B rows, S tokens, N masks among them, D in, E out, R rank.
 """
@@ -34,6 +36,7 @@ class Gate:
         self._rows = 0
         self._tail = 0  # masks at the end of every row, where they stand there in all rows alike
         self._places: Tensor | None = None  # [N] indices into the flattened [B * S] tokens, otherwise
+        self._others: Tensor | None = None  # those of the real tokens
 
     def look(self, ids: Tensor) -> Tensor:
         """Note where the masks are. ids [B, S] -> [B, S] bool."""
@@ -45,11 +48,17 @@ class Gate:
             self._tail = n
         elif bool(counts.any()):
             self._places = is_mask.flatten().nonzero()[:, 0]
+            self._others = (~is_mask).flatten().nonzero()[:, 0]
         return is_mask
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a mask for the adapter to act at."""
+        return not self.closed and (self._tail > 0 or self._places is not None)
 
     def add(self, update: "LowRank", x: Tensor, y: Tensor) -> Tensor:
         """y [B, S, E] with the update of x [B, S, D] added at the masks. Both may come flattened, as [B * S, ...]."""
-        if self.closed or not (self._tail or self._places is not None):
+        if not self.is_open:
             return y
         if self._places is not None:
             flat = y.reshape(-1, y.shape[-1])
@@ -61,6 +70,23 @@ class Gate:
             return y + update(x).to(y.dtype)
         update.add_to(y_row[:, -self._tail :], x_row[:, -self._tail :])  # in place: y is nobody else's yet
         return y
+
+    def split(self, x: Tensor, real: Tensor, masks: Tensor, bias: Tensor | None) -> Tensor:
+        """x [B, S, D], or flattened, through the matrix `real` [E, D] at real tokens and through `masks` [E, D] at masks."""
+        if not self.is_open:
+            return F.linear(x, real, bias)
+        shape = (*x.shape[:-1], real.shape[0])
+        if self._places is not None and self._others is not None:
+            flat = x.reshape(-1, x.shape[-1])
+            y = flat.new_empty(flat.shape[0], real.shape[0])
+            y.index_copy_(0, self._others, F.linear(flat[self._others], real, bias))
+            y.index_copy_(0, self._places, F.linear(flat[self._places], masks, bias))
+            return y.view(shape)
+        x_row = x.view(self._rows, -1, x.shape[-1])
+        if self._tail == x_row.shape[1]:
+            return F.linear(x, masks, bias)
+        parts = F.linear(x_row[:, : -self._tail], real, bias), F.linear(x_row[:, -self._tail :], masks, bias)
+        return torch.cat(parts, 1).view(shape)
 
 
 class LowRank(nn.Module):
@@ -98,6 +124,7 @@ class GatedAdapter(nn.Module):
         self.mask_vector = nn.Parameter(torch.zeros(embedding.weight.shape[1]))  # pyright: ignore[reportCallIssue, reportIndexIssue, reportAttributeAccessIssue, reportArgumentType]
         hidden = int(model.config.get_text_config().hidden_size)
         self.updates = nn.ModuleList(LowRank(*_sides(model.get_submodule(name), hidden), rank) for name in self.names)
+        self._hooks: dict[int, Any] = {}
         self.to(model.device)
 
     def attach(self, model: PreTrainedModel) -> None:
@@ -107,7 +134,24 @@ class GatedAdapter(nn.Module):
         embedding.register_forward_hook(self._put)
         for i, name in enumerate(self.names):
             # A partial of a method, not a closure: a deep copy of the model then gets a copy of the adapter as well.
-            model.get_submodule(name).register_forward_hook(partial(self._add, i))
+            self._hooks[i] = model.get_submodule(name).register_forward_hook(partial(self._add, i))
+
+    def merge(self, model: PreTrainedModel) -> None:
+        """Make ready for decoding: where an update has at least half the numbers of its layer's matrix, add it to a copy of
+        the matrix, which masks then go through. The adapter, at work in `model`, can be trained no more."""
+        for i, name in enumerate(self.names):
+            layer, update = model.get_submodule(name), self.updates[i]
+            assert isinstance(update, LowRank)
+            if (
+                type(layer) is not nn.Linear or type(layer.weight.data) is not Tensor
+            ):  # quantised ones are of other types
+                continue
+            if 2 * (update.down.numel() + update.up.numel()) < layer.weight.numel():
+                continue
+            whole = layer.weight.float() + update.up @ update.down
+            self._hooks.pop(i).remove()
+            layer.register_buffer("weight_at_masks", whole.to(layer.weight.dtype), persistent=False)
+            layer.forward = partial(self._split, layer)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _hide(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self._is_mask = self.gate.look(args[0])
@@ -118,6 +162,10 @@ class GatedAdapter(nn.Module):
 
     def _add(self, i: int, module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         return self.gate.add(self.updates[i], args[0], y)  # pyright: ignore[reportArgumentType]
+
+    def _split(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        whole: Tensor = layer.weight_at_masks  # pyright: ignore[reportAssignmentType]
+        return self.gate.split(x, layer.weight, whole, layer.bias)
 
     @contextmanager
     def closed(self) -> Iterator[None]:

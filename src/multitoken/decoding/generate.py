@@ -9,9 +9,11 @@ by name. An exported checkpoint holds this folder as `custom_generate/`, and the
 """
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,10 +149,11 @@ def prepare(
             raise DecodingError(f"stop_strings={stops!r} need the tokenizer: generate(..., tokenizer=tokenizer)")
         criteria.append(StopStringCriteria(tokenizer, stops))
         kwargs["stop_strings"] = None  # generate() would look for a tokenizer, which it hands to no loop of ours
-    enter = cast(Any, GenerationMixin).generate  # not model.generate, which may be this very file
+    # Not model.generate: from_pretrained may have put this very file in its place.
+    transformers_own: Any = vars(GenerationMixin)["generate"]
     loop = functools.partial(_loop, decoder=decoder, given=mtp, policy=policy, streamer=streamer, first_row=first_row)
     try:
-        prepared = enter(
+        return transformers_own(
             model,
             inputs,
             generation_config=generation_config,
@@ -159,9 +162,10 @@ def prepare(
             custom_generate=loop,
             **kwargs,
         )
-    except ValueError as error:
-        raise error if isinstance(error, DecodingError) else DecodingError(str(error)) from error
-    return prepared
+    except DecodingError:
+        raise
+    except ValueError as error:  # transformers' own words for what cannot be
+        raise DecodingError(str(error)) from error
 
 
 def _loop(
@@ -225,7 +229,9 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
         )
     if facts.get("method") == "gated":
         config, weights = (_file(model, f"{ADAPTER_FOLDER}/{name}") for name in (CONFIG, WEIGHTS))
-        read_gate(model, config, weights, facts["mask_token_id"]).attach(model)
+        gate = read_gate(model, config, weights, facts["mask_token_id"])
+        gate.attach(model)
+        gate.merge(model)
     decoder = Decoder(model, mask_id=facts["mask_token_id"], trained_k=facts["k"])
     model.__dict__["_mtp_decoder"] = decoder
     return decoder
@@ -233,9 +239,19 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
 
 def _file(model: PreTrainedModel, name: str) -> str:
     """A file of the checkpoint that the model came from, wherever that is."""
-    found = cached_file(str(model.config.name_or_path), name)
+    source = str(model.config.name_or_path)
+    found = cached_file(source, name, revision=_revision(source))
     assert found is not None, "cached_file raises where there is none"
     return found
+
+
+def _revision(source: str) -> str | None:
+    """The commit of the hub's `source` that this very file came from: a model does not remember which it was loaded from.
+    None for a folder, and where this file belongs to another repository."""
+    owner, name, commit = ("", "", "", *Path(__file__).parts)[-5:-2]
+    ours = [part.replace(".", "_dot_").replace("-", "_hyphen_") for part in source.split("/")]
+    is_ours = [part.removeprefix("_") for part in ours] == [part.removeprefix("_") for part in (owner, name)]
+    return commit if is_ours and re.fullmatch("[0-9a-f]{40}", commit) else None
 
 
 def _how(

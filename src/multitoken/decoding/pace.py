@@ -13,7 +13,7 @@ expected number of drafts. A step whose block is good is followed, with probabil
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -52,18 +52,18 @@ class Acceptance:
             counts[0] = 1 + (counts[0] - 1) * _FADE
             counts[1] = 1 + (counts[1] - 1) * _FADE
 
-    def expected(self, masks: int, rows: int = 1) -> tuple[float, float, float]:
-        """(confirmed drafts, probability that one fails, drafts of the row that has most) with so many masks a row."""
+    def expected(self, rows: int = 1) -> Iterator[tuple[float, float, float]]:
+        """For 1, 2, ... masks a row: confirmed drafts, the probability that one fails, drafts of the row that has most."""
         confirmed = fails = most = 0.0
         reached = made = 1.0
-        for j in range(masks):
-            tried, held = self._tried[j][1] / self._tried[j][0], self._held[j][1] / self._held[j][0]
-            fails += reached * tried * (1 - held)
-            reached *= tried * held
-            made *= tried
+        for (tried, drafted), (risked, held) in zip(self._tried, self._held, strict=True):
+            drafting, holding = drafted / tried, held / risked
+            fails += reached * drafting * (1 - holding)
+            reached *= drafting * holding
+            made *= drafting
             confirmed += reached
             most += 1 - (1 - made) ** rows
-        return confirmed, fails, most
+            yield confirmed, fails, most
 
 
 class StepTimes:
@@ -134,8 +134,7 @@ class Pace:
         n = len(rows)
         plain = 1 / self._times.seconds(n, 1)
         best, most = 0, plain * _MARGIN
-        for m in range(1, self._acceptance.places + 1):
-            confirmed, fails, drafts = self._acceptance.expected(m, n)
+        for m, (confirmed, fails, drafts) in enumerate(self._acceptance.expected(n), 1):
             spent = self._times.seconds(n, 1 + drafts + m) + fails * self._times.seconds(n, 1 + m)
             rate = (1 + confirmed + fails) / spent
             if rate > most:

@@ -3,26 +3,73 @@
 adapter_config.json         PEFT's format, and the `mtp` block
 adapter_model.safetensors   PEFT's names: base_model.model.LAYER.lora_A.weight (and lora_B), and the mask's vector
 tokenizer files             the base's, with the mask token reserved
+
+An exported checkpoint holds its base as well; the first two files then stand in its folder `mtp_adapter/`, and the `mtp`
+block in `config.json` too.
 """
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from multitoken.decoding.gate import GatedAdapter
 from multitoken.decoding.gate_file import CONFIG, WEIGHTS, read_gate
+from multitoken.decoding.generate import ADAPTER_FOLDER
 from multitoken.decoding.records import DecodingError
 from multitoken.errors import ModelError
 
 from .mtp_config import MtpConfig
 
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_FILES = ("*.json", "*.jinja", "*.model", "*.txt", WEIGHTS)
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether `text` could be a name on the Hugging Face Hub, and is no folder here."""
+    return bool(_HUB_NAME.fullmatch(text)) and not text.startswith(".") and not Path(text).exists()
+
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether `path` is a folder that holds an adapter."""
+    """Whether `path` is a folder that holds an adapter and no model."""
     return (Path(path) / CONFIG).is_file()
+
+
+def fetch_adapter(name_or_path: str | Path) -> Path | None:
+    """The folder of an adapter, fetched where it lies on the hub; None for anything else."""
+    if is_adapter(name_or_path):
+        return Path(name_or_path)
+    if isinstance(name_or_path, Path) or not is_hub_name(name_or_path):
+        return None
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
+    try:
+        found = cached_file(name_or_path, CONFIG, **quiet)
+    except OSError:  # no such name: whoever asks next, for config.json, says it better
+        return None
+    if found is None:
+        return None
+    try:
+        return Path(snapshot_download(name_or_path, allow_patterns=list(_FILES)))
+    except Exception as error:  # the hub's client and its transport raise many kinds
+        raise ModelError(f"cannot load the adapter {name_or_path!r} from the Hugging Face hub: {error}") from error
+
+
+def read_own_adapter(model: PreTrainedModel, source: str, mtp: MtpConfig) -> GatedAdapter:
+    """The adapter that an exported checkpoint, a folder or a hub name, holds beside its base. Raises `ModelError`."""
+    try:
+        config, weights = (cached_file(source, f"{ADAPTER_FOLDER}/{name}") for name in (CONFIG, WEIGHTS))
+    except OSError as error:
+        raise ModelError(
+            f"{source}: config.json says that it was adapted by the gated method, but {ADAPTER_FOLDER}/ does not hold "
+            f"{CONFIG} and {WEIGHTS}; export the checkpoint again"
+        ) from error
+    assert config is not None and weights is not None, "cached_file raises where there is none"
+    return _read(model, config, weights, mtp)
 
 
 def read_adapter_config(folder: Path) -> tuple[dict[str, Any], MtpConfig]:
@@ -49,7 +96,11 @@ def find_base(folder: Path, settings: dict[str, Any]) -> str:
 
 def read_adapter(model: PreTrainedModel, folder: Path, mtp: MtpConfig) -> GatedAdapter:
     """The adapter of a folder, made for `model` and not yet at work. Raises `ModelError` where it does not fit."""
+    return _read(model, folder / CONFIG, folder / WEIGHTS, mtp)
+
+
+def _read(model: PreTrainedModel, config: str | Path, weights: str | Path, mtp: MtpConfig) -> GatedAdapter:
     try:
-        return read_gate(model, folder / CONFIG, folder / WEIGHTS, mtp.mask_token_id)
+        return read_gate(model, config, weights, mtp.mask_token_id)
     except DecodingError as error:
         raise ModelError(str(error)) from error

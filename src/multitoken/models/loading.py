@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,13 @@ from transformers.models.auto.modeling_auto import (
 from multitoken.decoding.gate import GatedAdapter
 from multitoken.errors import ModelError, UnsupportedModelError, UsageError
 
-from .gated import find_base, is_adapter, read_adapter, read_adapter_config
+from .gated import fetch_adapter, find_base, is_hub_name, read_adapter, read_adapter_config, read_own_adapter
 from .mtp_config import MtpConfig
 from .quantize import quantize_weights
 
 logger = logging.getLogger(__name__)
 
 ATTENTION = ("sdpa", "eager", "flex_attention")  # those that take a block mask
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _OTHER_SENSES = ("vision_config", "audio_config", "audio_encoder_config", "image_config", "speech_config")
 
 
@@ -59,9 +57,9 @@ def load_causal_lm(
     base: str | Path | None = None,
     quantize: str = "none",
 ) -> Loaded:
-    """The model and tokenizer of a folder or of a hub name; for the folder of a gated adapter, those of its base with
-    the adapter in action. `base` is where that lies, if not where the adapter says. quantize="int8" holds the linear
-    layers' weights in 8 bits (torchao, weight-only), those of an adapter's base before the adapter is put on.
+    """The model and tokenizer of a folder or of a hub name; for a gated adapter, those of its base with the adapter in
+    action. `base` is where that lies, if not where the adapter says. quantize="int8" holds the linear layers' weights in
+    8 bits (torchao, weight-only), those of an adapter's base as well.
 
     Raises UsageError for a device or attention that cannot be, UnsupportedModelError for a kind of model that would
     decode wrongly, and ModelError for one that is missing, incomplete or broken.
@@ -72,9 +70,10 @@ def load_causal_lm(
             "(flash kernels take no block mask)"
         )
     place = _device(device)
-    if is_adapter(name_or_path):
+    if (folder := fetch_adapter(name_or_path)) is not None:
         how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        return _load_gated(Path(name_or_path), base, quantize, **how, attn_implementation=attn_implementation)
+        name = folder.resolve().name if folder == Path(name_or_path) else str(name_or_path)
+        return _load_gated(folder, name, base, quantize, **how, attn_implementation=attn_implementation)
     if base is not None:
         raise UsageError(f"base is {str(base)!r}, but {name_or_path} is no adapter; leave base out")
     source, name = _locate(name_or_path)
@@ -90,11 +89,22 @@ def load_causal_lm(
     attention = _attention(config, source, attn_implementation)
     model: Any = _read_weights(source, config, dtype, trust_remote_code, attention)
     model.to(place).eval()
-    quantize_weights(model, quantize)
-    return Loaded(model, tokenizer, mtp, name)
+    adapter = None
+    if mtp is not None and mtp.method == "gated":
+        if (found := weight_hash(model)) != mtp.base_hash:
+            raise ModelError(
+                f"{name} holds an adapter that was made for the weights {mtp.base_hash[:19]}, but its own are "
+                f"{found[:19]}; export the checkpoint again"
+            )
+        adapter = read_own_adapter(model, source, mtp)
+    quantize_weights(model, quantize)  # the hash is of the weights as they are published
+    if adapter is not None:
+        adapter.attach(model)
+        adapter.merge(model)
+    return Loaded(model, tokenizer, mtp, name, adapter)
 
 
-def _load_gated(folder: Path, base: str | Path | None, quantize: str, **how: Any) -> Loaded:
+def _load_gated(folder: Path, name: str, base: str | Path | None, quantize: str, **how: Any) -> Loaded:
     """The base, checked to be the very weights that the adapter was made for, with the adapter in action."""
     settings, mtp = read_adapter_config(folder)
     source = base or find_base(folder, settings)
@@ -106,18 +116,21 @@ def _load_gated(folder: Path, base: str | Path | None, quantize: str, **how: Any
         raise ModelError(
             f"{folder} is an adapter of {mtp.base_name}: {error}. Give its place as base (--base)"
         ) from error
+    if loaded.adapter is not None:
+        raise ModelError(f"{source} holds an adapter of its own; load it as it is, or give the model it was made from")
     if (found := weight_hash(loaded.model)) != mtp.base_hash:
         raise ModelError(
             f"{folder} was made for {mtp.base_name} with the weights {mtp.base_hash[:19]}, but those of {source} are "
             f"{found[:19]}; give the model it was made from as base (--base)"
         )
-    quantize_weights(loaded.model, quantize)  # the hash is of the weights as they are published
+    quantize_weights(loaded.model, quantize)
     adapter = read_adapter(loaded.model, folder, mtp)
     adapter.attach(loaded.model)
+    adapter.merge(loaded.model)
     tokenizer = _read_tokenizer(str(folder), trust_remote_code=False)
     if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:
         raise ModelError(f"{folder}: the tokenizer does not give {mtp.mask_token!r} the id {mtp.mask_token_id}")
-    return Loaded(loaded.model, tokenizer, mtp, folder.resolve().name, adapter)
+    return Loaded(loaded.model, tokenizer, mtp, name, adapter)
 
 
 def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
@@ -191,7 +204,7 @@ def _locate(name_or_path: str | Path) -> tuple[str, str]:
         return str(path), path.resolve().name
     if path.exists():
         raise ModelError(f"{text} is a file; expected the folder of a Hugging Face model")
-    if isinstance(name_or_path, Path) or not _HUB_NAME.fullmatch(text) or text.startswith("."):
+    if isinstance(name_or_path, Path) or not is_hub_name(text):
         raise ModelError(
             f"{text} does not exist; expected a folder with config.json, or a hub name such as Qwen/Qwen3-0.6B"
         )

@@ -19,7 +19,7 @@ from transformers import (
 from multitoken.decoding.arguments import option
 from multitoken.decoding.generate import Prepared, prepare, run
 from multitoken.decoding.loop import Decoder
-from multitoken.decoding.policies import Exact, NextToken, Policy
+from multitoken.decoding.policies import Exact, NextToken, Policy, make_policy
 from multitoken.decoding.records import Chunk, DecodingError
 from multitoken.errors import UsageError
 
@@ -90,6 +90,8 @@ class Model:
             trained_k=mtp.k if mtp else 1,
             eos_ids=eos_ids(hf, tokenizer),
         )
+        if mtp is not None:  # lest hf.generate(custom_generate=...) put a gate on a second time
+            hf.__dict__["_mtp_decoder"] = self.decoder
 
     @classmethod
     def load(
@@ -125,8 +127,12 @@ class Model:
 
     @property
     def default_policy(self) -> Policy:
-        """Exact where the model was adapted: several tokens a step, and next-token decoding's output."""
-        return Exact() if self.mtp else NextToken()
+        """Exact where the model was adapted, unless its `generation_config.json: mtp` says otherwise: several tokens a step,
+        and next-token decoding's output."""
+        if self.mtp is None:
+            return NextToken()
+        says: dict[str, Any] = getattr(self.hf.generation_config, "mtp", None) or {}
+        return make_policy(says.get("policy", Exact.name), threshold=says.get("threshold"), k=says.get("k"))
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The ids that generation continues: the chat template's rendering where there is one."""

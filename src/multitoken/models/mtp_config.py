@@ -56,8 +56,8 @@ class MtpConfig:
     def from_hf(cls, config: PreTrainedConfig) -> "MtpConfig | None":
         """The block of a loaded `config.json`; None for an ordinary model.
 
-        Raises ModelError for a missing or unknown key, a wrong type, k under 2, a mask id outside the vocabulary and
-        a format newer than this version of multitoken reads.
+        Raises ModelError for a missing or unknown key, a wrong type, k under 2, a mask id outside the vocabulary (a
+        gate's own may lie there) and a format newer than this version of multitoken reads.
         """
         block: Any = getattr(config, "mtp", None)
         if block is None:
@@ -66,7 +66,7 @@ class MtpConfig:
             raise ModelError(f"config.json: mtp is {block!r}; expected an object with the keys {', '.join(_KEYS)}")
         mtp = cls.from_block(block, "config.json")
         vocabulary = config.get_text_config().vocab_size
-        if mtp.mask_token_id >= vocabulary:
+        if mtp.method != "gated" and mtp.mask_token_id >= vocabulary:
             raise _broken("mask_token_id", mtp.mask_token_id, f"an id below vocab_size = {vocabulary}")
         return mtp
 

@@ -40,10 +40,10 @@ class Lap:
 
 def run_lap(label: str, model: Model, prompt: str, policy: Policy, max_new_tokens: int) -> Lap:
     """Decode once unobserved (warm-up), then once with the clock."""
-    list(model.stream(prompt, policy=policy, max_new_tokens=max_new_tokens))
+    list(model.stream(prompt, policy=policy, max_new_tokens=max_new_tokens, adaptive=False))
     chunks, moments = [], []
     started = time.perf_counter()
-    for chunk in model.stream(prompt, policy=policy, max_new_tokens=max_new_tokens):
+    for chunk in model.stream(prompt, policy=policy, max_new_tokens=max_new_tokens, adaptive=False):
         chunks.append(chunk)
         moments.append(time.perf_counter() - started)
     return Lap(label, tuple(chunks), tuple(moments))

@@ -3,6 +3,9 @@
 Two cores, about an hour and a half. The text is `corpus.mixed("train")`; the weights are rounded to bf16 at the end,
 *before* anything is adapted from them, so that base and adapted model start from the same numbers. Muon (matrices) and
 AdamW (the rest) because a CPU's hour is short; a step takes micro-batches of unlike lengths.
+
+`--size draft` trains the small model that drafts for the base in transformers' assisted generation, a rival in
+`benchmarks/performance.py`.
 """
 
 import argparse
@@ -12,6 +15,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -25,6 +29,22 @@ from .corpus import GENERATOR_VERSION, LANGUAGE, MIXTURE, Example, examples, mix
 VOCABULARY = 2048
 TOKENIZER_SIZE = 2040  # eight rows of the matrix stay unused: room for a mask token
 END, USER, ASSISTANT, PAD = "<|end|>", "<|user|>", "<|assistant|>", "<|pad|>"
+SIZES: dict[str, dict[str, Any]] = {
+    "base": {
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "head_dim": 64,
+    },
+    "draft": {
+        "hidden_size": 96,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "head_dim": 24,
+    },
+}
 POOL = 2048  # examples sorted by length at a time
 MICRO_BATCHES = 4  # of unlike lengths in every step: a step of letters alone would jolt the model
 SUMS_FROM = 750  # steps: language first, then practice in arithmetic beside it, and results weigh more
@@ -67,16 +87,12 @@ def train_tokenizer(sample: int = 20_000) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of 5.2 M parameters with random weights."""
+def build_model(tokenizer: PreTrainedTokenizerFast, size: str = "base") -> LlamaForCausalLM:
+    """A Llama of 5.2 M parameters ("base") or 0.5 M ("draft") with random weights."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=4,
+        **SIZES[size],
         num_key_value_heads=2,
-        head_dim=64,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -178,12 +194,14 @@ def learning_rate_factor(step: int, steps: int, warmup: int = 100, floor: float 
     return 1.0 if step < flat else max(floor, (steps - step) / (steps - flat))
 
 
-def train(output: Path, steps: int, tokens_per_batch: int, lr: float, seed: int, checkpoint_every: int) -> None:
+def train(
+    output: Path, steps: int, tokens_per_batch: int, lr: float, seed: int, checkpoint_every: int, size: str = "base"
+) -> None:
     """Train, log to `output/train_log.jsonl`, save to `output` (bf16). Picks up `output/state.pt` where one is."""
     torch.manual_seed(seed)
     output.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer()
-    model = build_model(tokenizer)
+    model = build_model(tokenizer, size)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
@@ -279,8 +297,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint-every", type=int, default=500)
+    parser.add_argument("--size", choices=sorted(SIZES), default="base")
     a = parser.parse_args()
-    train(a.output, a.steps, a.tokens_per_batch, a.lr, a.seed, a.checkpoint_every)
+    train(a.output, a.steps, a.tokens_per_batch, a.lr, a.seed, a.checkpoint_every, a.size)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""What a rejected draft costs, and what masks behind every draft could win back at most.
+
+    python -m benchmarks.rejections --prompts 200
+
+After a rejected draft the step's masks are wasted, and the next step has no drafts. Masks behind *every* draft (a quadratic
+layout: arXiv 2507.11851, and others) would always have a good block. The bound: as many tokens in as many steps less the
+wasted ones. The price: a step of 1 + d drafts feeds (1 + d) blocks of masks and not one. Prints both, with the time of either
+width; the last line is JSON.
+"""
+
+import argparse
+import json
+
+import torch
+
+from multitoken.checkpoints.provenance import provenance
+from multitoken.decoding import Exact
+from multitoken.decoding.cache import SlotCache
+from multitoken.decoding.pace import StepTimes
+from multitoken.decoding.step import Batch
+from multitoken.models.model import Model
+from multitoken.quickstart.embedded import checkpoint, embedded_task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(checkpoint("gated")))
+    parser.add_argument("--prompts", type=int, default=200)
+    a = parser.parse_args()
+    model = Model.load(a.model)
+    assert model.mtp is not None
+    task = embedded_task("word-problems", a.prompts)
+    masks = model.mtp.k - 1
+    scratch = Batch(model.hf, model.decoder.mask_id, model.decoder.rule, SlotCache(model.hf.config.num_hidden_layers))
+    times = StepTimes(scratch, 16 * masks)
+    results = []
+    print(
+        "| threshold | steps | a draft fails in | drafts a step | tokens per step | at most | width | would be | time |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for threshold in (0.3, 0.5, 0.7, 0.9):
+        steps = failed = drafts = tokens = 0
+        for question in task.questions:
+            engine = model.decoder.engine()
+            engine.add(
+                model.decoder.request(model.encode(question.prompt), policy=Exact(threshold), max_new_tokens=320)
+            )
+            row = None
+            for number, chunk in enumerate(engine.run()):
+                if not number:  # the prefill
+                    row = engine._rows[0] if engine._rows else None
+                    continue
+                assert row is not None
+                steps += 1
+                tokens += len(chunk.token_ids)
+                if row.settled is not None:
+                    _, made, held = row.settled
+                    drafts += made
+                    failed += held < made
+        mean = drafts / steps
+        now, then = 1 + mean + masks, (1 + mean) * (1 + masks)
+        ratio = times.seconds(1, then) / times.seconds(1, now)
+        facts = {
+            "threshold": threshold,
+            "steps": steps,
+            "failed": failed / steps,
+            "drafts": mean,
+            "tokens_per_step": tokens / steps,
+            "bound": tokens / (steps - failed),
+            "width": now,
+            "width_then": then,
+            "time_ratio": ratio,
+        }
+        results.append(facts)
+        print(
+            f"| {threshold} | {steps} | {100 * facts['failed']:.1f}% | {mean:.2f} | {facts['tokens_per_step']:.2f} | "
+            f"{facts['bound']:.2f} | {now:.0f} | {then:.0f} | {ratio:.2f} times |",
+            flush=True,
+        )
+    print(json.dumps({"provenance": provenance(threads=torch.get_num_threads()), "results": results}))
+
+
+if __name__ == "__main__":
+    main()
