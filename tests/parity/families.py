@@ -1,5 +1,6 @@
 """One tiny random model per attention family, with logits spread wide enough that a wrong mask shows as 1 and more."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -44,7 +45,7 @@ _TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 def _make(cls, config) -> Callable[[], PreTrainedModel]:
     def build() -> PreTrainedModel:
         torch.manual_seed(0)
-        model = cls(config).eval()
+        model = cls(copy.deepcopy(config)).eval()  # a test may change it
         if hasattr(config, "num_experts"):
             model.set_experts_implementation("eager")  # the fused kernel takes no float64
         return model

@@ -81,12 +81,16 @@ class AttentionRule:
             position_ids=torch.arange(length, device=ids.device)[None],
         )
         self._kinds = (
-            {name: self._kind(mask) for name, mask in masks.items()} if isinstance(masks, dict) else self._kind(masks)
+            {name: self._kind(mask, length, name) for name, mask in masks.items()}
+            if isinstance(masks, dict)
+            else self._kind(masks, length)
         )
 
-    def _kind(self, mask: Tensor | None) -> _Kind:
-        if mask is None:  # "plainly causal", which sdpa need not be told
-            return _Kind()
+    def _kind(self, mask: Tensor | None, length: int, name: str = "") -> _Kind:
+        if mask is None:  # sdpa need not be told: plainly causal, or a window or chunk that is longer than this row
+            config = self._model.config.get_text_config()
+            limits = [getattr(config, limit, None) for limit in ("sliding_window", "attention_chunk_size")]
+            return _Kind(known=length if any(limits) and name != "full_attention" else None)
         if mask.ndim != 4:
             raise DecodingError(
                 f"{type(self._model).__name__} has layers that are not attention over positions (recurrent or "

@@ -8,10 +8,9 @@ by name. An exported checkpoint holds this folder as `custom_generate/`, and the
     model.generate(**tokenizer("...", return_tensors="pt"), max_new_tokens=200)
 """
 
-import copy
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from transformers import (
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
-    PrefixConstrainedLogitsProcessor,
     PreTrainedModel,
     StoppingCriteriaList,
     StopStringCriteria,
@@ -31,30 +29,17 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.utils.hub import cached_file
 
+from .arguments import check_arguments, option
 from .gate_file import CONFIG, WEIGHTS, read_gate
 from .loop import Decoder
+from .penalties import PresenceFrequencyPenalty
+from .per_row import of_row
 from .policies import Policy, make_policy, with_trained_k
 from .records import Chunk, DecodingError
 from .row import Request
 
 ADAPTER_FOLDER = "mtp_adapter"  # of a checkpoint that holds its base and its gate
 OPTIONS = ("policy", "threshold", "k", "seed", "adaptive")
-_REFUSED_ARGUMENTS = (
-    "assistant_model",
-    "assistant_tokenizer",
-    "prompt_lookup_num_tokens",
-    "negative_prompt_ids",
-    "negative_prompt_attention_mask",
-    "guidance_scale",
-    "past_key_values",
-    "position_ids",
-    "inputs_embeds",
-    "cache_implementation",
-    "synced_gpus",
-    "output_attentions",
-    "output_hidden_states",
-    "token_type_ids",
-)
 
 
 @dataclass(frozen=True)
@@ -65,6 +50,7 @@ class Prepared:
     adaptive: bool
     input_ids: Tensor
     config: GenerationConfig
+    streamer: Any = None
 
 
 def generate(
@@ -74,18 +60,20 @@ def generate(
     stopping_criteria: StoppingCriteriaList | None = None,
     *,
     model: PreTrainedModel,
-    streamer: Any = None,
+    mtp: Mapping[str, Any] | None = None,
     mtp_chunks: list[Chunk] | None = None,
-    **kwargs: Any,
+    tokenizer: Any = None,
+    streamer: Any = None,
+    **arguments: Any,
 ) -> Any:
-    """What `GenerationMixin.generate` takes and returns, and two arguments of ours.
+    """What `GenerationMixin.generate` takes and returns, and four arguments of ours.
 
     mtp: how to decode, a dict of `policy` ("exact", "confadapt", "static", "next-token"), `threshold`, `k`, `seed` of
     sampling, and `adaptive`, whether to feed as many masks as pay on this machine. What it leaves out comes from
     `generation_config.json: mtp`; `policy` is "exact" if nothing says otherwise. mtp_chunks: a list that the chunks are
-    appended to as they come.
+    appended to as they come. presence_penalty, frequency_penalty: see `penalties`.
 
-    Raises `DecodingError` for what is not supported.
+    Scores and logits have the mask token at -inf. Raises `DecodingError` for what is not supported.
     """
     decoder = decoder_of(model)
     prepared = prepare(
@@ -94,64 +82,90 @@ def generate(
         generation_config=generation_config,
         logits_processor=logits_processor,
         stopping_criteria=stopping_criteria,
+        mtp=mtp,
+        tokenizer=tokenizer,
         streamer=streamer,
-        **kwargs,
+        arguments=arguments,
     )
-    if streamer is not None and len(prepared.requests) > 1:
-        raise DecodingError(f"a streamer takes one prompt, found {len(prepared.requests)}")
     rows: list[list[Chunk]] = [[] for _ in prepared.requests]
-    for chunk in decoder.run(prepared.requests, adaptive=prepared.adaptive):
+    for chunk in run(decoder, prepared):
         rows[chunk.row].append(chunk)
         if mtp_chunks is not None:
             mtp_chunks.append(chunk)
+    given = inputs if inputs is not None else arguments.get("input_ids")
+    return _output(prepared, rows, given.device if given is not None else model.device)
+
+
+def run(decoder: Decoder, prepared: Prepared) -> Iterator[Chunk]:
+    """The chunks as they come. A streamer, if there is one, gets the prompt and then every token by itself."""
+    streamer = prepared.streamer
+    if streamer is not None:
+        streamer.put(prepared.input_ids.cpu())
+    for chunk in decoder.run(prepared.requests, adaptive=prepared.adaptive):
         if streamer is not None:
-            streamer.put(torch.tensor(chunk.token_ids))
+            for token in chunk.token_ids:
+                streamer.put(torch.tensor([token]))
+        yield chunk
     if streamer is not None:
         streamer.end()
-    return _output(prepared, rows)
 
 
 def prepare(
     decoder: Decoder,
     inputs: Tensor | None = None,
     *,
+    arguments: Mapping[str, Any],
     generation_config: GenerationConfig | None = None,
+    logits_processor: LogitsProcessorList | None = None,
     stopping_criteria: StoppingCriteriaList | None = None,
     tokenizer: Any = None,
     mtp: Mapping[str, Any] | None = None,
+    streamer: Any = None,
     policy: Policy | None = None,
-    **kwargs: Any,
+    first_row: int = 0,
 ) -> Prepared:
-    """The requests of a call, by transformers' own preparation. `policy` goes before what `mtp` and the checkpoint say."""
-    kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    for name in _REFUSED_ARGUMENTS:
-        if name in kwargs and kwargs.pop(name) not in (False, 1.0):
-            raise DecodingError(f"{name} is not supported by multi-token decoding; leave it out")
-    if kwargs.pop("use_cache", True) is False:
-        raise DecodingError("use_cache=False is not supported by multi-token decoding; leave it out")
-    for name in ("custom_generate", "trust_remote_code"):
+    """The requests of a call, by transformers' own preparation. `arguments` are the others that `generate` may be given.
+
+    `policy` goes before what `mtp` and the checkpoint say. Rows are numbered, and their noise is keyed, from `first_row`.
+    """
+    model = decoder.model
+    configs = generation_config, model.generation_config or GenerationConfig()
+    kwargs = check_arguments(arguments, *configs)
+    for name in ("input_ids", "attention_mask"):
+        if kwargs.get(name) is not None:
+            kwargs[name] = kwargs[name].to(model.device)
+    inputs = inputs.to(model.device) if inputs is not None else None
+    stops = option("stop_strings", kwargs, *configs)
+    presence, frequency = (option(f"{name}_penalty", kwargs, *configs) or 0.0 for name in ("presence", "frequency"))
+    processors, criteria = LogitsProcessorList(logits_processor or []), StoppingCriteriaList(stopping_criteria or [])
+    if presence or frequency:
+        prompt = inputs if inputs is not None else kwargs.get("input_ids")
+        length = prompt.shape[1] if prompt is not None else 1  # BOS
+        processors.append(PresenceFrequencyPenalty(presence, frequency, length))
+    for name in ("presence_penalty", "frequency_penalty"):
         kwargs.pop(name, None)
-    config = generation_config or decoder.model.generation_config
-    assert config is not None
-    stops = kwargs.pop("stop_strings", None) or config.stop_strings
-    criteria = StoppingCriteriaList(stopping_criteria or [])
     if stops:
         if tokenizer is None:
             raise DecodingError(f"stop_strings={stops!r} need the tokenizer: generate(..., tokenizer=tokenizer)")
         criteria.append(StopStringCriteria(tokenizer, stops))
-    if config.stop_strings:  # generate() would look for a tokenizer that it does not hand to a loop of ours
-        generation_config = copy.deepcopy(config)
-        generation_config.stop_strings = None
+        kwargs["stop_strings"] = None  # generate() would look for a tokenizer, which it hands to no loop of ours
     # Not model.generate: from_pretrained may have put this very file in its place.
     transformers_own: Any = vars(GenerationMixin)["generate"]
-    return transformers_own(
-        decoder.model,
-        inputs,
-        generation_config=generation_config,
-        stopping_criteria=criteria,
-        custom_generate=functools.partial(_loop, decoder=decoder, given=dict(mtp or {}), policy=policy),
-        **kwargs,
-    )
+    loop = functools.partial(_loop, decoder=decoder, given=mtp, policy=policy, streamer=streamer, first_row=first_row)
+    try:
+        return transformers_own(
+            model,
+            inputs,
+            generation_config=generation_config,
+            logits_processor=processors,
+            stopping_criteria=criteria,
+            custom_generate=loop,
+            **kwargs,
+        )
+    except DecodingError:
+        raise
+    except ValueError as error:  # transformers' own words for what cannot be
+        raise DecodingError(str(error)) from error
 
 
 def _loop(
@@ -162,34 +176,44 @@ def _loop(
     generation_config: GenerationConfig,
     *,
     decoder: Decoder,
-    given: dict[str, Any],
+    given: Mapping[str, Any] | None,
     policy: Policy | None,
+    streamer: Any,
+    first_row: int,
     **model_kwargs: Any,  # an attention_mask by name would be taken out of generate()'s own sight
 ) -> Prepared:
     """Stands where `GenerationMixin.generate` calls its decoding loop: everything but that is prepared by then."""
     mode = generation_config.get_generation_mode()
     if mode not in ("greedy_search", "sample"):
         raise DecodingError(f"{mode.value} is not supported by multi-token decoding; use greedy search or sampling")
-    if len(input_ids) > 1 and any(isinstance(p, PrefixConstrainedLogitsProcessor) for p in logits_processor):
-        raise DecodingError("prefix_allowed_tokens_fn takes one prompt at a time, for rows are processed apart")
+    if streamer is not None and len(input_ids) > 1:
+        raise DecodingError(f"a streamer takes one row, found {len(input_ids)}; leave it out")
+    for name in ("top_p", "typical_p"):
+        share = getattr(generation_config, name)
+        if generation_config.do_sample and share is not None and share > 1:  # transformers would leave it out
+            raise DecodingError(f"{name} is {share!r}; expected a number above 0 and at most 1")
     chosen, seed, adaptive = _how(generation_config, given, policy, decoder)
     if generation_config.do_sample and seed is None:
         seed = int(torch.randint(2**63 - 1, ()))  # torch.manual_seed decides, as in transformers
+    # A criterion of the user's stands in the place of generate()'s own of the same kind, so these are what counts.
+    ends = [c for c in stopping_criteria if isinstance(c, EosTokenCriteria)]
+    lengths = [c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria)]
     requests = _requests(
         decoder,
         input_ids,
         model_kwargs.get("attention_mask"),
+        logits_processor,
+        first_row,
         policy=chosen,
-        max_new_tokens=int(generation_config.max_length or 0) - input_ids.shape[1],
-        eos_ids=_ids(getattr(generation_config, "_eos_token_tensor", None)),
-        processors=logits_processor,
+        max_new_tokens=max(1, min(lengths) - input_ids.shape[1]),
+        eos_ids=frozenset(token for end in ends for token in end.eos_token_id.flatten().tolist()),
         criteria=StoppingCriteriaList(
             c for c in stopping_criteria if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)
         ),
         seed=seed if generation_config.do_sample else None,
         keep_scores=bool(generation_config.output_scores or generation_config.output_logits),
     )
-    return Prepared(requests, adaptive, input_ids, generation_config)
+    return Prepared(requests, adaptive, input_ids, generation_config, streamer)
 
 
 def decoder_of(model: PreTrainedModel) -> Decoder:
@@ -231,47 +255,62 @@ def _revision(source: str) -> str | None:
 
 
 def _how(
-    config: GenerationConfig, given: dict[str, Any], policy: Policy | None, decoder: Decoder
+    config: GenerationConfig, given: Mapping[str, Any] | None, policy: Policy | None, decoder: Decoder
 ) -> tuple[Policy, int | None, bool]:
     """(policy, seed, adaptive) from the call, and from `generation_config.json: mtp` where the call says nothing."""
-    for name in given:
-        if name not in OPTIONS:
-            raise DecodingError(f"mtp has no option {name!r}; expected some of {', '.join(OPTIONS)}")
-    defaults = dict(getattr(config, "mtp", None) or {})
-    if "policy" in given:  # another policy's threshold is not this one's
+    given, defaults = _checked(given), {"policy": "exact", "adaptive": True} | _checked(getattr(config, "mtp", None))
+    if given.get("policy", defaults["policy"]) != defaults["policy"]:  # another policy's threshold is not this one's
         defaults = {name: value for name, value in defaults.items() if name not in ("threshold", "k")}
-    options = {"policy": "exact", **defaults, **given}
+    options = defaults | given
     if policy is None:
         policy = make_policy(options["policy"], threshold=options.get("threshold"), k=options.get("k"))
-    return with_trained_k(policy, decoder.trained_k), options.get("seed"), bool(options.get("adaptive", True))
+    elif not isinstance(policy, Policy):
+        raise DecodingError(f"policy is {policy!r}; expected a policy, such as Exact(threshold=0.5)")
+    seed, adaptive = options.get("seed"), options["adaptive"]
+    if isinstance(seed, bool) or not isinstance(seed, int | None):
+        raise DecodingError(f"seed is {seed!r}; expected a whole number")
+    if not isinstance(adaptive, bool):
+        raise DecodingError(f"adaptive is {adaptive!r}; expected True or False")
+    return with_trained_k(policy, decoder.trained_k), seed, adaptive
+
+
+def _checked(mtp: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options that are given. Raises `DecodingError` for one that there is not."""
+    if not isinstance(mtp, Mapping | None):
+        raise DecodingError(f"mtp is {mtp!r}; expected a dict with some of {', '.join(OPTIONS)}")
+    for name in mtp or {}:
+        if name not in OPTIONS:
+            raise DecodingError(f"mtp has no option {name!r}; expected some of {', '.join(OPTIONS)}")
+    return {name: value for name, value in (mtp or {}).items() if value is not None}
 
 
 def _requests(
-    decoder: Decoder, input_ids: Tensor, attention_mask: Tensor | None, *, max_new_tokens: int, **common: Any
+    decoder: Decoder,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    processors: LogitsProcessorList,
+    first_row: int,
+    **common: Any,
 ) -> list[Request]:
     """A request a row, without its padding, which may stand on either side. Processors and criteria are still shown it."""
     requests = []
     for i, ids in enumerate(input_ids.tolist()):
         real = attention_mask[i].tolist() if attention_mask is not None else [1] * len(ids)
-        prompt = [token for token, there in zip(ids, real, strict=True) if there]
+        padding = [token for token, there in zip(ids, real, strict=True) if not there]
         requests.append(
             decoder.request(
-                prompt,
-                max_new_tokens=max_new_tokens,
-                name=f"row {i}",
-                row=i,
-                shown_before=[token for token, there in zip(ids, real, strict=True) if not there],
+                [token for token, there in zip(ids, real, strict=True) if there],
+                name=f"row {first_row + i}",
+                row=first_row + i,
+                shown_before=padding,
+                processors=of_row(processors, i, len(input_ids), len(padding)),
                 **common,
             )
         )
     return requests
 
 
-def _ids(tensor: Tensor | None) -> frozenset[int]:
-    return frozenset(tensor.flatten().tolist()) if tensor is not None else frozenset()
-
-
-def _output(prepared: Prepared, rows: list[list[Chunk]]) -> Any:
+def _output(prepared: Prepared, rows: list[list[Chunk]], device: torch.device) -> Any:
     """What `generate` returns: the prompts as they were given, the new tokens, and padding behind shorter rows."""
     input_ids, config = prepared.input_ids, prepared.config
     new = [[token for chunk in row for token in chunk.token_ids] for row in rows]
@@ -279,7 +318,7 @@ def _output(prepared: Prepared, rows: list[list[Chunk]]) -> Any:
     pad = getattr(config, "_pad_token_tensor", None)
     filler = int(pad) if pad is not None else 0
     tail = torch.tensor([ids + [filler] * (longest - len(ids)) for ids in new], device=input_ids.device)
-    sequences = torch.cat([input_ids, tail], 1)
+    sequences = torch.cat([input_ids, tail], 1).to(device)
     if not config.return_dict_in_generate:
         return sequences
     kept = {name: _by_token(rows, name) for name in ("scores", "logits") if getattr(config, f"output_{name}")}

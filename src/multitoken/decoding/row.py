@@ -114,7 +114,12 @@ class Row:
             shown = torch.tensor([[*self.request.shown_before, *self.ids, *emitted]])
             before = shown.shape[1] - len(emitted)
             for i in range(len(emitted)):
-                met = self.request.criteria(shown[:, : before + i + 1], None)  # pyright: ignore[reportArgumentType]
+                try:
+                    met = self.request.criteria(shown[:, : before + i + 1], None)  # pyright: ignore[reportArgumentType]
+                except Exception as error:  # a user's criterion: its failure is its own row's
+                    self.error = DecodingError(f"a stopping criterion failed: {type(error).__name__}: {error}")
+                    self.error.__cause__ = error
+                    break
                 if bool(torch.as_tensor(met).all()):
                     emitted = emitted[: i + 1]
                     self.finish = "stop"

@@ -92,12 +92,13 @@ def _is_number(value: object) -> bool:
 def choose(row: Row, logits: Tensor) -> tuple[list[int], Tensor]:
     """Tokens for the positions of a row, and the scores that they were chosen by. logits: [N, V] float32.
 
-    The first position is the one behind the row's ids; each is shown the prefix that plain decoding would show it, drafts
-    included.
+    The first position is the one behind the row's ids; each is shown the prefix that plain decoding would show it, confirmed
+    drafts included. There may be fewer tokens than positions: behind a rejected draft, and where a processor raises at a
+    place that is a guess, there are none.
     """
     request = row.request
     start = len(row.ids)
-    if all(isinstance(processor, _BLIND) for processor in request.processors):
+    if all(type(processor) in _BLIND for processor in request.processors):  # a subclass may look all the same
         shown = torch.zeros(len(logits), 1, dtype=torch.long, device=logits.device)
         scores = request.processors(shown, logits) if request.processors else logits  # pyright: ignore[reportArgumentType]
         return _pick(row, scores, start), scores
@@ -108,10 +109,17 @@ def choose(row: Row, logits: Tensor) -> tuple[list[int], Tensor]:
     kept: list[Tensor] = []
     for j in range(len(logits)):
         here = len(before) + j
-        scores = request.processors(prefix[:, :here], logits[j : j + 1].clone())  # pyright: ignore[reportArgumentType]
+        try:
+            scores = request.processors(prefix[:, :here], logits[j : j + 1].clone())  # pyright: ignore[reportArgumentType]
+        except Exception:
+            if j > len(row.drafts):
+                break  # it was shown a guess, which may well be one that it cannot stand: no more guesses
+            raise
         tokens += _pick(row, scores, start + j)
         kept.append(scores)
-        prefix[0, here] = row.drafts[j] if j < len(row.drafts) else tokens[j]
+        if j < len(row.drafts) and tokens[j] != row.drafts[j]:
+            break  # what stands behind a rejected draft is dropped, and plain decoding never shows a processor that prefix
+        prefix[0, here] = tokens[j]
     return tokens, torch.cat(kept)
 
 

@@ -1,5 +1,6 @@
 """`Model`: what a user holds. Text in, text out; everything about tokens is `decoding`'s."""
 
+import copy
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -7,9 +8,16 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
-from multitoken.decoding.generate import Prepared, prepare
+from multitoken.decoding.arguments import option
+from multitoken.decoding.generate import Prepared, prepare, run
 from multitoken.decoding.loop import Decoder
 from multitoken.decoding.policies import Exact, NextToken, Policy, make_policy
 from multitoken.decoding.records import Chunk, DecodingError
@@ -22,7 +30,18 @@ from .selftest import check_blocks
 
 Prompt = str | list[Message]
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_NOTHING = ("seed", "adaptive", "max_new_tokens", "generation_config", "do_sample")  # None is as good as left out
+_ELSEWHERE = {  # arguments of transformers' generate whose part something else plays here
+    "inputs": "the prompt",
+    "input_ids": "the prompt",
+    "attention_mask": "the prompts, which need no padding",
+    "tokenizer": "the model's own tokenizer",
+    "max_length": "max_new_tokens",
+    "return_dict_in_generate": "the Generation that is returned",
+    "mtp": "policy, seed and adaptive",
+    "mtp_chunks": "Generation.chunks, or stream",
+}
 
 
 @dataclass(frozen=True)
@@ -121,7 +140,12 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: str | list[Message], *, policy: Policy | None = ..., max_new_tokens: int = ..., **options: Any
+        self,
+        prompt: str | list[Message],
+        *,
+        policy: Policy | None = ...,
+        max_new_tokens: int | None = ...,
+        **options: Any,
     ) -> Generation: ...
     @overload
     def generate(
@@ -129,18 +153,19 @@ class Model:
         prompt: list[str] | list[list[Message]],
         *,
         policy: Policy | None = ...,
-        max_new_tokens: int = ...,
+        max_new_tokens: int | None = ...,
         **options: Any,
     ) -> list[Generation]: ...
     def generate(
-        self, prompt: Any, *, policy: Policy | None = None, max_new_tokens: int = 256, **options: Any
+        self, prompt: Any, *, policy: Policy | None = None, max_new_tokens: int | None = None, **options: Any
     ) -> Generation | list[Generation]:
         """Answer a prompt (a string, or a chat as a list of messages), or a list of prompts side by side.
 
-        Greedy unless asked otherwise. `policy=None`: `default_policy`. options: any of transformers' `generate`
-        (temperature, top_p, stop_strings, repetition_penalty, logits_processor, ...), `seed` of sampling, and `adaptive`:
-        feed as many masks as pay on this machine, which changes no output and is measured once. What is not supported
-        raises. With `num_return_sequences` above 1 the answers to a prompt follow each other in a list.
+        Greedy unless asked otherwise. `policy=None`: `default_policy`. `max_new_tokens=None`: what a `generation_config`
+        among the options says, or else 256. options: any of transformers' `generate` (temperature, top_p, stop_strings,
+        repetition_penalty, logits_processor, ...), `presence_penalty`, `frequency_penalty`, `seed` of sampling, and
+        `adaptive`: feed as many masks as pay on this machine, which changes no output and is measured once. What is not
+        supported raises. With `num_return_sequences` above 1 the answers to a prompt follow each other in a list.
 
         Raises `DecodingError` (a ValueError) for what cannot be decoded and `UsageError` for a prompt that cannot be.
         """
@@ -150,51 +175,78 @@ class Model:
             return []
         prepared = self._prepare(prompts, policy, max_new_tokens, options)
         rows: list[list[Chunk]] = [[] for _ in prepared.requests]
-        for chunk in self.decoder.run(prepared.requests, adaptive=prepared.adaptive):
+        for chunk in run(self.decoder, prepared):
             rows[chunk.row].append(chunk)
         seconds = self._now() - started
         answers = [Generation.of(self._with_text(row), seconds) for row in rows]
         return answers if _is_many(prompt) or len(answers) > 1 else answers[0]
 
     def stream(
-        self, prompt: Prompt, *, policy: Policy | None = None, max_new_tokens: int = 256, **options: Any
+        self, prompt: Prompt, *, policy: Policy | None = None, max_new_tokens: int | None = None, **options: Any
     ) -> Iterator[Chunk]:
         """The chunks of one answer as they come, each with its text. The texts end to end are the whole answer. options:
         those of `generate`."""
         prepared = self._prepare([prompt], policy, max_new_tokens, options)
         if len(prepared.requests) > 1:
             raise UsageError("stream writes one answer; leave num_return_sequences out")
-        return self._with_text(self.decoder.run(prepared.requests, adaptive=prepared.adaptive))
+        return self._with_text(run(self.decoder, prepared))
 
     def _prepare(
-        self, prompts: list[Prompt], policy: Policy | None, max_new_tokens: int, options: dict[str, Any]
+        self, prompts: list[Prompt], policy: Policy | None, max_new_tokens: int | None, options: dict[str, Any]
     ) -> Prepared:
-        """Left-padded rows, and transformers' own preparation of everything else."""
-        options = dict(options)
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        """Each prompt by itself: without padding, what its processors are shown does not depend on its neighbours."""
+        for name, instead in _ELSEWHERE.items():
+            if name in options:
+                raise DecodingError(f"{name} is not an argument here; its part is played by {instead}")
+        if max_new_tokens is not None and (
+            isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1
+        ):
             raise DecodingError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number of at least 1")
-        ids = [self.encode(prompt) for prompt in prompts]
-        for i, row in enumerate(ids):
-            if not row:
-                raise DecodingError(f"prompt {i} is empty; it needs at least one token")
-        longest = max(map(len, ids))
-        device = self.hf.device
-        inputs = torch.tensor([[0] * (longest - len(row)) + row for row in ids], device=device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
+        options, config = self._with_defaults({**options, "max_new_tokens": max_new_tokens})
         ours = {name: options.pop(name) for name in ("seed", "adaptive") if name in options}
-        options.setdefault("do_sample", "seed" in ours or any(name in options for name in _SAMPLING))
-        options.setdefault("eos_token_id", sorted(self.decoder.eos_ids) or None)
-        options.setdefault("pad_token_id", 0)
-        return prepare(
-            self.decoder,
-            inputs,
-            attention_mask=mask,
-            tokenizer=self.tokenizer,
-            policy=policy or self.default_policy,
-            max_new_tokens=max_new_tokens,
-            mtp=ours,
-            **options,
-        )
+        direct = {name: options.pop(name) for name in ("logits_processor", "streamer") if name in options}
+        if direct.get("streamer") is not None and len(prompts) > 1:
+            raise DecodingError(f"a streamer takes one prompt, found {len(prompts)}")
+        criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or [])
+        if stops := option("stop_strings", options, config, self.hf.generation_config):
+            criteria.append(StopStringCriteria(self.tokenizer, stops))  # it reads the whole vocabulary: once is enough
+            options["stop_strings"] = None
+        prepared: list[Prepared] = []
+        for i, prompt in enumerate(prompts):
+            ids = self.encode(prompt)
+            if not ids:
+                raise DecodingError(f"prompt {i} is empty; it needs at least one token")
+            prepared.append(
+                prepare(
+                    self.decoder,
+                    torch.tensor([ids], device=self.hf.device),
+                    generation_config=config,
+                    stopping_criteria=criteria,
+                    policy=policy or self.default_policy,
+                    mtp=ours,
+                    first_row=sum(len(before.requests) for before in prepared),
+                    arguments={**options, "attention_mask": torch.ones(1, len(ids), dtype=torch.long)},
+                    **direct,
+                )
+            )
+        return replace(prepared[0], requests=[request for each in prepared for request in each.requests])
+
+    def _with_defaults(self, options: dict[str, Any]) -> tuple[dict[str, Any], GenerationConfig | None]:
+        """The options, and the generation config that may be among them, with what is meant where they say nothing."""
+        options = {name: value for name, value in options.items() if value is not None or name not in _NOTHING}
+        config: GenerationConfig | None = copy.deepcopy(options.pop("generation_config", None))
+        defaults = {
+            "do_sample": any(options.get(name) is not None for name in ("seed", *_SAMPLING)),
+            "eos_token_id": sorted(self.decoder.eos_ids) or None,
+            "pad_token_id": 0,
+            "max_new_tokens": 256 if config is None or config.max_length is None else None,
+        }
+        if config is None:
+            return defaults | options, None
+        for name, value in defaults.items():
+            if getattr(config, name) is None and name not in options:
+                setattr(config, name, value)
+        return options, config
 
     def _now(self) -> float:
         if self.hf.device.type == "cuda":

@@ -1,0 +1,95 @@
+"""Which arguments of `generate` multi-token decoding takes. All others are refused by name: none is silently ignored."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from transformers import GenerationConfig
+
+from .records import DecodingError
+
+OURS = ("mtp", "mtp_chunks", "presence_penalty", "frequency_penalty")
+_TAKEN = (
+    *OURS,
+    "inputs",
+    "input_ids",
+    "attention_mask",
+    "generation_config",
+    "logits_processor",
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+    "streamer",
+    "tokenizer",
+)
+# Options of a generation config, with the values besides None that mean plain decoding. These change what is written ...
+_WRITE_OTHERWISE: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "constraints": (),
+    "force_words_ids": (),
+    "penalty_alpha": (0.0,),
+    "dola_layers": (),
+    "guidance_scale": (1.0,),
+    "token_healing": (False,),
+    "prompt_lookup_num_tokens": (),
+    "assistant_early_exit": (),
+    "use_mtp": (False,),
+    "is_assistant": (False,),
+}
+# ... and these do not, or only together with one of those: a checkpoint may have them, a call may not ask for them.
+_HAVE_NO_MEANING: dict[str, tuple[Any, ...]] = {
+    "use_cache": (True,),
+    "cache_implementation": ("dynamic", "hybrid"),
+    "cache_config": (),
+    "max_cache_len": (),
+    "compile_config": (),
+    "prefill_chunk_size": (),
+    "continuous_batching_config": (),
+    "output_attentions": (False,),
+    "output_hidden_states": (False,),
+    "low_memory": (False,),
+    "early_stopping": (False,),
+    "length_penalty": (1.0,),
+    "diversity_penalty": (0.0,),
+    "num_assistant_tokens": (),
+    "num_assistant_tokens_schedule": (),
+    "assistant_confidence_threshold": (),
+    "assistant_lookbehind": (),
+    "target_lookbehind": (),
+    "assistant_ensemble_weight": (),
+    "max_matching_ngram_size": (),
+    "speculation_type": (),
+}
+
+
+def check_arguments(
+    arguments: Mapping[str, Any], given: GenerationConfig | None, of_checkpoint: GenerationConfig
+) -> dict[str, Any]:
+    """The arguments that are to be handed on. Raises `DecodingError` for one that is not supported or not known, in the
+    call, in the generation config given with it, or in the checkpoint's."""
+    options = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {"transformers_version"}
+    kept = {}
+    for name, value in arguments.items():
+        if name in options or name in _TAKEN:
+            kept[name] = value
+        elif not (value is None or name == "trust_remote_code" or (name == "synced_gpus" and value is False)):
+            near = get_close_matches(name, [*options, *_TAKEN], n=1)
+            hint = f"did you mean {near[0]}?" if near else "leave it out"
+            raise DecodingError(f"the argument {name} is not supported by multi-token decoding; {hint}")
+    for table, configs in ((_WRITE_OTHERWISE, (given, of_checkpoint)), (_HAVE_NO_MEANING, (given,))):
+        for name, plain in table.items():
+            value = option(name, kept, *configs)
+            if value is None or value in plain:
+                continue
+            mend = "leave it out"
+            if option(name, kept, given) is None:
+                mend = f"the checkpoint's generation config asks for it: give {name}={plain[0] if plain else None}"
+            raise DecodingError(f"{name}={value!r} is not supported by multi-token decoding; {mend}")
+    return kept
+
+
+def option(name: str, arguments: Mapping[str, Any], *configs: GenerationConfig | None) -> Any:
+    """An option of the call: as an argument, even None, or else of the first config that has it."""
+    if name in arguments:
+        return arguments[name]
+    return next((v for config in configs if (v := getattr(config, name, None)) is not None), None)
