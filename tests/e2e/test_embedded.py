@@ -77,3 +77,11 @@ def test_gated_loses_nothing_of_the_base(base, gated) -> None:
         assert gated.generate(example.prompt, policy=mt.NextToken()).token_ids == plain.token_ids
         tokens, passes = tokens + len(exact.token_ids), passes + exact.forward_passes
     assert tokens / passes > 3
+
+
+def test_the_draft_model_speaks_the_base_s_language() -> None:
+    """Assisted generation compares token ids: a draft with another vocabulary would draft nonsense and lose a race that it
+    might have won."""
+    draft, base = mt.load(checkpoint("draft")), mt.load(checkpoint("base"))
+    assert draft.tokenizer.get_vocab() == base.tokenizer.get_vocab()
+    assert draft.hf.num_parameters() < 0.11 * base.hf.num_parameters()
