@@ -110,6 +110,9 @@ def generate(
     threshold: Annotated[float | None, typer.Option(help="Confidence from 0 to 1 that a token must reach.")] = None,
     k: Annotated[int | None, typer.Option(help="Most tokens a step; at most what the model was trained for.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy if not given.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens of this share.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Sample with this seed: one seed, one text.")] = None,
     base: BaseOption = None,
     device: DeviceOption = "cpu",
     trust_remote_code: TrustFlag = False,
@@ -130,7 +133,11 @@ def generate(
     colours = ("cyan", "yellow", "green", "magenta")
     started = time.perf_counter()
     chunks = []
-    for i, chunk in enumerate(loaded.stream(text, policy=chosen, max_new_tokens=max_new_tokens)):
+    # One answer is too short to measure the machine for.
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "adaptive": False}
+    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    options |= {name: value for name, value in sampling.items() if value is not None}
+    for i, chunk in enumerate(loaded.stream(text, policy=chosen, **options)):
         chunks.append(chunk)
         console.print(chunk.text, style=colours[i % 4], end="", markup=False, highlight=False, soft_wrap=True)
     answer = Generation.of(chunks, time.perf_counter() - started)

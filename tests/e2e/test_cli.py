@@ -88,6 +88,17 @@ def test_evaluate_writes_numbers_picture_and_page(project, capsys) -> None:
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_generate_samples_with_a_seed(project, capsys) -> None:
+    """One seed, one text: with drafts or without, and not the greedy one."""
+
+    def text(*options) -> str:
+        assert run("generate", project / "adapted", "w7 w8", "--max-new-tokens", 12, "--json", *options) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])["text"]
+
+    hot = ("--temperature", 5, "--seed", 3)
+    assert text(*hot, "--policy", "exact", "--threshold", 0) == text(*hot, "--policy", "next-token") != text()
+
+
 def test_recipe_holds_options_and_refuses_unknown_ones(project, capsys) -> None:
     """A misspelt key in a recipe would silently train something else."""
     recipe = project / "recipe.yaml"
