@@ -131,7 +131,17 @@ def _pick(row: Row, scores: Tensor, start: int) -> list[int]:
 
 def noise_key(seed: int, row: int, position: int) -> int:
     """64 bits that belong to a position of a row of a seed."""
-    return _mix(_mix(_mix(seed) + row) + position)
+    return _mix(seed_key(seed, row) + position)
+
+
+def seed_key(seed: int, row: int) -> int:
+    """64 bits that belong to a row of a seed."""
+    return _mix(_mix(seed) + row)
+
+
+def noise_keys(seeds: Tensor, positions: Tensor) -> Tensor:
+    """`noise_key` for N positions at once. seeds [N]: each one's `signed(seed_key(...))`. -> [N] int64"""
+    return _scramble(seeds + positions + signed(_GOLDEN))
 
 
 def _mix(word: int) -> int:
@@ -142,18 +152,23 @@ def _mix(word: int) -> int:
     return word ^ (word >> 31)
 
 
-def gumbel(keys: Sequence[int], tokens: Tensor) -> Tensor:
+def gumbel(keys: Sequence[int] | Tensor, tokens: Tensor) -> Tensor:
     """Gumbel noise of `tokens` [N, V], float64; a key a row. SplitMix64 again: token t takes the stream's number t."""
-    state = torch.tensor([_signed(key) for key in keys], device=tokens.device)[:, None]
-    word = state + (tokens + 1) * _signed(_GOLDEN)
-    word = (word ^ _shift(word, 30)) * _signed(_FIRST)
-    word = (word ^ _shift(word, 27)) * _signed(_SECOND)
-    word = word ^ _shift(word, 31)
+    if not isinstance(keys, Tensor):
+        keys = torch.tensor([signed(key) for key in keys], device=tokens.device)
+    word = _scramble(keys[:, None] + (tokens + 1) * signed(_GOLDEN))
     uniform = (_shift(word, 11).double() + 0.5) * 2.0**-53  # inside (0, 1)
     return -(-uniform.log()).log()
 
 
-def _signed(word: int) -> int:
+def _scramble(word: Tensor) -> Tensor:
+    """`_mix` without its addition, on 64 bits as torch holds them."""
+    word = (word ^ _shift(word, 30)) * signed(_FIRST)
+    word = (word ^ _shift(word, 27)) * signed(_SECOND)
+    return word ^ _shift(word, 31)
+
+
+def signed(word: int) -> int:
     """The same 64 bits as torch holds them; its products wrap around as unsigned ones do."""
     return word - (1 << 64) if word >> 63 else word
 
