@@ -119,14 +119,19 @@ def _pick(row: Row, scores: Tensor, start: int) -> list[int]:
     """The tokens at positions start, start + 1, ... scores: [N, V]."""
     if row.request.seed is None:
         return scores.argmax(-1).tolist()
-    keys = [noise_key(row.request.seed, row.request.noise_row, start + j) for j in range(len(scores))]
-    left = (scores > -torch.inf).sum(-1).max()
-    if int(left) < scores.shape[-1]:
-        top, tokens = scores.topk(int(left), -1)
+    keys = [signed(noise_key(row.request.seed, row.request.noise_row, start + j)) for j in range(len(scores))]
+    return with_noise(scores, torch.tensor(keys, device=scores.device)).tolist()
+
+
+def with_noise(scores: Tensor, keys: Tensor) -> Tensor:
+    """A token drawn from each position's scores [N, V], by the noise of its key [N]. -> [N]"""
+    left = int((scores > -torch.inf).sum(-1).max())
+    if left < scores.shape[-1]:
+        top, tokens = scores.topk(left, -1)
         best = (top.double() + gumbel(keys, tokens)).argmax(-1, keepdim=True)
-        return tokens.gather(-1, best)[:, 0].tolist()
+        return tokens.gather(-1, best)[:, 0]
     tokens = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
-    return (scores.double() + gumbel(keys, tokens)).argmax(-1).tolist()
+    return (scores.double() + gumbel(keys, tokens)).argmax(-1)
 
 
 def noise_key(seed: int, row: int, position: int) -> int:
