@@ -23,7 +23,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import multitoken
-from multitoken.decoding import Decoder, NextToken, Policy, Sampling
+from multitoken.decoding import NextToken, Policy, Sampling
+from multitoken.decoding.generate import decoder_of
 from multitoken.quickstart.corpus import examples
 
 CHECKPOINT = Path(multitoken.__file__).parent / "quickstart" / "checkpoints" / "full"
@@ -78,25 +79,27 @@ def prompts(tokenizer: Any) -> list[list[int]]:
 
 
 class Reference:
-    """Our own decoder."""
+    """Our own decoder over a checkpoint."""
 
-    def __init__(self) -> None:
-        model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
-        self.decoder = Decoder(model, mask_id=2040, trained_k=16)
+    def __init__(self, checkpoint: Path) -> None:
+        self.decoder = decoder_of(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval())
 
     def plain(self, cases: Sequence[Case], **more: Any) -> list[list[int]]:
         """Next-token decoding, which exact must equal."""
-        return [[t for chunk in chunks for t in chunk] for chunks in self._run(cases, [NextToken()] * len(cases), **more)]
+        return [
+            [t for chunk in chunks for t in chunk] for chunks in self._run(cases, [NextToken()] * len(cases), **more)
+        ]
 
     def chunks(self, cases: Sequence[Case], policies: Sequence[Policy], **more: Any) -> list[list[tuple[int, ...]]]:
         """The chunks of each, counted as vLLM does: it feeds no masks with the last piece of a prompt, so the first chunk
         is one token; behind that our own decoder goes on with masks at once."""
         first = self._run([_with(case, max_tokens=1) for case in cases], [NextToken()] * len(cases), **more)
-        going = [
-            i for i, case in enumerate(cases) if case.max_tokens > 1 and not (case.eos and first[i][0][0] == EOS)
-        ]
+        going = [i for i, case in enumerate(cases) if case.max_tokens > 1 and not (case.eos and first[i][0][0] == EOS)]
         rest = self._run(
-            [_with(cases[i], prompt=[*cases[i].prompt, *first[i][0]], max_tokens=cases[i].max_tokens - 1) for i in going],
+            [
+                _with(cases[i], prompt=[*cases[i].prompt, *first[i][0]], max_tokens=cases[i].max_tokens - 1)
+                for i in going
+            ],
             [policies[i] for i in going],
             **more,
         )
@@ -134,7 +137,7 @@ def _with(case: Case, **changes: Any) -> Case:
 
 @pytest.fixture(scope="session")
 def reference() -> Reference:
-    return Reference()
+    return Reference(CHECKPOINT)
 
 
 @contextmanager

@@ -49,7 +49,9 @@ def test_it_needs_as_many_passes_as_our_decoder(
         assert len(passes) == len(chunks) < sum(map(len, chunks))
 
 
-def test_stock_scheduler_would_be_wrong(llm: Any, generate: Generate, reference: Reference, prompts, monkeypatch) -> None:
+def test_stock_scheduler_would_be_wrong(
+    llm: Any, generate: Generate, reference: Reference, prompts, monkeypatch
+) -> None:
     """The negative control: without our scheduler masks' KV entries stay, and most texts go astray. If this passes with
     vLLM's own, the tests above prove nothing."""
     from vllm.v1.core.sched.scheduler import Scheduler

@@ -51,7 +51,13 @@ def test_fewer_passes_than_tokens(llm: Any, generate: Generate, cases: list[Case
 
 def test_sampled_text_is_that_of_the_seed(llm: Any, generate: Generate, reference: Reference, prompts) -> None:
     """Noise belongs to a position: whatever is drafted and whoever shares the batch, a seed is one text, ours."""
-    samplings = [Sampling(0.8, 1), Sampling(1.3, 2, top_k=20), Sampling(1.0, 3, top_p=0.8), Sampling(0.5, 4, 50, 0.9), None]
+    samplings = [
+        Sampling(0.8, 1),
+        Sampling(1.3, 2, top_k=20),
+        Sampling(1.0, 3, top_p=0.8),
+        Sampling(0.5, 4, 50, 0.9),
+        None,
+    ]
     cases = [Case(prompt, 40, samplings[i % 5]) for i, prompt in enumerate(prompts[:20])]
     assert generate(llm, cases) == reference.plain(cases)
 

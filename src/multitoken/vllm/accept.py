@@ -73,7 +73,9 @@ def cut_behind(drafts: Tensor, ends: Tensor) -> Tensor:
     return drafts.masked_fill(is_end.long().cumsum(1) - is_end.long() > 0, -1)
 
 
-def propose(drafts: Tensor, rules: Rules, room: Tensor, mask_id: int, width: int, ends: Tensor) -> tuple[Tensor, Tensor]:
+def propose(
+    drafts: Tensor, rules: Rules, room: Tensor, mask_id: int, width: int, ends: Tensor
+) -> tuple[Tensor, Tensor]:
     """What is fed next behind the last real token: drafts, then masks. -> ([B, width] ids, [B] how many of them).
 
     room [B]: tokens that may still be emitted. Neither drafts nor masks go beyond it, and none stand behind an EOS.

@@ -1,10 +1,12 @@
 """What vLLM calls in each of its processes (entry point `vllm.general_plugins`): a checkpoint with an `mtp` block then
 needs no flag. Every other model is served as if this plugin were not there."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from multitoken.decoding.records import DecodingError
-from multitoken.errors import MultitokenError, UsageError
+from multitoken.errors import ModelError, MultitokenError, UsageError
 
 from .private import check_version, moved, wrap
 from .settings import KEY, RESOLVED, Settings, is_asked_for, is_enabled, request_policy, resolve
@@ -36,7 +38,9 @@ def _create_engine_config(original: Any, args: Any, *more: Any, **named: Any) ->
     check_version()
     if wrong := moved():
         raise MultitokenError("this vLLM is not as multitoken expects it: " + "; ".join(wrong))
-    _refuse(args)
+    _refuse(args, settings)
+    if settings.adapter is not None:
+        args.enforce_eager = True
     args.additional_config = {**(additional or {}), RESOLVED: settings.to_dict()}
     args.speculative_config = {
         "method": "custom_class",
@@ -71,10 +75,30 @@ def _read(args: Any, additional: Any) -> Settings | None:
             )
         return None
     generation = try_get_generation_config(args.model, args.trust_remote_code, args.revision)
-    return resolve(block, getattr(generation, KEY, None), additional, config.get_text_config().vocab_size)
+    settings = resolve(block, getattr(generation, KEY, None), additional, config.get_text_config().vocab_size)
+    return replace(settings, adapter=_adapter(args)) if block["method"] == "gated" else settings
 
 
-def _refuse(args: Any) -> None:
+def _adapter(args: Any) -> str:
+    """The folder of a gated checkpoint's adapter, fetched from the Hub if need be."""
+    from transformers.utils.hub import cached_file
+
+    from multitoken.decoding.gate_file import CONFIG, WEIGHTS
+    from multitoken.decoding.generate import ADAPTER_FOLDER
+
+    try:
+        files = [
+            cached_file(args.model, f"{ADAPTER_FOLDER}/{name}", revision=args.revision) for name in (CONFIG, WEIGHTS)
+        ]
+    except OSError as error:
+        raise ModelError(
+            f"{args.model} is a gated checkpoint without its adapter in {ADAPTER_FOLDER}/; make a whole one with "
+            "`multitoken export`"
+        ) from error
+    return str(Path(str(files[0])).parent)
+
+
+def _refuse(args: Any, settings: Settings) -> None:
     """What cannot be together with it, by name, rather than be dropped."""
     from vllm.engine.arg_utils import EngineArgs
 
@@ -87,6 +111,13 @@ def _refuse(args: Any) -> None:
             "tensor_parallel_size"
         )
 
+    if settings.adapter is None:
+        return
+    if args.tensor_parallel_size > 1:
+        raise UsageError(f"tensor_parallel_size is {args.tensor_parallel_size}; a gated checkpoint needs 1 for now")
+    if args.enable_lora:
+        raise UsageError("enable_lora is not supported with a gated checkpoint yet; leave it out")
+
 
 def _check_budget(scheduler: Any, settings: Settings) -> None:
     """A step must have room for one request's drafts and masks, or masks would never be fed."""
@@ -95,7 +126,7 @@ def _check_budget(scheduler: Any, settings: Settings) -> None:
         raise UsageError(
             f"max_num_batched_tokens is {scheduler.max_num_batched_tokens}, but a step of one request with k = "
             f"{settings.k} feeds up to {width} tokens; raise it, better to max_num_seqs * {width} = "
-            f"{scheduler.max_num_seqs * width}, or lower k with --additional-config '{{\"mtp\": {{\"k\": ...}}}}'"
+            f'{scheduler.max_num_seqs * width}, or lower k with --additional-config \'{{"mtp": {{"k": ...}}}}\''
         )
 
 
@@ -119,5 +150,7 @@ def _process_inputs(original: Any, processor: Any, *args: Any, **named: Any) -> 
         )
     for name in ("thinking_token_budget", "logprob_token_ids"):
         if getattr(params, name, None) is not None:
-            raise VLLMValidationError(f"{name} is not supported with multi-token decoding; leave it out", parameter=name)
+            raise VLLMValidationError(
+                f"{name} is not supported with multi-token decoding; leave it out", parameter=name
+            )
     return request

@@ -24,7 +24,12 @@ _CALLS = {  # module, then the qualified name: the parameters that we call it by
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs": ("self", "request_id", "prompt", "params"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample": ("self", "logits", "spec_decode_metadata"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._input_fits_in_drafter": ("self", "common_attn_metadata"),
-    "vllm.v1.core.sched.scheduler:Scheduler._update_request_with_output": ("self", "request", "new_token_ids", "is_stale"),
+    "vllm.v1.core.sched.scheduler:Scheduler._update_request_with_output": (
+        "self",
+        "request",
+        "new_token_ids",
+        "is_stale",
+    ),
     "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p": ("logits", "k", "p"),
     "vllm.v1.sample.ops.bad_words:apply_bad_words": ("logits", "bad_words_token_ids", "past_tokens_ids"),
     "vllm.model_executor.layers.utils:apply_penalties": (
@@ -86,7 +91,7 @@ def check_version() -> None:
         raise MultitokenError(
             f"vLLM is {version}; multi-token decoding needs {' or '.join(f'{r}.*' for r in SUPPORTED)}: install that "
             f"(pip install 'vllm=={SUPPORTED[-1]}.*') or another multitoken, or serve the model as an ordinary one "
-            "with --additional-config '{\"mtp\": {\"enabled\": false}}'"
+            'with --additional-config \'{"mtp": {"enabled": false}}\''
         )
 
 

@@ -52,7 +52,9 @@ class Requests:
         records = [states[name] for name in names]
         if self._rows is None or len(records) != len(self._known) or not all(map(operator.is_, records, self._known)):
             old = {id(record): facts for record, facts in zip(self._known, self._facts, strict=True)}
-            self._facts = [old.get(id(record)) or self._facts_of(n, record) for n, record in zip(names, records, strict=True)]
+            self._facts = [
+                old.get(id(record)) or self._facts_of(n, record) for n, record in zip(names, records, strict=True)
+            ]
             self._known = records
             self._rows = self._table(self._facts)
         return self._rows

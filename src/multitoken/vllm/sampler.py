@@ -115,7 +115,9 @@ class Sampler:
         before = [list(ids) for ids in metadata.output_token_ids]
         vocabulary, requests, width = scores.shape[-1], *grid.rows.shape
         longest = max(map(len, before), default=0)
-        shown = torch.tensor([ids + [vocabulary] * (longest + width - len(ids)) for ids in before], device=scores.device)
+        shown = torch.tensor(
+            [ids + [vocabulary] * (longest + width - len(ids)) for ids in before], device=scores.device
+        )
         everyone = torch.arange(requests, device=scores.device)
         for place in range(width):
             at = grid.rows[:, place]

@@ -15,7 +15,7 @@ from typing import Any
 
 from multitoken.decoding.policies import NextToken, Policy, make_policy, with_trained_k
 from multitoken.decoding.records import DecodingError
-from multitoken.errors import ModelError, UnsupportedModelError, UsageError, nearest
+from multitoken.errors import ModelError, UsageError, nearest
 
 KEY = "mtp"  # of config.json, of generation_config.json and of additional_config
 RESOLVED = "mtp_resolved"  # where in additional_config every process of a server finds the whole of it
@@ -32,6 +32,7 @@ class Settings:
     mask_id: int
     k: int
     policy: Policy
+    adapter: str | None = None  # the folder of a gated adapter
 
     @property
     def lossless(self) -> bool:
@@ -45,12 +46,13 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, which travel to the other processes of a server."""
-        return {"mask_id": self.mask_id, "k": self.k, "policy": {"name": self.policy.name, **asdict(self.policy)}}
+        policy = {"name": self.policy.name, **asdict(self.policy)}
+        return {"mask_id": self.mask_id, "k": self.k, "policy": policy, "adapter": self.adapter}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
         options = dict(values["policy"])
-        return cls(values["mask_id"], values["k"], make_policy(options.pop("name"), **options))
+        return cls(values["mask_id"], values["k"], make_policy(options.pop("name"), **options), values["adapter"])
 
 
 def is_enabled(additional: Any) -> bool:
@@ -70,7 +72,9 @@ def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Se
     """
     mask_id, trained_k = _check_block(block, vocabulary)
     if generation is not None and not isinstance(generation, Mapping):
-        raise ModelError(f"generation_config.json: mtp is {generation!r}; expected an object, such as {{'policy': 'exact'}}")
+        raise ModelError(
+            f"generation_config.json: mtp is {generation!r}; expected an object, such as {{'policy': 'exact'}}"
+        )
     checkpoint = {name: value for name, value in (generation or {}).items() if name in _OPTIONS}
     server = {name: value for name, value in _server_options(additional).items() if name in _OPTIONS}
     try:
@@ -99,13 +103,15 @@ def request_policy(settings: Settings, extra: Mapping[str, Any] | None) -> Polic
     default = {"policy": settings.policy.name, **asdict(settings.policy)}
     policy = _policy(default, options)
     if not isinstance(policy, NextToken) and policy.k is not None and policy.k > settings.k:
-        raise DecodingError(f"mtp_k is {policy.k}, but this server is laid out for k up to {settings.k}; choose k <= {settings.k}")
+        raise DecodingError(
+            f"mtp_k is {policy.k}, but this server is laid out for k up to {settings.k}; choose k <= {settings.k}"
+        )
     policy = with_trained_k(policy, settings.k)
     if settings.lossless and not policy.verifies and policy.k != 1:
         raise DecodingError(
             f"mtp_policy is {policy.name!r}, whose tokens are not confirmed, and this server (policy "
             f"{settings.policy.name}) confirms every token; choose exact or next-token, or start the server with "
-            f"--additional-config '{{\"mtp\": {{\"policy\": \"{policy.name}\"}}}}'"
+            f'--additional-config \'{{"mtp": {{"policy": "{policy.name}"}}}}\''
         )
     return policy
 
@@ -155,13 +161,9 @@ def _check_block(block: Any, vocabulary: int) -> tuple[int, int]:
     if type(k) is not int or k < 2:
         raise ModelError(f"config.json: mtp.k is {k!r}; expected a whole number of at least 2")
     if type(mask_id) is not int or not 0 <= mask_id < vocabulary:
-        raise ModelError(f"config.json: mtp.mask_token_id is {mask_id!r}; expected an id below vocab_size = {vocabulary}")
-    if method == "gated":
-        raise UnsupportedModelError(
-            "config.json: mtp.method is 'gated', which the vLLM plugin cannot serve yet: the adapter would have to act at "
-            "masks only. Adapt with method full or lora, decode it with multitoken itself, or serve the original model "
-            "alone with --additional-config '{\"mtp\": {\"enabled\": false}}'"
+        raise ModelError(
+            f"config.json: mtp.mask_token_id is {mask_id!r}; expected an id below vocab_size = {vocabulary}"
         )
-    if method not in ("full", "lora"):
-        raise ModelError(f"config.json: mtp.method is {method!r}; expected full or lora")
+    if method not in ("full", "lora", "gated"):
+        raise ModelError(f"config.json: mtp.method is {method!r}; expected full, lora or gated")
     return mask_id, k

@@ -80,7 +80,16 @@ def test_trained_k_is_filled_in_and_is_a_ceiling() -> None:
     st.lists(
         st.tuples(
             st.sampled_from(
-                [NextToken(), StaticK(5), ConfAdapt(0.0), ConfAdapt(0.9), ConfAdapt(1.0), Exact(0.0), Exact(0.9), Exact(1.0)]
+                [
+                    NextToken(),
+                    StaticK(5),
+                    ConfAdapt(0.0),
+                    ConfAdapt(0.9),
+                    ConfAdapt(1.0),
+                    Exact(0.0),
+                    Exact(0.9),
+                    Exact(1.0),
+                ]
             ),
             st.lists(st.sampled_from([0.0, 0.5, 0.9, 0.95, 1.0]), min_size=1, max_size=5),
         ),
