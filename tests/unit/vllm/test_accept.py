@@ -64,3 +64,12 @@ def test_a_batch_is_its_rows() -> None:
 
 def test_example() -> None:
     assert doctest.testmod(module).failed == 0
+
+
+def test_a_block_gives_no_more_than_k() -> None:
+    """Whatever was fed: a request's k is its own, and a step's masks may have been laid out for another."""
+    tokens, sure = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4)
+    fed = torch.full((1, 3), MASK)
+    assert accept(tokens, sure, fed, MASK, rules_of([ConfAdapt(0.5, 2)])).emitted.tolist() == [[1, 2, -1, -1]]
+    assert accept(tokens, sure, fed, MASK, rules_of([Exact(0.5, 3)])).drafts.tolist() == [[2, 3, -1, -1]]
+    assert accept(tokens, sure, fed, MASK, rules_of([NextToken()])).emitted.tolist() == [[1, -1, -1, -1]]
