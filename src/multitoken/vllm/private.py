@@ -75,9 +75,18 @@ _READ = {  # attributes of instances, by the class whose source must speak of th
         "self.sampler",
         "self.drafter",
         "self.discard_request_mask",
-        "self.rejection_sampler",
     ),
-    "vllm.v1.worker.gpu_input_batch:InputBatch": ("self.num_tokens_no_spec", "self.sampling_metadata", "def req_ids"),
+    "vllm.v1.worker.gpu_input_batch:InputBatch": (
+        "self.num_tokens_no_spec",
+        "self.sampling_metadata",
+        "def req_ids",
+        "def num_reqs",
+    ),
+    "vllm.model_executor.layers.linear:LinearBase": ("self.input_size", "self.output_size"),
+    "vllm.model_executor.layers.linear:MergedColumnParallelLinear": ("self.output_sizes",),
+    "vllm.model_executor.layers.linear:QKVParallelLinear": ("self.output_sizes",),
+    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding": ("def forward",),
+    "vllm.v1.worker.gpu_worker:Worker": ("def init_device", "def load_model"),
     "vllm.v1.core.sched.scheduler:Scheduler": ("request.num_computed_tokens -= num_rejected",),
 }
 
