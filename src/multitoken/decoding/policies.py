@@ -4,9 +4,12 @@ A block is k predictions, one at the anchor and k - 1 at masks; `kept` takes the
 that `verifies` keeps tokens behind the anchor only as drafts, which the next step confirms; otherwise they are final.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
+
+from torch import Tensor
 
 from .records import DecodingError
 
@@ -106,6 +109,23 @@ Policy = NextToken | StaticK | ConfAdapt | Exact
 POLICIES: dict[str, type[NextToken] | type[StaticK] | type[ConfAdapt] | type[Exact]] = {
     policy.name: policy for policy in (NextToken, StaticK, ConfAdapt, Exact)
 }
+
+
+def as_numbers(policy: Policy) -> tuple[float, bool]:
+    """(threshold, whether the anchor must reach it too): a policy as `kept_many` takes it."""
+    if isinstance(policy, NextToken):
+        return math.inf, False
+    if isinstance(policy, StaticK):
+        return 0.0, False
+    return policy.threshold, isinstance(policy, ConfAdapt)
+
+
+def kept_many(confidences: Tensor, thresholds: Tensor, tests_anchor: Tensor) -> Tensor:
+    """`kept` for N blocks at once, each by its own policy. confidences [N, k], a negative number where nothing was fed;
+    thresholds [N] float64, for a float32 one is another number; tests_anchor [N] bool. -> [N] int64, at least 1."""
+    confident = confidences >= thresholds[:, None]
+    confident[:, 0] |= ~tests_anchor
+    return confident.long().cumprod(1).sum(1).clamp(min=1)
 
 
 def make_policy(name: str, *, threshold: float | None = None, k: int | None = None) -> Policy:

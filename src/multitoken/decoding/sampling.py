@@ -127,19 +127,34 @@ def _pick(row: Row, scores: Tensor, start: int) -> list[int]:
     """The tokens at positions start, start + 1, ... scores: [N, V]."""
     if row.request.seed is None:
         return scores.argmax(-1).tolist()
-    keys = [noise_key(row.request.seed, row.request.noise_row, start + j) for j in range(len(scores))]
-    left = (scores > -torch.inf).sum(-1).max()
-    if int(left) < scores.shape[-1]:
-        top, tokens = scores.topk(int(left), -1)
+    keys = [signed(noise_key(row.request.seed, row.request.noise_row, start + j)) for j in range(len(scores))]
+    return with_noise(scores, torch.tensor(keys, device=scores.device)).tolist()
+
+
+def with_noise(scores: Tensor, keys: Tensor) -> Tensor:
+    """A token drawn from each position's scores [N, V], by the noise of its key [N]. -> [N]"""
+    left = int((scores > -torch.inf).sum(-1).max())
+    if left < scores.shape[-1]:
+        top, tokens = scores.topk(left, -1)
         best = (top.double() + gumbel(keys, tokens)).argmax(-1, keepdim=True)
-        return tokens.gather(-1, best)[:, 0].tolist()
+        return tokens.gather(-1, best)[:, 0]
     tokens = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
-    return (scores.double() + gumbel(keys, tokens)).argmax(-1).tolist()
+    return (scores.double() + gumbel(keys, tokens)).argmax(-1)
 
 
 def noise_key(seed: int, row: int, position: int) -> int:
     """64 bits that belong to a position of a row of a seed."""
-    return _mix(_mix(_mix(seed) + row) + position)
+    return _mix(seed_key(seed, row) + position)
+
+
+def seed_key(seed: int, row: int) -> int:
+    """64 bits that belong to a row of a seed."""
+    return _mix(_mix(seed) + row)
+
+
+def noise_keys(seeds: Tensor, positions: Tensor) -> Tensor:
+    """`noise_key` for N positions at once. seeds [N]: each one's `signed(seed_key(...))`. -> [N] int64"""
+    return _scramble(seeds + positions + signed(_GOLDEN))
 
 
 def _mix(word: int) -> int:
@@ -150,18 +165,23 @@ def _mix(word: int) -> int:
     return word ^ (word >> 31)
 
 
-def gumbel(keys: Sequence[int], tokens: Tensor) -> Tensor:
+def gumbel(keys: Sequence[int] | Tensor, tokens: Tensor) -> Tensor:
     """Gumbel noise of `tokens` [N, V], float64; a key a row. SplitMix64 again: token t takes the stream's number t."""
-    state = torch.tensor([_signed(key) for key in keys], device=tokens.device)[:, None]
-    word = state + (tokens + 1) * _signed(_GOLDEN)
-    word = (word ^ _shift(word, 30)) * _signed(_FIRST)
-    word = (word ^ _shift(word, 27)) * _signed(_SECOND)
-    word = word ^ _shift(word, 31)
+    if not isinstance(keys, Tensor):
+        keys = torch.tensor([signed(key) for key in keys], device=tokens.device)
+    word = _scramble(keys[:, None] + (tokens + 1) * signed(_GOLDEN))
     uniform = (_shift(word, 11).double() + 0.5) * 2.0**-53  # inside (0, 1)
     return -(-uniform.log()).log()
 
 
-def _signed(word: int) -> int:
+def _scramble(word: Tensor) -> Tensor:
+    """`_mix` without its addition, on 64 bits as torch holds them."""
+    word = (word ^ _shift(word, 30)) * signed(_FIRST)
+    word = (word ^ _shift(word, 27)) * signed(_SECOND)
+    return word ^ _shift(word, 31)
+
+
+def signed(word: int) -> int:
     """The same 64 bits as torch holds them; its products wrap around as unsigned ones do."""
     return word - (1 << 64) if word >> 63 else word
 

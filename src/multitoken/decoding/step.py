@@ -70,8 +70,7 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
     logits = forward_rows(batch, feeds, first_line)
     if batch.mask_id is not None and batch.mask_id < logits.shape[-1]:  # a gated adapter's id may lie beyond
         logits[..., batch.mask_id] = -torch.inf
-    top = logits.argmax(-1)
-    confidences = (logits.gather(-1, top[..., None])[..., 0] - logits.logsumexp(-1)).exp()
+    top, confidences = likeliest(logits)
     chosen, sure = top.tolist(), confidences.tolist()
     chunks = []
     for i, feed in enumerate(feeds):
@@ -93,6 +92,12 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
                 continue
         chunks.append(_with_scores(row, row.take(tokens, certainty), raw, scores))
     return chunks
+
+
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The top token of each position and its probability, which is the confidence. logits: [..., V] float32."""
+    top = logits.argmax(-1)
+    return top, (logits.gather(-1, top[..., None])[..., 0] - logits.logsumexp(-1)).exp()
 
 
 def _with_scores(row: Row, chunk: Chunk, logits: Tensor, scores: Tensor) -> Chunk:

@@ -1,8 +1,20 @@
 """How much of a block each policy keeps."""
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from multitoken.decoding.policies import ConfAdapt, Exact, NextToken, StaticK, make_policy, with_trained_k
+from multitoken.decoding.policies import (
+    ConfAdapt,
+    Exact,
+    NextToken,
+    StaticK,
+    as_numbers,
+    kept_many,
+    make_policy,
+    with_trained_k,
+)
 from multitoken.decoding.records import DecodingError
 
 BLOCK = [0.95, 0.9, 0.4, 0.99]
@@ -62,3 +74,36 @@ def test_trained_k_is_filled_in_and_is_a_ceiling() -> None:
         with_trained_k(ConfAdapt(0.9, 9), 8)
     with pytest.raises(DecodingError, match="no mask token"):
         with_trained_k(StaticK(2), 1)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [
+                    NextToken(),
+                    StaticK(5),
+                    ConfAdapt(0.0),
+                    ConfAdapt(0.9),
+                    ConfAdapt(1.0),
+                    Exact(0.0),
+                    Exact(0.9),
+                    Exact(1.0),
+                ]
+            ),
+            st.lists(st.sampled_from([0.0, 0.5, 0.9, 0.95, 1.0]), min_size=1, max_size=5),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_kept_many_is_kept(rows) -> None:
+    """The rule is written twice, once for a batch of blocks of several policies: they must not part. float32 0.9 is less
+    than 0.9, so a threshold that were rounded to float32 would accept what `kept` refuses."""
+    confidences = torch.full((len(rows), 5), -1.0)
+    for i, (_, block) in enumerate(rows):
+        confidences[i, : len(block)] = torch.tensor(block)
+    numbers = [as_numbers(policy) for policy, _ in rows]
+    thresholds = torch.tensor([threshold for threshold, _ in numbers], dtype=torch.float64)
+    kept = kept_many(confidences, thresholds, torch.tensor([tests for _, tests in numbers]))
+    assert kept.tolist() == [policy.kept(torch.tensor(block).tolist()) for policy, block in rows]

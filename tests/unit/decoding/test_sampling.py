@@ -7,7 +7,7 @@ from transformers import LogitsProcessorList, NoBadWordsLogitsProcessor, TopKLog
 from multitoken.decoding.policies import NextToken
 from multitoken.decoding.records import DecodingError
 from multitoken.decoding.row import Request, Row
-from multitoken.decoding.sampling import Sampling, choose, gumbel, noise_key
+from multitoken.decoding.sampling import Sampling, choose, gumbel, noise_key, noise_keys, seed_key, signed
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
 
@@ -106,3 +106,13 @@ def test_bad_options_are_refused(options: dict, message: str) -> None:
     """Named at once, not when the first token is drawn."""
     with pytest.raises(DecodingError, match=message):
         Sampling(**options)
+
+
+def test_noise_keys_of_a_batch_are_those_of_single_positions() -> None:
+    """One hash in Python's integers and in torch's, which wrap around: a batch must not get other noise than a row."""
+    cases = [(0, 0, 0), (5, 2, 9), (2**63 - 1, 1, 100_000), (-3, 0, 7)]
+    seeds = torch.tensor([signed(seed_key(seed, row)) for seed, row, _ in cases])
+    keys = noise_keys(seeds, torch.tensor([position for *_, position in cases]))
+    assert keys.tolist() == [signed(noise_key(*case)) for case in cases]
+    tokens = torch.arange(9).expand(len(cases), -1)
+    assert torch.equal(gumbel(keys, tokens), gumbel([noise_key(*case) for case in cases], tokens))

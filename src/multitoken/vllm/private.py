@@ -1,0 +1,181 @@
+"""Every name of vLLM that is not its public interface and that this plugin leans on, in one place.
+
+A release of vLLM may move any of them: `SUPPORTED` says for which releases all of this was tested, `check_version` stops a
+server that is of another, and `moved` (with its test) names what is no longer where it was.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from multitoken.errors import MultitokenError
+
+SUPPORTED = ("0.32",)  # releases of vLLM, as MAJOR.MINOR
+
+_CALLS = {  # module, then the qualified name: the parameters that we call it by, or that it calls us by
+    "vllm.engine.arg_utils:EngineArgs.create_engine_config": ("self",),
+    "vllm.engine.arg_utils:EngineArgs.create_model_config": ("self",),
+    "vllm.v1.engine.input_processor:InputProcessor.process_inputs": ("self", "request_id", "prompt", "params"),
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample": ("self", "logits", "spec_decode_metadata"),
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._input_fits_in_drafter": ("self", "common_attn_metadata"),
+    "vllm.v1.core.sched.scheduler:Scheduler._update_request_with_output": (
+        "self",
+        "request",
+        "new_token_ids",
+        "is_stale",
+    ),
+    "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p": ("logits", "k", "p"),
+    "vllm.v1.sample.ops.bad_words:apply_bad_words": ("logits", "bad_words_token_ids", "past_tokens_ids"),
+    "vllm.model_executor.layers.utils:apply_penalties": (
+        "logits",
+        "prompt_tokens_tensor",
+        "output_tokens_tensor",
+        "presence_penalties",
+        "frequency_penalties",
+        "repetition_penalties",
+    ),
+    "vllm.v1.sample.logits_processor.builtin:MinTokensLogitsProcessor.apply_with_spec_decode": (
+        "self",
+        "logits",
+        "num_draft_tokens",
+    ),
+    "vllm.v1.sample.sampler:Sampler.compute_logprobs": ("logits",),
+    "vllm.v1.sample.sampler:Sampler.gather_logprobs": ("logprobs", "num_logprobs", "token_ids"),
+}
+_FIELDS = {
+    "vllm.v1.spec_decode.metadata:SpecDecodeMetadata": ("draft_token_ids", "num_draft_tokens"),
+    "vllm.v1.outputs:SamplerOutput": ("sampled_token_ids", "logprobs_tensors"),
+    "vllm.v1.sample.metadata:SamplingMetadata": (
+        "temperature",
+        "all_greedy",
+        "top_p",
+        "top_k",
+        "max_num_logprobs",
+        "no_penalties",
+        "prompt_token_ids",
+        "frequency_penalties",
+        "presence_penalties",
+        "repetition_penalties",
+        "output_token_ids",
+        "allowed_token_ids_mask",
+        "bad_words_token_ids",
+        "logitsprocs",
+    ),
+}
+_READ = {  # attributes of instances, by the class whose source must speak of them
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner": (
+        "self.input_batch",
+        "self.requests",
+        "self.sampler",
+        "self.drafter",
+        "self.discard_request_mask",
+    ),
+    "vllm.v1.worker.gpu_input_batch:InputBatch": (
+        "self.num_tokens_no_spec",
+        "self.sampling_metadata",
+        "def req_ids",
+        "def num_reqs",
+    ),
+    "vllm.model_executor.layers.linear:LinearBase": ("self.input_size", "self.output_size"),
+    "vllm.model_executor.layers.linear:MergedColumnParallelLinear": ("self.output_sizes",),
+    "vllm.model_executor.layers.linear:QKVParallelLinear": ("self.output_sizes",),
+    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding": ("def forward",),
+    "vllm.v1.worker.gpu_worker:Worker": ("def init_device", "def load_model"),
+    "vllm.v1.core.sched.scheduler:Scheduler": ("request.num_computed_tokens -= num_rejected",),
+}
+
+
+def check_version() -> None:
+    """Raises `MultitokenError` under a vLLM that this was not made for."""
+    import vllm
+
+    version = str(vllm.__version__)
+    if not version.startswith(tuple(f"{release}." for release in SUPPORTED)):
+        raise MultitokenError(
+            f"vLLM is {version}; multi-token decoding needs {' or '.join(f'{r}.*' for r in SUPPORTED)}: install that "
+            f"(pip install 'vllm=={SUPPORTED[-1]}.*') or another multitoken, or serve the model as an ordinary one "
+            'with --additional-config \'{"mtp": {"enabled": false}}\''
+        )
+
+
+def moved() -> list[str]:
+    """What is not where, or not as, this plugin expects it; nothing, if all is well."""
+    wrong = []
+    for name, expected in _CALLS.items():
+        found = _find(name)
+        parameters = tuple(inspect.signature(found).parameters) if found is not None else ()
+        if parameters[: len(expected)] != expected:
+            wrong.append(f"{name}{parameters}; expected {expected}")
+    for name, expected in _FIELDS.items():
+        found = _find(name)
+        there = {field.name for field in fields(found)} if found is not None else set()
+        wrong += [f"{name}.{field}" for field in expected if field not in there]
+    for name, expected in _READ.items():
+        found = _find(name)
+        source = inspect.getsource(found) if found is not None else ""
+        wrong += [f"{name}: {word}" for word in expected if word not in source]
+    return wrong
+
+
+def _find(name: str) -> Any:
+    module, _, path = name.partition(":")
+    try:
+        return functools.reduce(getattr, path.split("."), import_module(module))
+    except (ImportError, AttributeError):
+        return None
+
+
+def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
+    """Put `around(original, self, ...)` in the place of a method; once, however often it is asked for."""
+    original = getattr(owner, name)
+    if getattr(original, "_by_multitoken", False):
+        return
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return around(original, self, *args, **kwargs)
+
+    method._by_multitoken = True  # pyright: ignore[reportAttributeAccessIssue]
+    setattr(owner, name, method)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What vLLM's model runner knows when it is about to sample."""
+
+    names: Sequence[str]  # requests, in the order of the batch
+    states: dict[str, Any]  # vLLM's record of each
+    metadata: Any  # SamplingMetadata
+    lengths: np.ndarray  # [B] real tokens of each request, drafts not among them
+    discarded: np.ndarray  # [B] whether only a piece of its prompt was fed: what is sampled goes nowhere
+
+
+def step_of(runner: Any) -> Step:
+    batch = runner.input_batch
+    n = batch.num_reqs
+    return Step(
+        batch.req_ids,
+        runner.requests,
+        batch.sampling_metadata,
+        batch.num_tokens_no_spec[:n],
+        runner.discard_request_mask.np[:n],
+    )
+
+
+def take_over(runner: Any, sample: Callable[[Tensor, Any], Any]) -> None:
+    """Have `sample(logits, spec_decode_metadata)` choose the tokens of this model runner."""
+    stock = runner._sample
+
+    def _sample(logits: Tensor | None, spec_decode_metadata: Any) -> Any:
+        return stock(logits, spec_decode_metadata) if logits is None else sample(logits, spec_decode_metadata)
+
+    runner._sample = _sample
+    # One request near max_model_len would otherwise have the drafts of the whole batch replaced by token 0. Masks need no
+    # drafter's cache, and the scheduler cuts what goes beyond max_model_len.
+    runner._input_fits_in_drafter = lambda common_attn_metadata: common_attn_metadata is not None

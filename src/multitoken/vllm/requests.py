@@ -1,0 +1,89 @@
+"""The requests of a batch as tensors: built when requests join, leave or move, and read at every step."""
+
+import hashlib
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multitoken.decoding.policies import Policy, as_numbers
+from multitoken.decoding.sampling import seed_key, signed
+
+from .accept import Rules
+from .settings import Settings, request_policy
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What stays as it is for as long as a request lives."""
+
+    policy: Policy
+    seed: int  # of its noise, as `noise_keys` takes it
+    limit: int  # tokens that prompt and output may have together
+    eos: int  # -1 for none
+
+
+@dataclass(frozen=True)
+class Rows:
+    """B requests in the order of the batch."""
+
+    rules: Rules
+    seeds: Tensor  # [B] int64
+    limits: Tensor  # [B] int64
+    ends: Tensor  # [B, 1] int64, -1 for none
+
+
+class Requests:
+    """Keeps the rows of the present batch. A step whose batch is that of the step before costs one comparison."""
+
+    def __init__(self, settings: Settings, seed: int, device: torch.device) -> None:
+        self._settings = settings
+        self._seed = seed
+        self._device = device
+        self._known: list[Any] = []  # vLLM's records, in the order of the batch
+        self._facts: list[Facts] = []
+        self._rows: Rows | None = None
+
+    def rows(self, names: Sequence[str], states: Mapping[str, Any]) -> Rows:
+        """names: the requests in the order of the batch. states: vLLM's record of each; a name may come again, a record not."""
+        records = [states[name] for name in names]
+        if self._rows is None or len(records) != len(self._known) or not all(map(operator.is_, records, self._known)):
+            old = {id(record): facts for record, facts in zip(self._known, self._facts, strict=True)}
+            self._facts = [
+                old.get(id(record)) or self._facts_of(n, record) for n, record in zip(names, records, strict=True)
+            ]
+            self._known = records
+            self._rows = self._table(self._facts)
+        return self._rows
+
+    def _facts_of(self, name: str, state: Any) -> Facts:
+        params = state.sampling_params
+        seed = params.seed
+        if seed is None:  # the same on every rank, with nothing sent between them
+            seed = int.from_bytes(hashlib.sha256(f"{self._seed}:{name}".encode()).digest()[:8], "little")
+        eos = params.eos_token_id
+        return Facts(
+            policy=request_policy(self._settings, params.extra_args),
+            seed=signed(seed_key(seed, 0)),
+            limit=state.num_prompt_tokens + (params.max_tokens or 1 << 40),
+            eos=-1 if eos is None else eos,
+        )
+
+    def _table(self, facts: list[Facts]) -> Rows:
+        numbers = [as_numbers(f.policy) for f in facts]
+
+        def column(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.tensor(values, dtype=dtype).to(self._device, non_blocking=True)
+
+        rules = Rules(
+            thresholds=column([threshold for threshold, _ in numbers], torch.float64),
+            tests_anchor=column([tests for _, tests in numbers], torch.bool),
+            verifies=column([f.policy.verifies for f in facts], torch.bool),
+            k=column([f.policy.k for f in facts]),
+        )
+        return Rows(
+            rules, column([f.seed for f in facts]), column([f.limit for f in facts]), column([[f.eos] for f in facts])
+        )

@@ -1,0 +1,191 @@
+"""From a step's logits to its tokens, for all requests at once.
+
+vLLM's logits are flat: a request has a row for its last real token and one for each of its drafts and masks. Here they
+are laid out as a grid of requests and places, and everything behind that is the same few tensor operations for any batch.
+A token is chosen by noise that belongs to its position (`decoding/sampling.py`), so that drafts are confirmed by comparing
+tokens: the text is that of next-token decoding with the same seed, and so is its distribution.
+
+Shapes: B requests, W places, N rows, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.layers.utils import apply_penalties
+from vllm.v1.outputs import SamplerOutput
+from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
+from vllm.v1.sample.ops.bad_words import apply_bad_words
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+from multitoken.decoding.sampling import noise_keys, with_noise
+from multitoken.decoding.step import likeliest
+
+from .accept import accept, propose
+from .private import step_of
+from .requests import Requests, Rows
+from .settings import Settings
+
+_GREEDY = 1e-5  # vLLM's own: temperatures below are greedy
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the rows of each request are."""
+
+    counts: list[int]  # rows of each request
+    owner: Tensor  # [N] the request of each row
+    place: Tensor  # [N] its place in the request
+    rows: Tensor  # [B, W] the row of each place; some row or other where there is none
+    valid: Tensor  # [B, W]
+
+    def of(self, values: Tensor, filler: Any) -> Tensor:
+        """values [N] -> [B, W]"""
+        return values[self.rows].masked_fill(~self.valid, filler)
+
+
+def grid_of(drafts: list[int] | None, requests: int, device: torch.device) -> Grid:
+    """drafts: how many draft tokens each request fed; None if nobody did."""
+    counts = [n + 1 for n in drafts] if drafts is not None else [1] * requests
+    number = torch.tensor(counts).to(device, non_blocking=True)
+    starts = number.cumsum(0) - number
+    places = torch.arange(max(counts), device=device)
+    valid = places < number[:, None]
+    total = sum(counts)
+    owner = torch.repeat_interleave(torch.arange(requests, device=device), number, output_size=total)
+    return Grid(
+        counts=counts,
+        owner=owner,
+        place=torch.arange(total, device=device) - starts[owner],
+        rows=(starts[:, None] + places).clamp(max=total - 1),
+        valid=valid,
+    )
+
+
+class Sampler:
+    """Stands in the place of the model runner's sampling, and tells the proposer what to feed next."""
+
+    def __init__(self, runner: Any, settings: Settings) -> None:
+        self._runner = runner
+        self._settings = settings
+        self._requests = Requests(settings, runner.model_config.seed, runner.device)
+
+    @torch.inference_mode()
+    def __call__(self, logits: Tensor, metadata: Any) -> SamplerOutput:
+        """logits [N, V]. metadata: vLLM's SpecDecodeMetadata, None where nobody fed drafts."""
+        step, mask_id = step_of(self._runner), self._settings.mask_id
+        rows = self._requests.rows(step.names, step.states)
+        grid = grid_of(metadata.num_draft_tokens if metadata is not None else None, len(step.names), logits.device)
+        logits[:, mask_id] = -torch.inf
+        raw = logits.float()
+        top, confidences = likeliest(raw)
+        drafts = _drafts(metadata.draft_token_ids if metadata is not None else top[:0], grid)
+        lengths = torch.from_numpy(step.lengths).to(logits.device, torch.int64)
+        tokens, scores = self._choose(raw, top, grid, drafts, rows, lengths, step.metadata)
+        accepted = accept(grid.of(tokens, 0), grid.of(confidences, -1.0), drafts, mask_id, rows.rules)
+        self._hand_over(step, rows, accepted.emitted, accepted.drafts, lengths)
+        return SamplerOutput(
+            sampled_token_ids=accepted.emitted.int(),
+            logprobs_tensors=self._logprobs(step.metadata, raw, scores, grid, accepted.emitted),
+        )
+
+    def _choose(
+        self, raw: Tensor, top: Tensor, grid: Grid, drafts: Tensor, rows: Rows, lengths: Tensor, metadata: Any
+    ) -> tuple[Tensor, Tensor]:
+        """(tokens [N], the scores [N, V] that they were chosen by)"""
+        scores = raw
+        if metadata.allowed_token_ids_mask is not None:
+            scores = scores.masked_fill(metadata.allowed_token_ids_mask[: len(grid.counts)][grid.owner], -torch.inf)
+        for processor in metadata.logitsprocs.non_argmax_invariant:
+            if isinstance(processor, MinTokensLogitsProcessor) and processor.min_toks:
+                scores = scores.clone() if scores is raw else scores
+                scores = processor.apply_with_spec_decode(scores, grid.counts)
+        positions = lengths[grid.owner] + grid.place
+        if metadata.no_penalties and not metadata.bad_words_token_ids:
+            tokens = top if scores is raw else scores.argmax(-1)
+            return self._draw(scores, tokens, grid.owner, positions, rows, metadata), scores
+        return self._choose_in_turn(scores.clone(), grid, drafts, rows, positions, metadata)
+
+    def _choose_in_turn(
+        self, scores: Tensor, grid: Grid, drafts: Tensor, rows: Rows, positions: Tensor, metadata: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Place by place: penalties and bad words look at what stands before, drafts and this step's own tokens included."""
+        tokens = scores.new_zeros(len(scores), dtype=torch.int64)
+        before = [list(ids) for ids in metadata.output_token_ids]
+        vocabulary, requests, width = scores.shape[-1], *grid.rows.shape
+        longest = max(map(len, before), default=0)
+        shown = torch.tensor(
+            [ids + [vocabulary] * (longest + width - len(ids)) for ids in before], device=scores.device
+        )
+        everyone = torch.arange(requests, device=scores.device)
+        for place in range(width):
+            at = grid.rows[:, place]
+            here = scores[at]
+            if not metadata.no_penalties:
+                here = apply_penalties(
+                    here,
+                    metadata.prompt_token_ids,
+                    shown,
+                    metadata.presence_penalties,
+                    metadata.frequency_penalties,
+                    metadata.repetition_penalties,
+                )
+            if metadata.bad_words_token_ids:
+                apply_bad_words(here, metadata.bad_words_token_ids, before)
+            chosen = self._draw(here, here.argmax(-1), everyone, positions[at], rows, metadata)
+            there = grid.valid[:, place]
+            tokens[at[there]], scores[at[there]] = chosen[there], here[there]
+            if place + 1 == width:
+                break
+            fed = drafts[:, place]
+            following = torch.where((fed >= 0) & (fed != self._settings.mask_id), fed, chosen)
+            shown[:, longest + place] = following
+            if metadata.bad_words_token_ids:
+                for ids, token in zip(before, following.tolist(), strict=True):
+                    ids.append(token)
+        return tokens, scores
+
+    def _draw(
+        self, scores: Tensor, greedy: Tensor, owner: Tensor, positions: Tensor, rows: Rows, metadata: Any
+    ) -> Tensor:
+        """Tokens for rows of these owners: the greedy ones, except where a request samples."""
+        if metadata.all_greedy:
+            return greedy
+        temperature = metadata.temperature[owner]
+        at = (temperature >= _GREEDY).nonzero()[:, 0]
+        if not len(at):
+            return greedy
+        who = owner[at]
+        warped = scores[at] / temperature[at, None]
+        warped = apply_top_k_top_p(
+            warped,
+            None if metadata.top_k is None else metadata.top_k[who],
+            None if metadata.top_p is None else metadata.top_p[who],
+        )
+        return greedy.index_copy(0, at, with_noise(warped, noise_keys(rows.seeds[who], positions[at])))
+
+    def _hand_over(self, step: Any, rows: Rows, emitted: Tensor, drafts: Tensor, lengths: Tensor) -> None:
+        """Let the proposer have the ids that are fed next behind each request's last real token."""
+        room = rows.limits - lengths - (emitted >= 0).sum(1)
+        ids, number = propose(drafts, rows.rules, room, self._settings.mask_id, self._settings.drafts, rows.ends)
+        number = number.masked_fill(torch.from_numpy(step.discarded).to(number.device), 0)
+        self._runner.drafter.take(ids, number)
+
+    def _logprobs(self, metadata: Any, raw: Tensor, scores: Tensor, grid: Grid, emitted: Tensor) -> Any:
+        """The row of a place is the one that its token was chosen at."""
+        if metadata.max_num_logprobs is None:
+            return None
+        sampler = self._runner.sampler
+        source = (scores if sampler.logprobs_mode.startswith("processed") else raw)[grid.rows.flatten()]
+        if sampler.logprobs_mode.endswith("logprobs"):
+            source = sampler.compute_logprobs(source)
+        return sampler.gather_logprobs(source, metadata.max_num_logprobs, emitted.clamp(min=0).flatten())
+
+
+def _drafts(flat: Tensor, grid: Grid) -> Tensor:
+    """What each request fed behind its last real token, [B, W - 1]; -1 where nothing."""
+    behind = grid.valid[:, 1:]
+    drafts = torch.full(behind.shape, -1, dtype=torch.int64, device=flat.device)
+    drafts[behind] = flat.long()
+    return drafts

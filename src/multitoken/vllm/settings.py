@@ -1,0 +1,169 @@
+"""What decides how a request is decoded: the checkpoint's `mtp` blocks, the server's options, the request's own.
+
+    config.json: mtp                 what the model was trained for: k and the id of the mask token
+    generation_config.json: mtp      how it decodes unless told otherwise: policy, threshold, k
+    --additional-config {"mtp": ..}  the same three for this server, and enabled: false for plain vLLM
+    a request's extra_args           mtp_policy, mtp_threshold, mtp_k (over HTTP: vllm_xargs)
+
+A server whose policy is exact or next-token confirms every token, and takes no request that asks for less. One that is
+started with confadapt or static takes requests of every policy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from multitoken.decoding.policies import NextToken, Policy, make_policy, with_trained_k
+from multitoken.decoding.records import DecodingError
+from multitoken.errors import ModelError, UsageError, nearest
+
+KEY = "mtp"  # of config.json, of generation_config.json and of additional_config
+RESOLVED = "mtp_resolved"  # where in additional_config every process of a server finds the whole of it
+_OPTIONS = ("policy", "threshold", "k")
+_SERVER = (*_OPTIONS, "enabled")
+_REQUEST = tuple(f"mtp_{name}" for name in _OPTIONS)
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server decodes. `k` is the most tokens of a step that it is laid out for, at most what was trained."""
+
+    mask_id: int
+    k: int
+    policy: Policy
+    adapter: str | None = None  # the folder of a gated adapter
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every token is confirmed: vLLM's own bookkeeping then holds as it is."""
+        return self.policy.verifies or isinstance(self.policy, NextToken)
+
+    @property
+    def drafts(self) -> int:
+        """The most that vLLM is to call draft tokens: a verified block's drafts, and masks behind them."""
+        return 2 * (self.k - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, which travel to the other processes of a server."""
+        policy = {"name": self.policy.name, **asdict(self.policy)}
+        return {"mask_id": self.mask_id, "k": self.k, "policy": policy, "adapter": self.adapter}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
+        options = dict(values["policy"])
+        return cls(values["mask_id"], values["k"], make_policy(options.pop("name"), **options), values["adapter"])
+
+
+def is_enabled(additional: Any) -> bool:
+    """Whether the server's options leave multi-token decoding on. Raises `UsageError` for options that cannot be."""
+    return bool(_server_options(additional).get("enabled", True))
+
+
+def is_asked_for(additional: Any) -> bool:
+    """Whether the server's options speak of multi-token decoding at all."""
+    return isinstance(additional, Mapping) and KEY in additional
+
+
+def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Settings:
+    """The settings of a server. block, generation: the `mtp` of config.json and of generation_config.json, if any.
+
+    Raises `ModelError` for a block that is broken and `UsageError` for options that cannot be.
+    """
+    mask_id, trained_k = _check_block(block, vocabulary)
+    if generation is not None and not isinstance(generation, Mapping):
+        raise ModelError(
+            f"generation_config.json: mtp is {generation!r}; expected an object, such as {{'policy': 'exact'}}"
+        )
+    checkpoint = {name: value for name, value in (generation or {}).items() if name in _OPTIONS}
+    server = {name: value for name, value in _server_options(additional).items() if name in _OPTIONS}
+    try:
+        policy = _policy({"policy": "exact"}, checkpoint, server)
+        if isinstance(policy, NextToken):
+            return Settings(mask_id, trained_k, policy)
+        policy = with_trained_k(policy, trained_k)
+    except DecodingError as error:
+        source = "additional_config" if server else "generation_config.json"
+        raise UsageError(f"{source}: mtp: {error}") from error
+    assert policy.k is not None
+    if policy.k == 1:
+        raise UsageError("mtp.k is 1, which is next-token decoding; say policy 'next-token', or choose k >= 2")
+    return Settings(mask_id, policy.k, policy)
+
+
+def request_policy(settings: Settings, extra: Mapping[str, Any] | None) -> Policy:
+    """The policy of a request by its extra_args. Raises `DecodingError` for what cannot be."""
+    given = {name: value for name, value in (extra or {}).items() if str(name).startswith("mtp")}
+    if not given:
+        return settings.policy
+    for name in given:
+        if name not in _REQUEST:
+            raise DecodingError(f"unknown option {name!r}{nearest(name, _REQUEST)}")
+    options = {name.removeprefix("mtp_"): value for name, value in given.items()}
+    default = {"policy": settings.policy.name, **asdict(settings.policy)}
+    policy = _policy(default, options)
+    if not isinstance(policy, NextToken) and policy.k is not None and policy.k > settings.k:
+        raise DecodingError(
+            f"mtp_k is {policy.k}, but this server is laid out for k up to {settings.k}; choose k <= {settings.k}"
+        )
+    policy = with_trained_k(policy, settings.k)
+    if settings.lossless and not policy.verifies and policy.k != 1:
+        raise DecodingError(
+            f"mtp_policy is {policy.name!r}, whose tokens are not confirmed, and this server (policy "
+            f"{settings.policy.name}) confirms every token; choose exact or next-token, or start the server with "
+            f'--additional-config \'{{"mtp": {{"policy": "{policy.name}"}}}}\''
+        )
+    return policy
+
+
+def _policy(*layers: Mapping[str, Any]) -> Policy:
+    """The last layer that names a policy decides, with what it and those after it say: another policy's threshold is not
+    this one's."""
+    options: dict[str, Any] = {}
+    for layer in layers:
+        if "policy" in layer and layer["policy"] != options.get("policy"):
+            options = {}
+        options |= layer
+    name = options.pop("policy")
+    if not isinstance(name, str):
+        raise DecodingError(f"policy is {name!r}; expected its name, such as 'exact'")
+    return make_policy(name, **options)
+
+
+def _server_options(additional: Any) -> Mapping[str, Any]:
+    options = additional.get(KEY) if isinstance(additional, Mapping) else None
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise UsageError(f"additional_config: mtp is {options!r}; expected an object with some of {', '.join(_SERVER)}")
+    for name in options:
+        if name not in _SERVER:
+            raise UsageError(f"additional_config: mtp has no option {name!r}{nearest(str(name), _SERVER)}")
+    if not isinstance(options.get("enabled", True), bool):
+        raise UsageError(f"additional_config: mtp.enabled is {options['enabled']!r}; expected true or false")
+    return options
+
+
+def _check_block(block: Any, vocabulary: int) -> tuple[int, int]:
+    """(mask id, trained k) of config.json's block."""
+    if not isinstance(block, Mapping):
+        raise ModelError(f"config.json: mtp is {block!r}; expected an object with k, mask_token_id and method")
+    version = block.get("format_version", _FORMAT)
+    if type(version) is not int or not 1 <= version <= _FORMAT:
+        raise ModelError(
+            f"config.json: mtp.format_version is {version!r}; this multitoken reads {_FORMAT}: upgrade it "
+            "(pip install -U multitoken)"
+        )
+    missing = [name for name in ("k", "mask_token_id", "method") if name not in block]
+    if missing:
+        raise ModelError(f"config.json: mtp lacks {', '.join(missing)}; save the checkpoint again")
+    k, mask_id, method = block["k"], block["mask_token_id"], block["method"]
+    if type(k) is not int or k < 2:
+        raise ModelError(f"config.json: mtp.k is {k!r}; expected a whole number of at least 2")
+    if type(mask_id) is not int or not 0 <= mask_id < vocabulary:
+        raise ModelError(
+            f"config.json: mtp.mask_token_id is {mask_id!r}; expected an id below vocab_size = {vocabulary}"
+        )
+    if method not in ("full", "lora", "gated"):
+        raise ModelError(f"config.json: mtp.method is {method!r}; expected full, lora or gated")
+    return mask_id, k

