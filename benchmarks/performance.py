@@ -41,17 +41,19 @@ _PROGRESS = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Answer:
-    """Ids, seconds until the first of them was there, seconds in all, and forward passes (0: unknown)."""
+    """Ids, seconds until the first of them were there, how many came then, seconds in all, and forward passes (0: unknown)."""
 
     ids: tuple[int, ...]
     first: float
+    came_first: int
     seconds: float
     passes: int = 0
 
     @property
     def seconds_per_token(self) -> float:
-        """After the first chunk came."""
-        return (self.seconds - self.first) / max(1, len(self.ids) - 1)
+        """After the first chunk came; of the whole answer where all of it came at once."""
+        rest = len(self.ids) - self.came_first
+        return (self.seconds - self.first) / rest if rest else self.seconds / len(self.ids)
 
 
 Method = Callable[[list[int]], Answer]
@@ -83,7 +85,7 @@ def transformers_way(model: Any, **options: Any) -> Method:
             row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=NEW, streamer=clock, **options
         )
         ended = time.perf_counter()
-        return Answer(tuple(out[0, len(prompt) :].tolist()), (clock.at or ended) - started, ended - started)
+        return Answer(tuple(out[0, len(prompt) :].tolist()), (clock.at or ended) - started, 1, ended - started)
 
     return answer
 
@@ -93,13 +95,15 @@ def our_way(model: Model, policy: Policy, **options: Any) -> Method:
 
     def answer(prompt: list[int]) -> Answer:
         ids: list[int] = []
-        first = passes = 0
+        passes = came_first = 0
+        first = 0.0
         started = time.perf_counter()
         for chunk in model.decoder.decode([prompt], policy=policy, max_new_tokens=NEW, **options):
             ids += chunk.token_ids
             passes += 1
-            first = first or time.perf_counter() - started
-        return Answer(tuple(ids), float(first), time.perf_counter() - started, passes)
+            if passes == 1:
+                first, came_first = time.perf_counter() - started, len(ids)
+        return Answer(tuple(ids), first, came_first, time.perf_counter() - started, passes)
 
     return answer
 
@@ -156,7 +160,7 @@ def single(models: dict[str, Model], draft: Any, pairs: int) -> list[dict[str, A
         for name, mine in answers.items():
             pairs_of = [(p.seconds_per_token, m.seconds_per_token) for p, m in zip(plain, mine, strict=True)]
             ratio = ratio_interval(pairs_of)
-            steps = sum(a.passes - 1 for a in mine)
+            steps = sum(max(0, a.passes - 1) for a in mine)
             results.append(
                 {
                     "part": "single",
@@ -165,7 +169,7 @@ def single(models: dict[str, Model], draft: Any, pairs: int) -> list[dict[str, A
                     "method": name,
                     "first_ms": 1e3 * median(a.first for a in mine),
                     "tokens_per_second": 1 / median(a.seconds_per_token for a in mine),
-                    "tokens_per_step": sum(len(a.ids) - 1 for a in mine) / steps if steps else None,
+                    "tokens_per_step": sum(len(a.ids) - a.came_first for a in mine) / steps if steps else None,
                     "speedup": ratio.median,
                     "interval": ratio.interval,
                     "identical": same[name] if methods[name][0] else None,

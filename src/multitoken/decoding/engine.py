@@ -5,6 +5,7 @@ their own, so that a long prompt does not widen everyone's step. Lines of the ca
 have started, then those that still prefill.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator
 
@@ -164,10 +165,13 @@ class Engine:
         longest = max(feed.row.cached + feed.width for feed in feeds)
         self._batch.rule.grow(longest)
         self._batch.cache.grow(len(self._rows), _up(longest))
+        begun = time.perf_counter()
         chunks = step(self._batch, feeds, first)
         if self._pace is not None:
-            settled = [feed.row.settled for feed in feeds]
-            self._pace.observe([block for block in settled if block is not None])
+            spent = time.perf_counter() - begun
+            settled = [block for feed in feeds if (block := feed.row.settled) is not None]
+            decoded = (len(feeds), max(feed.width for feed in feeds), spent) if first == 0 and settled else None
+            self._pace.observe(settled, decoded)
         return chunks
 
     def _keep(self, rows: list[Row]) -> None:

@@ -37,7 +37,7 @@ class Decoder:
         config = model.config.get_text_config()
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self.rule = AttentionRule(model)
-        self._times: StepTimes | None = None
+        self._pace: Pace | None = None
 
     def request(
         self,
@@ -70,11 +70,11 @@ class Decoder:
         """A new engine over this model. adaptive: have it choose the number of masks by what pays on this machine, whose
         step times are then measured once. options: those of `Engine`."""
         if adaptive and self.trained_k > 1:
-            if self._times is None:
+            if self._pace is None:  # one for all engines: what was learnt from one answer serves the next
                 scratch = SlotCache(self.model.config.get_text_config().num_hidden_layers)
                 batch = Batch(self.model, self.mask_id, self.rule, scratch)
-                self._times = StepTimes(batch, 2 * self.trained_k - 1)
-            options["pace"] = Pace(self._times, self.trained_k - 1)
+                self._pace = Pace(StepTimes(batch, 2 * self.trained_k - 1), self.trained_k - 1)
+            options["pace"] = self._pace
         return Engine(self.model, mask_id=self.mask_id, rule=self.rule, max_positions=self.max_positions, **options)
 
     def decode(

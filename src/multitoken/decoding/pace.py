@@ -22,9 +22,11 @@ from .policies import NextToken
 from .row import Request, Row
 from .step import Batch, Feed, forward_rows
 
-_FADE = 0.99  # a step: what acceptance was two hundred steps ago is forgotten, so refused masks are tried again
+_FADE = 0.998  # a step: what acceptance was a thousand steps ago is forgotten, so refused masks are tried again
+_OPTIMISM = 4.0  # a place begins as if so many drafts had been made there and had held
+_DRIFT = 0.05  # how much one step's time moves the table of step times
 _REPEATS = 3
-_MARGIN = 1.03  # masks must promise so much more than plain decoding: an estimate is not a measurement
+_MARGIN = 1.1  # masks must promise so much more than plain decoding: an estimate is not a measurement
 
 
 class Acceptance:
@@ -32,8 +34,8 @@ class Acceptance:
 
     def __init__(self, places: int) -> None:
         self.places = places
-        self._tried = [[1.0, 1.0] for _ in range(places)]  # at place j: blocks that could draft, those that did
-        self._held = [[1.0, 1.0] for _ in range(places)]  # drafts behind held ones, those that held
+        self._tried = [[_OPTIMISM] * 2 for _ in range(places)]  # at place j: blocks that could draft, those that did
+        self._held = [[_OPTIMISM] * 2 for _ in range(places)]  # drafts behind held ones, those that held
 
     def observe(self, fed: int, drafted: int, held: int) -> None:
         """A block of `fed` masks became `drafted` drafts, of which the first `held` held."""
@@ -49,8 +51,7 @@ class Acceptance:
     def fade(self) -> None:
         """Once a step: old counts weigh less, and the optimism of before more."""
         for counts in (*self._tried, *self._held):
-            counts[0] = 1 + (counts[0] - 1) * _FADE
-            counts[1] = 1 + (counts[1] - 1) * _FADE
+            counts[:] = (_OPTIMISM + (count - _OPTIMISM) * _FADE for count in counts)
 
     def expected(self, rows: int = 1) -> Iterator[tuple[float, float, float]]:
         """For 1, 2, ... masks a row: confirmed drafts, the probability that one fails, drafts of the row that has most."""
@@ -67,7 +68,7 @@ class Acceptance:
 
 
 class StepTimes:
-    """Seconds of a step by number of rows and width, measured once for each power of two of rows."""
+    """Seconds of a step by number of rows and width, measured once for each power of two of rows, and kept up to date."""
 
     def __init__(self, batch: Batch, widest: int) -> None:
         self._batch = batch
@@ -82,6 +83,14 @@ class StepTimes:
         right = max(1, bisect_left(widths, width))
         low, high = widths[right - 1], widths[right]
         return times[right - 1] + (times[right] - times[right - 1]) * (width - low) / (high - low)
+
+    def observe(self, rows: int, width: int, seconds: float) -> None:
+        """A step took so long: contexts grow, and machines are shared."""
+        times = self._of(rows)
+        right = min(bisect_left(self._widths, width), len(self._widths) - 1)
+        off = min(max(seconds / self.seconds(rows, width), 0.5), 2.0)  # one hiccup says little
+        for i in {right} if self._widths[right] == width else {max(0, right - 1), right}:
+            times[i] *= 1 + _DRIFT * (off - 1)
 
     def _of(self, rows: int) -> list[float]:
         bucket = 1 << (rows - 1).bit_length()
@@ -98,23 +107,23 @@ class StepTimes:
         batch = Batch(self._batch.model, self._batch.mask_id, self._batch.rule, scratch)
         best = [float("inf")] * len(self._widths)
         for repeat in range(_REPEATS + 1):
-            for i, width in enumerate(self._widths):
-                feeds = [self._feed(width) for _ in range(rows)]
+            for at, width in enumerate(self._widths):
+                feeds = [self._feed(width, i) for i in range(rows)]
                 _wait(batch)
                 started = time.perf_counter()
                 forward_rows(batch, feeds)
                 _wait(batch)
                 if repeat:  # the first round warms up
-                    best[i] = min(best[i], time.perf_counter() - started)
+                    best[at] = min(best[at], time.perf_counter() - started)
         return best
 
     @staticmethod
-    def _feed(width: int) -> Feed:
-        """Half real tokens, half masks, as in a step."""
-        real = (width + 1) // 2
-        row = Row(0, Request([0] * 32 + [0] * real, NextToken(), 1))
-        row.cached = 32
-        return Feed(row, real, width - real)
+    def _feed(width: int, row: int) -> Feed:
+        """Real tokens and masks in shares that differ from row to row, as in a step."""
+        real = 1 + (width // 4 + 3 * row) % max(1, width // 2)
+        scratch = Row(0, Request([0] * 32 + [0] * real, NextToken(), 1))
+        scratch.cached = 32
+        return Feed(scratch, real, width - real)
 
 
 def _wait(batch: Batch) -> None:
@@ -141,8 +150,11 @@ class Pace:
                 best, most = m, rate
         return best
 
-    def observe(self, blocks: Sequence[tuple[int, int, int]]) -> None:
-        """(masks fed, drafts made, drafts that held) of the blocks that a step settled."""
+    def observe(self, blocks: Sequence[tuple[int, int, int]], step: tuple[int, int, float] | None = None) -> None:
+        """What a step brought: (masks fed, drafts made, drafts that held) of the blocks that it settled, and its rows, width
+        and seconds."""
+        if step is not None:
+            self._times.observe(*step)
         self._acceptance.fade()
         for block in blocks:
             self._acceptance.observe(*block)
