@@ -2,6 +2,7 @@
 
     python -m benchmarks.ablations --output runs/ablations              (two hours on one core)
     python -m benchmarks.ablations --output runs/ablations --seeds 2    one seed; what is measured is kept and not repeated
+    python -m benchmarks.ablations --output runs/ablations --show       no training: what is there so far
 
 Every arm trains for equal time from the embedded base on the same 700 word problems, three seeds each. Equal time is made
 equal beforehand: a few steps of all arms are timed in turn, and an arm gets as many steps as take as long as the reference's;
@@ -194,7 +195,7 @@ def table(results: list[Result]) -> str:
     ]
     for group, name, mine in _by_arm(results):
         half = [r.tokens_per_step for r in mine]
-        spread = f" ({min(half):.2f} to {max(half):.2f})" if len(half) > 1 else ""
+        spread = f" ({min(half):.2f} to {max(half):.2f}, {len(half)} seeds)" if len(half) > 1 else " (1 seed)"
         lines.append(
             f"| {group} | {name} | {statistics.mean(r.steps for r in mine):.0f} | {statistics.mean(half):.2f}{spread} | "
             f"{100 * statistics.mean(r.right for r in mine):.1f}% | "
@@ -243,29 +244,36 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100, help="of the reference")
     parser.add_argument("--questions", type=int, default=48)
+    parser.add_argument("--show", action="store_true")
     parser.add_argument("--picture", type=Path)
     a = parser.parse_args()
-    a.output.mkdir(parents=True, exist_ok=True)
-    data = training_files(a.output)
-    plan = a.output / "steps.json"
-    if not plan.exists():
-        write_text(plan, json.dumps(steps_of_equal_time(data, a.steps, rounds=8), indent=1) + "\n")
-    steps = json.loads(plan.read_text())
-    base = Model.load(checkpoint("base"))
-    task = embedded_task("word-problems", a.questions)
-    reference = answer_all(base, [base.encode(q.prompt) for q in task.questions], NextToken(), 32, 320, "original")
-    for seed in a.seeds:
-        kept = a.output / f"seed-{seed}.jsonl"
-        mine = _read(kept)
-        for arm in ARMS:
-            if arm.name not in {r.name for r in mine}:
-                mine.append(run(arm, seed, steps[arm.name], data[arm.responses], reference, a.questions))
-                write_text(kept, "".join(json.dumps(asdict(r)) + "\n" for r in mine))
+    if not a.show:
+        train_all(a.output, a.seeds, a.steps, a.questions)
     results = [r for kept in sorted(a.output.glob("seed-*.jsonl")) for r in _read(kept)]
     print(table(results))
     picture(results, a.picture or a.output / "ablations.png")
     facts = provenance(threads=torch.get_num_threads())
     print(json.dumps({"provenance": facts, "results": [asdict(r) for r in results]}))
+
+
+def train_all(output: Path, seeds: list[int], reference_steps: int, questions: int) -> None:
+    """Every arm with every seed, what is there already aside."""
+    output.mkdir(parents=True, exist_ok=True)
+    data = training_files(output)
+    plan = output / "steps.json"
+    if not plan.exists():
+        write_text(plan, json.dumps(steps_of_equal_time(data, reference_steps, rounds=8), indent=1) + "\n")
+    steps = json.loads(plan.read_text())
+    base = Model.load(checkpoint("base"))
+    task = embedded_task("word-problems", questions)
+    reference = answer_all(base, [base.encode(q.prompt) for q in task.questions], NextToken(), 32, 320, "original")
+    for seed in seeds:
+        kept = output / f"seed-{seed}.jsonl"
+        mine = _read(kept)
+        for arm in ARMS:
+            if arm.name not in {r.name for r in mine}:
+                mine.append(run(arm, seed, steps[arm.name], data[arm.responses], reference, questions))
+                write_text(kept, "".join(json.dumps(asdict(r)) + "\n" for r in mine))
 
 
 if __name__ == "__main__":
