@@ -22,7 +22,8 @@ from .policies import NextToken
 from .row import Request, Row
 from .step import Batch, Feed, forward_rows
 
-_FADE = 0.998  # a step: what acceptance was a thousand steps ago is forgotten, so refused masks are tried again
+_FADE = 0.998  # a step: what was learnt is forgotten over a thousand steps, so refused masks are tried again
+_WINDOW = 32.0  # blocks that a place remembers: the next request may be of another kind
 _OPTIMISM = 4.0  # a place begins as if so many drafts had been made there and had held
 _DRIFT = 0.05  # how much one step's time moves the table of step times
 _REPEATS = 3
@@ -42,11 +43,9 @@ class Acceptance:
         for j in range(min(fed, self.places)):
             if j > drafted:
                 break
-            self._tried[j][0] += 1
-            self._tried[j][1] += j < drafted
+            _count(self._tried[j], j < drafted)
             if j <= held and j < drafted:
-                self._held[j][0] += 1
-                self._held[j][1] += j < held
+                _count(self._held[j], j < held)
 
     def fade(self) -> None:
         """Once a step: old counts weigh less, and the optimism of before more."""
@@ -65,6 +64,14 @@ class Acceptance:
             confirmed += reached
             most += 1 - (1 - made) ** rows
             yield confirmed, fails, most
+
+
+def _count(counts: list[float], success: bool) -> None:
+    """One more trial, at the expense of the oldest."""
+    if counts[0] >= _WINDOW:
+        counts[:] = (count * (1 - 1 / _WINDOW) for count in counts)
+    counts[0] += 1
+    counts[1] += success
 
 
 class StepTimes:
