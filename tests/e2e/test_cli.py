@@ -177,7 +177,7 @@ def test_a_killed_run_leaves_no_model_and_resumes(project, how) -> None:
     """Ctrl-C or a power cut in the middle: nothing half-written at the output, and --resume finishes the run."""
     output = project / f"killed-{how.name}"
     argv = [sys.executable, "-m", "multitoken.cli", "adapt", project / "base", "--data", project / "data.jsonl", "--output",
-            output, "--steps", "60", "--k-max", "4", "--batch-size", "2", "--checkpoint-every", "3"]  # fmt: skip
+            output, "--steps", "300", "--k-max", "4", "--batch-size", "2", "--checkpoint-every", "10"]  # fmt: skip
     command = [str(a) for a in argv]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -193,4 +193,4 @@ def test_a_killed_run_leaves_no_model_and_resumes(project, how) -> None:
     if how is signal.SIGINT:
         assert b"--resume" in err and b"Traceback" not in err
     assert run(*command[3:], "--resume") == 0
-    assert json.loads((output / "adapt.json").read_text())["steps"] == 60
+    assert json.loads((output / "adapt.json").read_text())["steps"] == 300
