@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks.training_speed import Stepper
-from benchmarks.word_problems import answer_all
+from benchmarks.word_problems import answer_all, tokens_per_step
 from multitoken.checkpoints.atomic import write_text
 from multitoken.checkpoints.provenance import provenance
 from multitoken.config import make_config
@@ -178,14 +178,10 @@ def run(arm: Arm, seed: int, steps: int, data: Path, reference: list[tuple], que
         arm.name,
         seed,
         steps,
-        _tokens_per_step(exact),
+        tokens_per_step(exact),
         right / questions,
         same / questions,
     )
-
-
-def _tokens_per_step(answers: list[tuple]) -> float:
-    return sum(len(ids) - first for ids, first, _ in answers) / sum(passes - 1 for _, _, passes in answers)
 
 
 def table(results: list[Result]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.word_problems import answer_all
+from benchmarks.word_problems import answer_all, tokens_per_step
 from multitoken.checkpoints.atomic import write_text
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import Exact
@@ -36,8 +36,6 @@ def measure(name: str, original: Model, adapted: Model, prompts: list[list[int]]
     k = adapted.mtp.k
     summary = summarise(own_predictions(original, prompts, new), k)
     answers = answer_all(adapted, prompts, _POLICY, batch, new, name)
-    tokens = sum(len(ids) - prefill for ids, prefill, _ in answers)
-    steps = sum(passes - 1 for _, _, passes in answers)
     return Point(
         name=name,
         model=original.name,
@@ -47,7 +45,7 @@ def measure(name: str, original: Model, adapted: Model, prompts: list[list[int]]
         entropy=summary.entropy,
         easy_share=summary.easy_share,
         run_length=summary.run_length,
-        tokens_per_step=tokens / steps,
+        tokens_per_step=tokens_per_step(answers),
     )
 
 

@@ -40,7 +40,7 @@ class Stepper:
         self.setup: Setup = make_ready(config, folder, training_arguments(config, folder), QUIET)
         self.stream = BlockStream(self.setup.data.train, self.setup.stream, 10**6)
         trained = self.setup.distillation.trained
-        self.optimizer = build_optimizer(trained, name=config.optimizer or "adamw", lr=1e-5, weight_decay=0.0)
+        self.optimizer = build_optimizer(trained, name=config.optimizer, lr=1e-5, weight_decay=0.0)
         self.bf16 = config.dtype == "bfloat16"
 
     def step(self, number: int) -> tuple[float, int]:

@@ -51,6 +51,11 @@ def answer_all(model: Model, prompts: list[list[int]], policy: Policy, batch: in
     return [results[i] for i in range(len(prompts))]
 
 
+def tokens_per_step(answers: list[tuple]) -> float:
+    """Of what `answer_all` found, summed over prompts; the prefill's tokens and pass apart."""
+    return sum(len(ids) - prefill for ids, prefill, _ in answers) / sum(passes - 1 for _, _, passes in answers)
+
+
 def label_of_model(model: Model) -> str:
     return model.mtp.method if model.mtp else "original"
 

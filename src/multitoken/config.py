@@ -14,7 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from multitoken.errors import UsageError, nearest
 
 DEFAULT_MINUTES = 10.0
-OPTIMIZERS = {"gated": "muon", "lora": "adamw", "full": "adamw"}
+METHODS = ("gated", "lora", "full")
+OPTIMIZERS: dict[str, Literal["adamw", "muon"]] = {"gated": "muon", "lora": "adamw", "full": "adamw"}
+_BY_METHOD = ("optimizer", "learning_rate")
 LEARNING_RATES = {
     "muon": {"gated": 5e-3, "lora": 2e-3, "full": 2e-3},
     "adamw": {"gated": 2e-3, "lora": 5e-4, "full": 2e-4},
@@ -84,11 +86,10 @@ class AdaptConfig(BaseModel):
     next_token_weight: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the original model's next-token predictions on real tokens."""
 
-    optimizer: Literal["adamw", "muon"] | None = None
-    """The optimizer; muon orthogonalises the updates of weight matrices (muon for method gated, else adamw, if not given)."""
-    learning_rate: float | None = Field(default=None, gt=0)
-    """The highest learning rate of the run (if not given: gated 5e-3, full and lora 2e-4 and 5e-4; it hangs on the
-    optimizer as well)."""
+    optimizer: Literal["adamw", "muon"] = OPTIMIZERS["gated"]
+    """The optimizer; muon orthogonalises the updates of weight matrices (methods lora and full: adamw, if not given)."""
+    learning_rate: float = Field(default=LEARNING_RATES["muon"]["gated"], gt=0)
+    """The highest learning rate of the run (by method and optimizer, if not given; lora 5e-4, full 2e-4)."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay; the mask token's own row never decays."""
     warmup: float = Field(default=0.05, ge=0, le=1)
@@ -133,12 +134,16 @@ class AdaptConfig(BaseModel):
             return {**values, "minutes": DEFAULT_MINUTES}
         return values
 
-    @model_validator(mode="after")
-    def _fill_optimizer(self) -> "AdaptConfig":
-        optimizer = self.optimizer or OPTIMIZERS[self.method]
-        object.__setattr__(self, "optimizer", optimizer)  # frozen for everyone else
-        object.__setattr__(self, "learning_rate", self.learning_rate or LEARNING_RATES[optimizer][self.method])
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_optimizer(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or (method := values.get("method", "gated")) not in METHODS:
+            return values  # the fields' own checks say it better
+        filled = {name: value for name, value in values.items() if name not in _BY_METHOD or value is not None}
+        filled.setdefault("optimizer", OPTIMIZERS[method])
+        if (rates := LEARNING_RATES.get(str(filled["optimizer"]))) is not None:
+            filled.setdefault("learning_rate", rates[method])
+        return filled
 
     @field_validator("k_max")
     @classmethod

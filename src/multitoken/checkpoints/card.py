@@ -9,13 +9,13 @@ import yaml
 from huggingface_hub import metadata_load
 from transformers.utils.hub import cached_file
 
+from multitoken.models.gated import QUIET
 from multitoken.models.mtp_config import MtpConfig
 
 from .measured import PICTURE, RESULTS, Measured
 
 CODE_FOLDER, EVALUATION_FOLDER = "custom_generate", "evaluation"
 _LICENSE = ("license", "license_name", "license_link")
-_QUIET = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
 
 
 _TEXT = 'inputs = tokenizer("Your prompt", return_tensors="pt")'
@@ -58,7 +58,7 @@ def license_of(folder: Path | None, hub_name: str | None) -> dict[str, str]:
     card = folder / "README.md" if folder is not None and (folder / "README.md").is_file() else None
     try:
         if card is None and hub_name is not None:
-            found = cached_file(hub_name, "README.md", **_QUIET)
+            found = cached_file(hub_name, "README.md", **QUIET)
             card = Path(found) if found else None
         facts = metadata_load(card) if card is not None else None
     except (OSError, ValueError, yaml.YAMLError):  # a card that cannot be had or read says nothing

@@ -171,9 +171,8 @@ def _write_model(
         with own_settings_kept(loaded.model):
             loaded.model.save_pretrained(folder)
     config = _read_json(place.weights / "config.json") | {"mtp": mtp.to_dict()}
-    config.pop(
-        "auto_map", None
-    )  # names code that stays behind; transformers has the class, or it would not have loaded
+    # It names code that stays behind; transformers has the class, or it would not have loaded.
+    config.pop("auto_map", None)
     if dtype is not None:
         config.pop("torch_dtype", None)
         config["dtype"] = dtype

@@ -141,15 +141,19 @@ class GatedAdapter(nn.Module):
             # A partial of a method, not a closure: a deep copy of the model then gets a copy of the adapter as well.
             self._hooks[i] = model.get_submodule(name).register_forward_hook(partial(self._add, i))
 
+    def attach_for_decoding(self, model: PreTrainedModel) -> None:
+        """`attach`, and `merge`."""
+        self.attach(model)
+        self.merge(model)
+
     def merge(self, model: PreTrainedModel) -> None:
         """Make ready for decoding: where an update has at least half the numbers of its layer's matrix, add it to a copy of
         the matrix, which masks then go through. The adapter, at work in `model`, can be trained no more."""
         for i, name in enumerate(self.names):
             layer, update = model.get_submodule(name), self.updates[i]
             assert isinstance(update, LowRank)
-            if (
-                type(layer) is not nn.Linear or type(layer.weight.data) is not Tensor
-            ):  # quantised ones are of other types
+            # Quantised layers, and their weights, are of other types.
+            if type(layer) is not nn.Linear or type(layer.weight.data) is not Tensor:
                 continue
             if 2 * (update.down.numel() + update.up.numel()) < layer.weight.numel():
                 continue

@@ -229,9 +229,7 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
         )
     if facts.get("method") == "gated":
         config, weights = (_file(model, f"{ADAPTER_FOLDER}/{name}") for name in (CONFIG, WEIGHTS))
-        gate = read_gate(model, config, weights, facts["mask_token_id"])
-        gate.attach(model)
-        gate.merge(model)
+        read_gate(model, config, weights, facts["mask_token_id"]).attach_for_decoding(model)
     decoder = Decoder(model, mask_id=facts["mask_token_id"], trained_k=facts["k"])
     model.__dict__["_mtp_decoder"] = decoder
     return decoder

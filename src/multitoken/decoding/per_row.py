@@ -33,9 +33,8 @@ def _of_row(processor: LogitsProcessor, row: int, rows: int, padding: int) -> Lo
     own = copy.copy(processor)
     if isinstance(own, RepetitionPenaltyLogitsProcessor):
         ignored = own.prompt_ignore_length
-        if ignored is not None and not isinstance(
-            ignored, int
-        ):  # padding that stands on the right is shown in front, too
+        # Padding that stands on the right is shown in front, too.
+        if ignored is not None and not isinstance(ignored, int):
             own.prompt_ignore_length = max(int(ignored[row]), padding)
         return own
     if isinstance(own, EncoderRepetitionPenaltyLogitsProcessor):

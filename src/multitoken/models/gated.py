@@ -27,6 +27,8 @@ from multitoken.errors import ModelError
 from .mtp_config import MtpConfig
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# For `cached_file`: None, and no error, for a file that is not there or cannot be had.
+QUIET = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
 _FILES = ("*.json", "*.jinja", "*.model", "*.txt", WEIGHTS)
 
 
@@ -46,9 +48,8 @@ def fetch_adapter(name_or_path: str | Path) -> Path | None:
         return Path(name_or_path)
     if isinstance(name_or_path, Path) or not is_hub_name(name_or_path):
         return None
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
     try:
-        found = cached_file(name_or_path, CONFIG, **quiet)
+        found = cached_file(name_or_path, CONFIG, **QUIET)
     except OSError:  # no such name: whoever asks next, for config.json, says it better
         return None
     if found is None:

@@ -99,8 +99,7 @@ def load_causal_lm(
         adapter = read_own_adapter(model, source, mtp)
     quantize_weights(model, quantize)  # the hash is of the weights as they are published
     if adapter is not None:
-        adapter.attach(model)
-        adapter.merge(model)
+        adapter.attach_for_decoding(model)
     return Loaded(model, tokenizer, mtp, name, adapter)
 
 
@@ -125,8 +124,7 @@ def _load_gated(folder: Path, name: str, base: str | Path | None, quantize: str,
         )
     quantize_weights(loaded.model, quantize)
     adapter = read_adapter(loaded.model, folder, mtp)
-    adapter.attach(loaded.model)
-    adapter.merge(loaded.model)
+    adapter.attach_for_decoding(loaded.model)
     tokenizer = _read_tokenizer(str(folder), trust_remote_code=False)
     if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:
         raise ModelError(f"{folder}: the tokenizer does not give {mtp.mask_token!r} the id {mtp.mask_token_id}")

@@ -113,7 +113,7 @@ def make_trainer(
         arguments,
         BlockStream(setup.data.train, setup.stream, config.steps or UNBOUNDED_STEPS),
         clock=clock,
-        optimizer=config.optimizer or "adamw",  # never None: the config fills it in
+        optimizer=config.optimizer,
         warmup=config.warmup,
         examine=partial(
             validate, setup.distillation, setup.data.validation, setup.validation_stream, _ROWS_WHILE_TRAINING

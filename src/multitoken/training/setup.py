@@ -117,7 +117,7 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
         max_steps=config.steps or UNBOUNDED_STEPS,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate or 0.0,  # never None: the config fills it in
+        learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         max_grad_norm=1.0,
         bf16=config.dtype == "bfloat16",
