@@ -15,9 +15,7 @@ import torch
 
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import Exact
-from multitoken.decoding.cache import SlotCache
-from multitoken.decoding.pace import StepTimes
-from multitoken.decoding.step import Batch
+from multitoken.decoding.step_times import StepTimes, measure_on
 from multitoken.models.model import Model
 from multitoken.quickstart.embedded import checkpoint, embedded_task
 
@@ -31,8 +29,7 @@ def main() -> None:
     assert model.mtp is not None
     task = embedded_task("word-problems", a.prompts)
     masks = model.mtp.k - 1
-    scratch = Batch(model.hf, model.decoder.mask_id, model.decoder.rule, SlotCache(model.hf.config.num_hidden_layers))
-    times = StepTimes(scratch, 16 * masks)
+    times = StepTimes(measure_on(model.hf, model.decoder.mask_id, model.decoder.rule), 16 * masks)
     results = []
     print(
         "| threshold | steps | a draft fails in | drafts a step | tokens per step | at most | width | would be | time |"
@@ -59,7 +56,7 @@ def main() -> None:
                     failed += held < made
         mean = drafts / steps
         now, then = 1 + mean + masks, (1 + mean) * (1 + masks)
-        ratio = times.seconds(1, then) / times.seconds(1, now)
+        ratio = times.seconds(1, 64, then) / times.seconds(1, 64, now)
         facts = {
             "threshold": threshold,
             "steps": steps,

@@ -129,10 +129,10 @@ class _Times:
     def __init__(self, more: float) -> None:
         self.more = more
 
-    def seconds(self, rows: int, width: float) -> float:
+    def seconds(self, rows: int, length: int, width: float) -> float:
         return 1 + self.more * rows * (width - 1)
 
-    def observe(self, rows: int, width: int, seconds: float) -> None:
+    def observe(self, rows: int, length: int, width: int, seconds: float) -> None:
         pass
 
 
@@ -142,7 +142,7 @@ def test_a_paced_engine_writes_the_same_text(more: float) -> None:
     decoder = decoder_of("qwen3")
     requests = [decoder.request(prompt(i), policy=Exact(0.1), max_new_tokens=30) for i in range(6)]
     plain = decoder.engine(max_rows=4)
-    paced = decoder.engine(max_rows=4, pace=Pace(_Times(more), 5))  # pyright: ignore[reportArgumentType]
+    paced = decoder.engine(max_rows=4, pace=Pace(_Times(more), 5))
     for request in requests:
         plain.add(request)
         paced.add(request)
@@ -151,13 +151,12 @@ def test_a_paced_engine_writes_the_same_text(more: float) -> None:
 
 def test_pace_feeds_what_pays() -> None:
     """All masks where they are free and right, none where they cost more than they bring, and fewer as rows grow."""
-    rows = [object()]
 
     def chosen(more: float, held: int, number: int = 1) -> int:
-        pace = Pace(_Times(more), 7)  # pyright: ignore[reportArgumentType]
+        pace = Pace(_Times(more), 7)
         for _ in range(300):
             pace.observe([(7, 7, held)])
-        return pace.masks(rows * number)  # pyright: ignore[reportArgumentType]
+        return pace.masks(number, 40)
 
     assert chosen(0.0, 7) == 7
     assert chosen(2.0, 7) == 0
@@ -168,24 +167,24 @@ def test_pace_feeds_what_pays() -> None:
 
 def test_what_was_refused_is_tried_again() -> None:
     """A stretch of text in which nothing held must not switch masks off for good."""
-    pace = Pace(_Times(0.2), 7)  # pyright: ignore[reportArgumentType]
+    pace = Pace(_Times(0.2), 7)
     for _ in range(100):
         pace.observe([(7, 7, 0)])
-    assert pace.masks([object()]) == 0  # pyright: ignore[reportArgumentType]
+    assert pace.masks(1, 40) == 0
     for _ in range(3000):
         pace.observe([])
-    assert pace.masks([object()]) > 0  # pyright: ignore[reportArgumentType]
+    assert pace.masks(1, 40) > 0
 
 
 def test_a_request_of_another_kind_is_soon_known_for_one() -> None:
     """Thousands of good blocks must not outvote what the present request shows."""
-    pace = Pace(_Times(0.2), 7)  # pyright: ignore[reportArgumentType]
+    pace = Pace(_Times(0.2), 7)
     for _ in range(3000):
         pace.observe([(7, 7, 7)])
-    assert pace.masks([object()]) == 7  # pyright: ignore[reportArgumentType]
+    assert pace.masks(1, 40) == 7
     for _ in range(40):
         pace.observe([(7, 7, 0)])
-    assert pace.masks([object()]) <= 1  # pyright: ignore[reportArgumentType]
+    assert pace.masks(1, 40) <= 1
 
 
 def test_acceptance_is_what_was_observed() -> None:

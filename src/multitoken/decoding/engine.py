@@ -5,6 +5,7 @@ their own, so that a long prompt does not widen everyone's step. Lines of the ca
 have started, then those that still prefill.
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -138,25 +139,33 @@ class Engine:
             if (part + 1) * widest > self._prefill_tokens:
                 break
             part += 1
+        pays = self._what_pays(self._rows[: first + part])
         feeds = []
         for row in joining[:part]:
             pending = min(row.pending(), self._prefill_tokens)
-            feeds.append(Feed(row, pending, self._masks_of(row) if pending == row.pending() else 0))
+            feeds.append(Feed(row, pending, min(pays, self._masks_of(row)) if pending == row.pending() else 0))
         return self._step(feeds, first)
 
     def _decode(self, started: list[Row]) -> list[Chunk]:
         """One pass over all rows that have started, of one width; where drafts leave room in it, masks fill it."""
         if not started:
             return []
-        masks = [self._masks_of(row) for row in started]
-        if self._pace is not None and all(row.policy.verifies for row in started):
-            chosen = self._pace.masks(started)
-            wants = [min(m, chosen) for m in masks]
-            width = max(row.pending() + len(row.drafts) + m for row, m in zip(started, wants, strict=True))
-            if chosen:
-                wants = [min(m, width - row.pending() - len(row.drafts)) for row, m in zip(started, masks, strict=True)]
-            masks = wants
-        return self._step([Feed(row, row.pending(), m) for row, m in zip(started, masks, strict=True)], 0)
+        pays, rooms = self._what_pays(started), [self._masks_of(row) for row in started]
+        real = [row.pending() + len(row.drafts) for row in started]
+        width = max(n + min(pays, room) for n, room in zip(real, rooms, strict=True)) if pays else 0
+        return self._step(
+            [
+                Feed(row, row.pending(), max(0, min(room, width - n)))
+                for row, n, room in zip(started, real, rooms, strict=True)
+            ],
+            0,
+        )
+
+    def _what_pays(self, rows: list[Row]) -> int:
+        """Masks a row for a step of these rows. Only a policy whose output they do not change is paced."""
+        if self._pace is None or not all(row.policy.verifies for row in rows):
+            return sys.maxsize
+        return self._pace.masks(len(rows), max(row.cached for row in rows))
 
     def _masks_of(self, row: Row) -> int:
         return row.room_for_masks(self._max_positions) if self._batch.mask_id is not None else 0
@@ -165,13 +174,13 @@ class Engine:
         longest = max(feed.row.cached + feed.width for feed in feeds)
         self._batch.rule.grow(longest)
         self._batch.cache.grow(len(self._rows), _up(longest))
+        size = len(feeds), max(feed.row.cached for feed in feeds), max(feed.width for feed in feeds)
         begun = time.perf_counter()
         chunks = step(self._batch, feeds, first)
         if self._pace is not None:
             spent = time.perf_counter() - begun
             settled = [block for feed in feeds if (block := feed.row.settled) is not None]
-            decoded = (len(feeds), max(feed.width for feed in feeds), spent) if first == 0 and settled else None
-            self._pace.observe(settled, decoded)
+            self._pace.observe(settled, (*size, spent) if first == 0 and settled else None)
         return chunks
 
     def _keep(self, rows: list[Row]) -> None:

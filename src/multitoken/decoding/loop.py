@@ -7,14 +7,13 @@ from typing import Any
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from .attention import AttentionRule
-from .cache import SlotCache
 from .engine import Engine
-from .pace import Pace, StepTimes
+from .pace import Pace
 from .policies import NextToken, Policy, with_trained_k
 from .records import Chunk, DecodingError
 from .row import Request
 from .sampling import Sampling
-from .step import Batch
+from .step_times import StepTimes, measure_on
 
 
 class Decoder:
@@ -71,9 +70,8 @@ class Decoder:
         step times are then measured once. options: those of `Engine`."""
         if adaptive and self.trained_k > 1:
             if self._pace is None:  # one for all engines: what was learnt from one answer serves the next
-                scratch = SlotCache(self.model.config.get_text_config().num_hidden_layers)
-                batch = Batch(self.model, self.mask_id, self.rule, scratch)
-                self._pace = Pace(StepTimes(batch, 2 * self.trained_k - 1), self.trained_k - 1)
+                measure = measure_on(self.model, self.mask_id, self.rule)
+                self._pace = Pace(StepTimes(measure, 2 * self.trained_k - 1), self.trained_k - 1)
             options["pace"] = self._pace
         return Engine(self.model, mask_id=self.mask_id, rule=self.rule, max_positions=self.max_positions, **options)
 

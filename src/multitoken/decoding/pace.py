@@ -1,33 +1,37 @@
 """How many masks to feed: as many as make the most expected tokens a second, and none where they do not pay.
 
 Two things decide. What masks yield: how often the draft of place j is made, and holds, learnt from the running acceptance.
-What they cost: the time of a step by its width and the number of rows, measured on this machine the first time it is
-needed. Under Exact the output does not depend on the number of masks, so it may be chosen freely; a policy whose tokens
-are final would write another text, so only verified policies are paced.
+What they cost: the time of a step by its width, the number of rows and their length (`step_times.py`). Under Exact the output
+does not depend on the number of masks, so it may be chosen freely; a policy whose tokens are final would write another
+text, so only verified policies are paced.
 
-Let c(j) be the probability that the first j drafts are made and hold, r(m) that one of at most m drafts fails, d(m) the
-expected number of drafts. A step whose block is good is followed, with probability r, by one whose block is wasted:
+For m masks, let c be the expected number of drafts that hold, r the probability that one fails, d the drafts of the row that
+has most. A row whose block is good is followed, with probability r, by a step in which its block is wasted: a share
+r / (1 + r) of its steps. A step is narrow only if that happens to all n rows at once, w = (r / (1 + r))^n, so
 
-    tokens per second (m) = (1 + sum of c(j) for j <= m + r(m)) / (time(1 + d(m) + m) + r(m) time(1 + m))
+    tokens per second (m) = n (1 + c + r) / (1 + r) / ((1 - w) time(1 + d + m) + w time(1 + m))
 """
 
-import time
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-
-import torch
-
-from .cache import SlotCache
-from .policies import NextToken
-from .row import Request, Row
-from .step import Batch, Feed, forward_rows
+from typing import Protocol
 
 _FADE = 0.998  # a step: what was learnt is forgotten over a thousand steps, so refused masks are tried again
+_PATIENCE = 8  # steps that a decision to feed none stands: deciding costs time, and nothing is learnt meanwhile
 _WINDOW = 32.0  # blocks that a place remembers: the next request may be of another kind
 _OPTIMISM = 4.0  # a place begins as if so many drafts had been made there and had held
-_DRIFT = 0.05  # how much one step's time moves the table of step times
-_REPEATS = 3
 _MARGIN = 1.1  # masks must promise so much more than plain decoding: an estimate is not a measurement
+
+
+class Times(Protocol):
+    """Seconds of a step, by what is fed and what is already there."""
+
+    def seconds(self, rows: int, length: int, width: float) -> float:
+        """rows of at most `length` cached tokens, each fed `width` more."""
+        ...
+
+    def observe(self, rows: int, length: int, width: int, seconds: float) -> None:
+        """A step took so long."""
+        ...
 
 
 class Acceptance:
@@ -47,10 +51,12 @@ class Acceptance:
             if j <= held and j < drafted:
                 _count(self._held[j], j < held)
 
-    def fade(self) -> None:
-        """Once a step: old counts weigh less, and the optimism of before more."""
+    def fade(self, steps: int) -> None:
+        """So many steps went by: old counts weigh less, and the optimism of before more."""
+        left = _FADE**steps
         for counts in (*self._tried, *self._held):
-            counts[:] = (_OPTIMISM + (count - _OPTIMISM) * _FADE for count in counts)
+            counts[0] = _OPTIMISM + (counts[0] - _OPTIMISM) * left
+            counts[1] = _OPTIMISM + (counts[1] - _OPTIMISM) * left
 
     def expected(self, rows: int = 1) -> Iterator[tuple[float, float, float]]:
         """For 1, 2, ... masks a row: confirmed drafts, the probability that one fails, drafts of the row that has most."""
@@ -74,94 +80,42 @@ def _count(counts: list[float], success: bool) -> None:
     counts[1] += success
 
 
-class StepTimes:
-    """Seconds of a step by number of rows and width, measured once for each power of two of rows, and kept up to date."""
-
-    def __init__(self, batch: Batch, widest: int) -> None:
-        self._batch = batch
-        self._widths = [1]
-        while self._widths[-1] < widest:
-            self._widths.append(2 * self._widths[-1])
-        self._known: dict[int, list[float]] = {}
-
-    def seconds(self, rows: int, width: float) -> float:
-        times, widths = self._of(rows), self._widths
-        width = min(max(width, 1.0), widths[-1])
-        right = max(1, bisect_left(widths, width))
-        low, high = widths[right - 1], widths[right]
-        return times[right - 1] + (times[right] - times[right - 1]) * (width - low) / (high - low)
-
-    def observe(self, rows: int, width: int, seconds: float) -> None:
-        """A step took so long: contexts grow, and machines are shared."""
-        times = self._of(rows)
-        right = min(bisect_left(self._widths, width), len(self._widths) - 1)
-        off = min(max(seconds / self.seconds(rows, width), 0.5), 2.0)  # one hiccup says little
-        for i in {right} if self._widths[right] == width else {max(0, right - 1), right}:
-            times[i] *= 1 + _DRIFT * (off - 1)
-
-    def _of(self, rows: int) -> list[float]:
-        bucket = 1 << (rows - 1).bit_length()
-        if bucket not in self._known:
-            self._known[bucket] = self._measure(bucket)
-        return self._known[bucket]
-
-    @torch.inference_mode()
-    def _measure(self, rows: int) -> list[float]:
-        """In turn, the best of a few: a table of what the machine can do, not of what disturbed it."""
-        slots = 32 + self._widths[-1]
-        scratch = SlotCache(len(self._batch.cache.layers), rows, slots)
-        self._batch.rule.grow(slots)
-        batch = Batch(self._batch.model, self._batch.mask_id, self._batch.rule, scratch)
-        best = [float("inf")] * len(self._widths)
-        for repeat in range(_REPEATS + 1):
-            for at, width in enumerate(self._widths):
-                feeds = [self._feed(width, i) for i in range(rows)]
-                _wait(batch)
-                started = time.perf_counter()
-                forward_rows(batch, feeds)
-                _wait(batch)
-                if repeat:  # the first round warms up
-                    best[at] = min(best[at], time.perf_counter() - started)
-        return best
-
-    @staticmethod
-    def _feed(width: int, row: int) -> Feed:
-        """Real tokens and masks in shares that differ from row to row, as in a step."""
-        real = 1 + (width // 4 + 3 * row) % max(1, width // 2)
-        scratch = Row(0, Request([0] * 32 + [0] * real, NextToken(), 1))
-        scratch.cached = 32
-        return Feed(scratch, real, width - real)
-
-
-def _wait(batch: Batch) -> None:
-    if batch.model.device.type == "cuda":
-        torch.cuda.synchronize(batch.model.device)
-
-
 class Pace:
     """Chooses the number of masks of each step."""
 
-    def __init__(self, times: StepTimes, places: int) -> None:
+    def __init__(self, times: Times, places: int) -> None:
         self._times = times
         self._acceptance = Acceptance(places)
+        self._steps = 0  # since the last decision
+        self._none_for: int | None = None  # the number of rows for which it was to feed none
 
-    def masks(self, rows: Sequence[Row]) -> int:
-        """Masks a row for a step of these rows."""
-        n = len(rows)
-        plain = 1 / self._times.seconds(n, 1)
-        best, most = 0, plain * _MARGIN
-        for m, (confirmed, fails, drafts) in enumerate(self._acceptance.expected(n), 1):
-            spent = self._times.seconds(n, 1 + drafts + m) + fails * self._times.seconds(n, 1 + m)
-            rate = (1 + confirmed + fails) / spent
+    def masks(self, rows: int, length: int) -> int:
+        """Masks a row for a step of so many rows, of at most `length` cached tokens."""
+        if rows == self._none_for and self._steps < _PATIENCE:
+            return 0
+        self._acceptance.fade(self._steps)
+        self._steps = 0
+        best = self._best(rows, length)
+        self._none_for = None if best else rows
+        return best
+
+    def observe(self, blocks: Sequence[tuple[int, int, int]], step: tuple[int, int, int, float] | None = None) -> None:
+        """What a step brought: (masks fed, drafts made, drafts that held) of the blocks that it settled, and its rows,
+        length, width and seconds."""
+        self._steps += 1
+        if step is not None:
+            self._times.observe(*step)
+        for block in blocks:
+            self._acceptance.observe(*block)
+
+    def _best(self, rows: int, length: int) -> int:
+        best, most = 0, _MARGIN / self._times.seconds(rows, length, 1)
+        for m, (confirmed, fails, drafts) in enumerate(self._acceptance.expected(rows), 1):
+            wasted = fails / (1 + fails)
+            narrow = wasted**rows
+            wide = self._times.seconds(rows, length, 1 + drafts + m)
+            spent = (1 - narrow) * wide + narrow * self._times.seconds(rows, length, 1 + m)
+            rate = (1 + confirmed + fails) / (1 + fails) / spent
             if rate > most:
                 best, most = m, rate
         return best
-
-    def observe(self, blocks: Sequence[tuple[int, int, int]], step: tuple[int, int, float] | None = None) -> None:
-        """What a step brought: (masks fed, drafts made, drafts that held) of the blocks that it settled, and its rows, width
-        and seconds."""
-        if step is not None:
-            self._times.observe(*step)
-        self._acceptance.fade()
-        for block in blocks:
-            self._acceptance.observe(*block)

@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from multitoken.decoding.attention import AttentionRule
+from multitoken.decoding.step_times import StepTimes, measure_on
+from tests.parity.families import MASK, SUPPORTED
+
+
+def bilinear(rows: int, length: int, widths: list[int]) -> list[float]:
+    return [1.0 + 2 * rows + 3 * width + length / 1000 for width in widths]
+
+
+def test_what_lies_between_is_a_straight_line() -> None:
+    """A step's time that is linear in rows and width is given back everywhere, and a length takes its nearest."""
+    times = StepTimes(bilinear, 31)  # pyright: ignore[reportArgumentType]
+    for rows, width in ((1, 1), (2, 1.5), (3, 9), (4, 31), (7, 2), (16, 20), (33, 31)):
+        assert times.seconds(rows, 70, width) == pytest.approx(1.064 + 2 * rows + 3 * width)
+    assert times.seconds(1, 2000, 1) == pytest.approx(6 + 1.024)
+    assert times.seconds(1, 70, 1000) == times.seconds(1, 70, 31)
+
+
+def test_each_size_is_measured_once_and_never_beyond_its_memory() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def measure(rows: int, length: int, widths: list[int]) -> list[float]:
+        asked.append((rows, length))
+        return [1.0] * len(widths)
+
+    times = StepTimes(measure, 15)  # pyright: ignore[reportArgumentType]
+    for _ in range(3):
+        times.seconds(1, 64, 1)
+        times.seconds(64, 5000, 3)
+        times.seconds(40, 5000, 3)
+    assert sorted(asked) == [(1, 64), (16, 1024), (64, 256)]
+
+
+def test_steps_that_take_longer_move_the_table() -> None:
+    """What is observed is what is soon foretold; the times of other sizes stay."""
+    times = StepTimes(bilinear, 31)  # pyright: ignore[reportArgumentType]
+    plain, other = times.seconds(2, 64, 1), times.seconds(16, 64, 31)
+    for _ in range(300):
+        times.observe(2, 64, 6, 60.0)
+    assert times.seconds(2, 64, 6) == pytest.approx(60.0, rel=0.02)
+    assert times.seconds(2, 64, 1) == plain and times.seconds(16, 64, 31) == other
+
+
+def test_a_model_is_timed_within_its_positions() -> None:
+    """A context as long as the model's last position leaves no room for masks: measured a little before it."""
+    model = SUPPORTED["qwen3"]().eval()
+    limit = model.config.max_position_embeddings
+    seconds = measure_on(model, MASK, AttentionRule(model))(2, limit, [1, 2, 8])
+    assert len(seconds) == 3 and all(0 < s < 60 for s in seconds)
+    assert torch.is_grad_enabled()
