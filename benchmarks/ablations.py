@@ -209,7 +209,8 @@ def picture(results: list[Result], path: Path) -> None:
     """A row an arm: a dot a seed, a line at their mean; grey where training cost right answers."""
     arms = _by_arm(results)
     base = statistics.mean(r.right for r in arms[0][2])  # gated: the original's by construction
-    figure = Figure(figsize=(8, 0.36 * len(arms) + 1.2), dpi=200, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(8, 0.36 * len(arms) + 1.2), dpi=200, facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for y, (_, _, mine) in enumerate(arms):
