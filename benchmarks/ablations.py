@@ -209,7 +209,8 @@ def picture(results: list[Result], path: Path) -> None:
     """A row an arm: a dot a seed, a line at their mean; grey where training cost right answers."""
     arms = _by_arm(results)
     base = statistics.mean(r.right for r in arms[0][2])  # gated: the original's by construction
-    figure = Figure(figsize=(8, 0.36 * len(arms) + 1.2), dpi=200, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(8, 0.36 * len(arms) + 1.2), dpi=200, facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for y, (_, _, mine) in enumerate(arms):
@@ -221,10 +222,16 @@ def picture(results: list[Result], path: Path) -> None:
         if cost >= 1:
             axes.annotate(f"  {cost:.0f} points lost", (max(values), y), va="center", fontsize=8, color="#656d76")
     axes.axvline(statistics.mean(r.tokens_per_step for r in arms[0][2]), color="#d0d7de", linestyle="--", zorder=1)
-    axes.set_yticks(range(len(arms)), [f"{group}: {name}" for group, name, _ in arms], fontsize=8)
-    axes.invert_yaxis()
+    labels = [name if name.startswith(group) else f"{group}: {name}" for group, name, _ in arms]
+    axes.set_yticks(range(len(arms)), labels, fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.set_xlim(left=1)
-    axes.set_xlabel("tokens per step, Exact 0.5 (a dot a seed; dashed: the reference)")
+    axes.set_xlabel("tokens per step under Exact 0.5", fontsize=9)
+    figure.suptitle(
+        "A dot a seed, a line at their mean; dashed: the reference; grey: right answers were lost", fontsize=9
+    )
     axes.grid(axis="x", color="#e6e8eb")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="png")

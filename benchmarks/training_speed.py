@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from multitoken.checkpoints.provenance import provenance
 from multitoken.config import AdaptConfig, make_config
@@ -90,6 +91,17 @@ def write_problems(path: Path, before: int = 0) -> Path:
     return path
 
 
+def write_wide_model(folder: Path) -> Path:
+    """Random weights whose width, like that of models in use, is many times the adapter's rank; two layers, to be done soon."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint("base"))
+    sizes = {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8}
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=2048, num_hidden_layers=2, **sizes, **ids)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def extra_memory(options: dict[str, Any]) -> int:
     """Peak of a few steps above the base model's weights, in bytes, in this process."""
     found = plan(make_config(**options), QUIET)
@@ -108,12 +120,14 @@ def main() -> None:
         common = {"model": a.model, "data": data, "output": Path(folder) / "out", "steps": 1, "dtype": a.dtype}
         common |= {"report_to": "none", "k_schedule": "fixed", "labels": "online", "optimizer": "adamw"}
         long = {"data": a.data or write_problems(Path(folder) / "long.jsonl", before=3)}
+        wide = {"model": write_wide_model(Path(folder) / "wide"), "batch_size": 4}
         results: dict[str, Any] = {}
         print("| compared | s a step | steps a second | supervised places a second |\n|---|---|---|---|")
         kinds = {
             "gated / full": ({"method": "gated"}, {"method": "full"}),
             "gated, rank 16 / full": ({"method": "gated", "rank": 16}, {"method": "full"}),
             "gated / full, four times as long": ({"method": "gated"} | long, {"method": "full"} | long),
+            "gated / full, hidden 1,024": ({"method": "gated"} | wide, {"method": "full"} | wide),
             "gated / lora": ({"method": "gated"}, {"method": "lora"}),
             "full, 16 blocks a row / 1": (
                 {"method": "full", "blocks_per_row": 16},

@@ -2,7 +2,8 @@
 
     python -m benchmarks.word_problems                       the gated adapter (about ten minutes on 2 cores)
     python -m benchmarks.word_problems --full                the full adaptation
-    python -m benchmarks.word_problems --model DIR --prompts 300
+    python -m benchmarks.word_problems --model DIR --prompts 300 --policy exact:0.5 --pairs 0
+    python -m benchmarks.word_problems --prompts 0           the speed alone
 
 Accuracy, identity and tokens per step need no clock, so they are measured in batches on all prompts. Speed is measured
 at batch 1, in pairs: the original under transformers' greedy `generate` and ours on the same prompt, in turn, warmed up,
@@ -14,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
@@ -22,7 +24,7 @@ from rich.progress import track
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy
 from multitoken.evaluation.identity import Float64Judge, compare
-from multitoken.evaluation.measure import label_of
+from multitoken.evaluation.measure import label_of, parse_policy
 from multitoken.evaluation.results import percent
 from multitoken.evaluation.rows import Combination, Outcome, Row, make_row
 from multitoken.evaluation.statistics import ratio_interval
@@ -60,13 +62,15 @@ def label_of_model(model: Model) -> str:
     return model.mtp.method if model.mtp else "original"
 
 
-def measure_all(original: Model, adapted: Model, number: int, batch: int, task_name: str) -> list[Row]:
+def measure_all(
+    original: Model, adapted: Model, policies: Sequence[Policy], number: int, batch: int, task_name: str
+) -> list[Row]:
     """Rows without a clock (their `seconds` are of the batch and not reported)."""
     task = embedded_task(task_name, number)
     prompts = [original.encode(q.prompt) for q in task.questions]
     outcomes: dict[Combination, list[Outcome]] = {}
     for label, model in (("original", original), (label_of_model(adapted), adapted)):
-        for policy in (NextToken(), *(POLICIES if model.mtp else ())):
+        for policy in (NextToken(), *(policies if model.mtp else ())):
             k = policy.k or (model.mtp.k if model.mtp else 1)
             what = Combination(label, label_of(policy), policy.name, getattr(policy, "threshold", None), k)
             answers = answer_all(model, prompts, policy, batch, task.max_new_tokens, f"{label}, {what.label}")
@@ -91,7 +95,7 @@ def measure_all(original: Model, adapted: Model, number: int, batch: int, task_n
     ]
 
 
-def race_generate(original: Model, adapted: Model, policies: tuple[Policy, ...], pairs: int) -> list[dict]:
+def race_generate(original: Model, adapted: Model, policies: Sequence[Policy], pairs: int) -> list[dict]:
     """Speed-ups over transformers' greedy `generate` of the original, in interleaved pairs."""
     task = embedded_task("word-problems", pairs + 3, split="speed")
 
@@ -133,21 +137,8 @@ def race_generate(original: Model, adapted: Model, policies: tuple[Policy, ...],
     return results
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(checkpoint("gated")))
-    parser.add_argument("--full", action="store_const", const=str(checkpoint("full")), dest="model")
-    parser.add_argument("--original", default=str(checkpoint("base")))
-    parser.add_argument("--task", default="word-problems")
-    parser.add_argument("--prompts", type=int, default=1500)
-    parser.add_argument("--pairs", type=int, default=60)
-    parser.add_argument("--batch", type=int, default=32)
-    a = parser.parse_args()
-    original, adapted = Model.load(a.original), Model.load(a.model)
-    rows = measure_all(original, adapted, a.prompts, a.batch, a.task)
-    print(
-        f"| {a.prompts} {a.task} | accuracy (95%) | tokens per step | identical to own next-token | ties | identical to original |"
-    )
+def print_rows(rows: list[Row], what: str) -> None:
+    print(f"| {what} | accuracy (95%) | tokens per step | identical to own next-token | ties | identical to original |")
     print("|---|---|---|---|---|---|")
     for r in rows:
         accuracy = percent(r.accuracy, r.accuracy_interval) if r.accuracy is not None else "-"
@@ -155,18 +146,34 @@ def main() -> None:
             f"| {r.model}, {r.label} | {accuracy} | {r.tokens_per_step:.2f} | "
             f"{r.identical_to_own_next_token} | {r.own_ties} | {r.identical_to_original} (+{r.ties} ties) |"
         )
-    speeds = (
-        race_generate(original, adapted, (NextToken(), Exact(0.5), Exact(0.7), ConfAdapt(0.9)), a.pairs)
-        if a.pairs
-        else []
-    )
-    if speeds:
-        print(
-            f"\n| batch 1, {a.pairs} pairs | tokens per second | against transformers' generate | 95% |\n|---|---|---|---|"
-        )
+
+
+def print_speeds(speeds: list[dict], pairs: int) -> None:
+    print(f"\n| batch 1, {pairs} pairs | tokens per second | against transformers' generate | 95% |\n|---|---|---|---|")
     for s in speeds:
         low, high = s["interval"] or (float("nan"), float("nan"))
         print(f"| {s['label']} | {s['tokens_per_second']:.0f} | {s['speedup']:.2f} | {low:.2f} to {high:.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(checkpoint("gated")))
+    parser.add_argument("--full", action="store_const", const=str(checkpoint("full")), dest="model")
+    parser.add_argument("--original", default=str(checkpoint("base")))
+    parser.add_argument("--task", default="word-problems")
+    parser.add_argument("--prompts", type=int, default=1500, help="0: measure the speed alone")
+    parser.add_argument("--pairs", type=int, default=60, help="of the race on the clock; 0: none")
+    parser.add_argument("--policy", type=parse_policy, action="append", help="besides next-token; several times")
+    parser.add_argument("--batch", type=int, default=32)
+    a = parser.parse_args()
+    original, adapted = Model.load(a.original), Model.load(a.model)
+    policies = a.policy or POLICIES
+    rows = measure_all(original, adapted, policies, a.prompts, a.batch, a.task) if a.prompts else []
+    if rows:
+        print_rows(rows, f"{a.prompts} {a.task}")
+    speeds = race_generate(original, adapted, (NextToken(), *policies), a.pairs) if a.pairs else []
+    if speeds:
+        print_speeds(speeds, a.pairs)
     facts = provenance(threads=torch.get_num_threads())
     print(json.dumps({"provenance": facts, "rows": [dataclasses.asdict(r) for r in rows], "speed": speeds}))
 

@@ -113,9 +113,11 @@ def test_layers_are_chosen_by_name() -> None:
         adaptable_layers(model, "nothing")
 
 
-def test_a_deep_copy_has_a_gate_of_its_own() -> None:
-    """The float64 judge of identity is a deep copy: masks that the first model last saw must not act in it."""
-    model, bare, _ = gated("llama")
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_deep_copy_has_a_gate_of_its_own(merged: bool) -> None:
+    """The float64 judge of identity is a deep copy: masks that the first model last saw must not act in it. A matrix merged
+    while its parts may learn cannot be copied, if it keeps their graph."""
+    model, bare, _ = gated("llama", merged=merged)
     twin = copy.deepcopy(model)
     model(input_ids=torch.tensor([[7, 8, BEYOND]]), use_cache=False)
     ids = torch.tensor([[7, 8, 9]])

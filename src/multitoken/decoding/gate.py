@@ -146,6 +146,7 @@ class GatedAdapter(nn.Module):
         self.attach(model)
         self.merge(model)
 
+    @torch.no_grad()
     def merge(self, model: PreTrainedModel) -> None:
         """Make ready for decoding: where an update has at least half the numbers of its layer's matrix, add it to a copy of
         the matrix, which masks then go through. The adapter, at work in `model`, can be trained no more."""
