@@ -1,12 +1,12 @@
 """What a step costs on this machine: measured when first needed, and kept up to date by the steps themselves.
 
-The table is of powers of four, in rows, in width (from 1), and in length of context (from 64). Between two numbers of rows and
-between two widths it is a straight line; a length takes the entry that is nearest.
+The table holds one row, and the powers of two of rows up to the most that was ever asked for at their time; in between, and
+between the widths that were measured, it is a straight line. A length of context takes the entry that is nearest.
 """
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -17,13 +17,21 @@ from .policies import NextToken
 from .row import Request, Row
 from .step import Batch, Feed, step
 
-_DRIFT = 0.1  # how much one step's time moves the table
-_BUDGET = 0.2  # seconds for one number of rows and one length: a slow model is timed once, a fast one up to
+_DRIFT = 0.1  # how much one step's time moves the table, at least; at first it moves it more
+_BUDGET = 0.5  # seconds for one number of rows and one length: a slow model is timed once, a fast one up to
 _REPEATS = 4  # times
 _LENGTHS = 64, 256, 1024, 4096
 _MOST = 16384  # tokens of all rows together, for the cache of a measurement is one more
 
 Measure = Callable[[int, int, Sequence[int]], list[float]]
+
+
+class _Line:
+    """Seconds of a step by width, of one number of rows at one length."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        self.seconds = seconds
+        self.seen = [2.0] * len(seconds)  # steps that went into each; the measurement counts as two
 
 
 class StepTimes:
@@ -34,41 +42,43 @@ class StepTimes:
         self._widths = [1, 2]
         while self._widths[-1] < widest:
             self._widths.append(min(4 * self._widths[-1], widest))
-        self._known: dict[tuple[int, int], list[float]] = {}
+        self._known: dict[int, dict[int, _Line]] = {length: {} for length in _LENGTHS}
 
     def seconds(self, rows: int, length: int, width: float) -> float:
-        return sum(weight * times[i] for times, i, weight in self._around(rows, length, width))
+        return sum(weight * line.seconds[i] for line, i, weight in self._around(rows, length, width))
 
     def observe(self, rows: int, length: int, width: int, seconds: float) -> None:
-        """A step took so long: machines are shared, and the table's sizes are round."""
-        off = min(max(seconds / self.seconds(rows, length, width), 0.5), 2.0)  # one hiccup says little
-        for times, i, weight in self._around(rows, length, width):
-            times[i] *= 1 + _DRIFT * weight * (off - 1)
+        """A step took so long: machines are shared, and what was measured may have been disturbed."""
+        off = min(max(seconds / self.seconds(rows, length, width), 0.25), 4.0)  # one hiccup says little
+        for line, i, weight in self._around(rows, length, width):
+            line.seen[i] += weight
+            line.seconds[i] *= 1 + max(_DRIFT, 1 / line.seen[i]) * weight * (off - 1)
 
-    def _around(self, rows: int, length: int, width: float) -> Iterator[tuple[list[float], int, float]]:
-        """The up to four entries that a step lies between: (list, index, weight)."""
-        fewer = 1
-        while 4 * fewer < rows:
-            fewer *= 4
-        share = (rows - fewer) / (3 * fewer)  # 0 at `fewer`, 1 at four times as many
+    def _around(self, rows: int, length: int, width: float) -> list[tuple[_Line, int, float]]:
+        """The up to four entries that a step lies between: (line, index, weight)."""
         width = min(max(width, 1.0), self._widths[-1])
         right = max(1, bisect_left(self._widths, width))
         low, high = self._widths[right - 1], self._widths[right]
         along = (width - low) / (high - low)
-        for size, part in ((fewer, 1 - share), (4 * fewer, share)):
-            if part:
-                times = self._of(size, length)
-                if along < 1:
-                    yield times, right - 1, part * (1 - along)
-                if along:
-                    yield times, right, part * along
+        return [
+            (line, i, part * share)
+            for line, part in self._lines(rows, length)
+            for i, share in ((right - 1, 1 - along), (right, along))
+            if part * share
+        ]
 
-    def _of(self, rows: int, length: int) -> list[float]:
-        longest = _MOST // rows
-        length = min(_LENGTHS, key=lambda known: (known > longest, abs(known - length)))
-        if (rows, length) not in self._known:
-            self._known[rows, length] = self._measure(rows, length, self._widths)
-        return self._known[rows, length]
+    def _lines(self, rows: int, length: int) -> list[tuple[_Line, float]]:
+        length = min(_LENGTHS, key=lambda known: (known * rows > _MOST, abs(known - length)))
+        known = self._known[length]
+        if rows > max(known, default=0):
+            for size in {1, 1 << (rows - 1).bit_length()} - set(known):
+                known[size] = _Line(self._measure(size, length, self._widths))
+        fewer = max(size for size in known if size <= rows)
+        if fewer == rows:
+            return [(known[rows], 1.0)]
+        more = min(size for size in known if size > rows)
+        share = (rows - fewer) / (more - fewer)
+        return [(known[fewer], 1 - share), (known[more], share)]
 
 
 def measure_on(model: PreTrainedModel, mask_id: int | None, rule: AttentionRule) -> Measure:
