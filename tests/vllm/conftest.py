@@ -23,11 +23,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import multitoken
-from multitoken.decoding import NextToken, Policy, Sampling
+from multitoken.decoding import Decoder, NextToken, Policy, Sampling
 from multitoken.decoding.generate import decoder_of
 from multitoken.quickstart.corpus import examples
 
 CHECKPOINT = Path(multitoken.__file__).parent / "quickstart" / "checkpoints" / "full"
+BASE = CHECKPOINT.parent / "base"
 MAX_MODEL_LEN = 512
 EOS = 1
 
@@ -79,10 +80,11 @@ def prompts(tokenizer: Any) -> list[list[int]]:
 
 
 class Reference:
-    """Our own decoder over a checkpoint."""
+    """Our own decoder over a checkpoint, adapted or not."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.decoder = decoder_of(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval())
+    def __init__(self, checkpoint: Path, adapted: bool = True) -> None:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        self.decoder = decoder_of(model) if adapted else Decoder(model)
 
     def plain(self, cases: Sequence[Case], **more: Any) -> list[list[int]]:
         """Next-token decoding, which exact must equal."""
@@ -138,6 +140,12 @@ def _with(case: Case, **changes: Any) -> Case:
 @pytest.fixture(scope="session")
 def reference() -> Reference:
     return Reference(CHECKPOINT)
+
+
+@pytest.fixture(scope="session")
+def original() -> Reference:
+    """The model that the embedded ones were adapted from, which knows nothing of masks."""
+    return Reference(BASE, adapted=False)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """Exact mode, as a checkpoint without further settings is served: what next-token decoding of the same weights gives."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 from transformers import (
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
@@ -60,6 +62,56 @@ def test_sampled_text_is_that_of_the_seed(llm: Any, generate: Generate, referenc
     ]
     cases = [Case(prompt, 40, samplings[i % 5]) for i, prompt in enumerate(prompts[:20])]
     assert generate(llm, cases) == reference.plain(cases)
+
+
+def test_sampled_texts_have_the_models_distribution(
+    llm: Any, generate: Generate, reference: Reference, prompts
+) -> None:
+    """Confirming drafts by their own noise must favour none: five tokens of two kinds each, 32 texts whose probabilities
+    the model itself gives. Chi-square with fixed seeds; another temperature must fail the same test."""
+    prompt = min(prompts[:12], key=lambda ids: max(probabilities(reference, ids, 5, 2.0).values()))  # the least certain
+    cases = [
+        Case(prompt, 5, Sampling(2.0, seed, top_k=2), eos=False, extra={"mtp_threshold": 0.0, "mtp_k": 4})
+        for seed in range(1200)
+    ]
+    counts = Counter(map(tuple, generate(llm, cases)))
+    assert p_value(counts, probabilities(reference, prompt, 5, 2.0)) > 0.01
+    assert p_value(counts, probabilities(reference, prompt, 5, 1.6)) < 1e-4
+
+
+@torch.inference_mode()
+def probabilities(
+    reference: Reference, prompt: list[int], length: int, temperature: float
+) -> dict[tuple[int, ...], float]:
+    """Of every text that top_k = 2 leaves, by passes of the model over each of their beginnings."""
+    found: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(length):
+        texts = list(found)
+        logits = reference.decoder.model(torch.tensor([[*prompt, *text] for text in texts])).logits[:, -1].double()
+        logits[:, reference.decoder.mask_id] = -torch.inf
+        top = logits.topk(2)
+        shares = (top.values / temperature).softmax(-1)
+        found = {
+            (*text, int(token)): found[text] * float(share)
+            for text, tokens, parts in zip(texts, top.indices, shares, strict=True)
+            for token, share in zip(tokens, parts, strict=True)
+        }
+    return found
+
+
+def p_value(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
+    """Of Pearson's chi-square; texts that are expected fewer than five times are counted together."""
+    number = sum(counts.values())
+    if counts.keys() - expected.keys():
+        return 0.0
+    often = [text for text, share in expected.items() if share * number >= 5]
+    cells = [(counts[text], expected[text] * number) for text in often]
+    rest = number - sum(found for found, _ in cells), number - sum(wanted for _, wanted in cells)
+    cells += [rest] if rest[1] >= 1 else []
+    statistic = sum((found - wanted) ** 2 / wanted for found, wanted in cells)
+    return float(
+        torch.special.gammaincc(torch.tensor((len(cells) - 1) / 2).double(), torch.tensor(statistic / 2).double())
+    )
 
 
 def test_requests_without_a_seed_differ(llm: Any, prompts) -> None:
@@ -134,7 +186,6 @@ def test_policy_threshold_and_k_of_a_request_change_no_token(
 
 def test_logprobs_are_the_models_own(llm: Any, reference: Reference, prompts) -> None:
     """A token confirmed as a draft carries the log-probability of its own place, not of the one before."""
-    import torch
     from vllm import SamplingParams
 
     prompt = prompts[2]

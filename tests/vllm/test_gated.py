@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
 
-from multitoken.decoding import ConfAdapt, Decoder, Sampling
+from multitoken.decoding import ConfAdapt, Sampling
 from multitoken.errors import MultitokenError
 
-from .conftest import CHECKPOINT, Case, Reference, engine
+from .conftest import BASE, CHECKPOINT, Case, Reference, engine
 
 Generate = Callable[..., list[list[int]]]
-BASE, ADAPTER = CHECKPOINT.parent / "base", CHECKPOINT.parent / "gated"
+ADAPTER = CHECKPOINT.parent / "gated"
 
 
 def write_whole(folder: Path) -> Path:
@@ -37,14 +36,6 @@ def write_whole(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: Any) -> Path:
     return write_whole(tmp_path_factory.mktemp("gated"))
-
-
-@pytest.fixture(scope="module")
-def original() -> Reference:
-    """The model that the adapter was made for, which knows nothing of it."""
-    reference = object.__new__(Reference)
-    reference.decoder = Decoder(AutoModelForCausalLM.from_pretrained(BASE, dtype="float32").eval())
-    return reference
 
 
 @pytest.fixture(scope="module")

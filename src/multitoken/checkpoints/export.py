@@ -171,6 +171,9 @@ def _write_model(
         with own_settings_kept(loaded.model):
             loaded.model.save_pretrained(folder)
     config = _read_json(place.weights / "config.json") | {"mtp": mtp.to_dict()}
+    if place.adapter is None:
+        # vLLM's own parallel drafter (PARD) reads the mask's id here. It knows no weights that act at masks only.
+        config["pard_token"] = mtp.mask_token_id
     # It names code that stays behind; transformers has the class, or it would not have loaded.
     config.pop("auto_map", None)
     if dtype is not None:

@@ -23,6 +23,7 @@ _OPTIONS = ("policy", "threshold", "k")
 _SERVER = (*_OPTIONS, "enabled")
 _REQUEST = tuple(f"mtp_{name}" for name in _OPTIONS)
 _FORMAT = 1
+_OFF = '--additional-config \'{"mtp": {"enabled": false}}\''
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Se
 
     Raises `ModelError` for a block that is broken and `UsageError` for options that cannot be.
     """
-    mask_id, trained_k = _check_block(block, vocabulary)
+    try:
+        mask_id, trained_k = _check_block(block, vocabulary)
+    except ModelError as error:
+        raise ModelError(f"{error}; if it is not multitoken's, serve the model as an ordinary one: {_OFF}") from error
     if generation is not None and not isinstance(generation, Mapping):
         raise ModelError(
             f"generation_config.json: mtp is {generation!r}; expected an object, such as {{'policy': 'exact'}}"

@@ -134,6 +134,16 @@ def test_a_gated_export_loads_with_its_gate(gated, tmp_path) -> None:
     assert not [text for text in texts if str(tmp_path) in text or "../base" in text]
 
 
+def test_vllms_own_drafter_finds_the_mask(full, gated, tmp_path) -> None:
+    """Under the name that vLLM reads; not where the weights at masks are an adapter's, for a drafter without it would
+    draft nonsense."""
+    export(full, tmp_path / "whole")
+    settings = json_of(tmp_path / "whole" / "config.json")
+    assert settings["pard_token"] == settings["mtp"]["mask_token_id"]
+    export(gated, tmp_path / "both")
+    assert "pard_token" not in json_of(tmp_path / "both" / "config.json")
+
+
 def test_an_export_of_an_export_is_the_same(gated, tmp_path) -> None:
     """Guards against a card that can be had only while the first checkpoint is kept."""
     export(gated, tmp_path / "one")
