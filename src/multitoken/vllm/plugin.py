@@ -39,8 +39,8 @@ def _create_engine_config(original: Any, args: Any, *more: Any, **named: Any) ->
     if wrong := moved():
         raise MultitokenError("this vLLM is not as multitoken expects it: " + "; ".join(wrong))
     _refuse(args, settings)
-    if settings.adapter is not None:
-        args.enforce_eager = True
+    if settings.adapter is not None and not _is_cpu():
+        args.enforce_eager = True  # CUDA graphs cannot hold what differs from step to step
     args.additional_config = {**(additional or {}), RESOLVED: settings.to_dict()}
     args.speculative_config = {
         "method": "custom_class",
@@ -53,6 +53,12 @@ def _create_engine_config(original: Any, args: Any, *more: Any, **named: Any) ->
     config = original(args, *more, **named)
     _check_budget(config.scheduler_config, settings)
     return config
+
+
+def _is_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
 
 
 def _read(args: Any, additional: Any) -> Settings | None:
