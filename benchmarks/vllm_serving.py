@@ -1,7 +1,7 @@
 """Tokens a second of adapted models in vLLM, beside plain vLLM and vLLM's own speculative decoding, at 1 to 32 requests at once.
 
     multitoken export GATED runs/gated-export                 # GATED: the embedded gated adapter, or another
-    python -m benchmarks.vllm_serving --gated runs/gated-export
+    python -m benchmarks.vllm_serving --gated runs/gated-export                                 about 12 minutes on 2 cores
     python -m benchmarks.vllm_serving --gated runs/gated-export --domain letters --at-once 1 8
     python -m benchmarks.vllm_serving --show                  # table and picture of everything measured so far
 
@@ -15,6 +15,7 @@ vLLM's. Results are kept in a file, by domain and requests at once. The last lin
 import argparse
 import json
 import subprocess
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -85,14 +86,15 @@ def engines_of(python: str, gated: Path) -> dict[str, Engine]:
     return {name: Engine(python, **options) for name, options in kinds.items()}
 
 
-def measure(engines: dict[str, Engine], domain: str, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
+def measure(engines: dict[str, Engine], domain: str, sizes: list[int], rounds: int) -> Iterator[list[dict[str, Any]]]:
+    """The results of one number of requests at once after the other."""
     base = Model.load(checkpoint("base"))
     judge = Float64Judge(
         base.hf, json.loads((checkpoint("gated") / "adapter_config.json").read_text())["mtp"]["mask_token_id"]
     )
     prompts = iter(prompts_of(base, domain, sum(PROMPTS[n] for n in sizes) * (rounds + 1), None))
-    results = []
     for at_once in sizes:
+        results: list[dict[str, Any]] = []
         rates: dict[str, list[float]] = {name: [] for name in engines}
         steps: dict[str, list[float]] = {name: [] for name in engines}
         same = dict.fromkeys(Identity, 0)
@@ -121,7 +123,7 @@ def measure(engines: dict[str, Engine], domain: str, sizes: list[int], rounds: i
                     "identity": {kind.value: n for kind, n in same.items()} if name == GATED else None,
                 }
             )
-    return results
+        yield results
 
 
 def show(results: list[dict[str, Any]]) -> None:
@@ -187,16 +189,16 @@ def main() -> None:
         (version,) = {engine.ready() for engine in engines.values()}
         for engine in engines.values():
             engine.answer([[2, 3, 4, 5]] * 4, 4)
-        new = measure(engines, a.domain, a.at_once, a.rounds)
-        for engine in engines.values():
-            engine.stop()
-        replaced = {(r["domain"], r["at_once"]) for r in new}
-        kept = [r for r in record["results"] if (r["domain"], r["at_once"]) not in replaced]
-        order = {domain: i for i, domain in enumerate(DOMAINS)}
-        record["results"] = sorted(kept + new, key=lambda r: (order[r["domain"]], r["at_once"]))
         record["provenance"].append(provenance(vllm=version, threads=torch.get_num_threads()))
         a.results.parent.mkdir(parents=True, exist_ok=True)
-        a.results.write_text(json.dumps(record))
+        order = {domain: i for i, domain in enumerate(DOMAINS)}
+        for new in measure(engines, a.domain, a.at_once, a.rounds):
+            where = (a.domain, new[0]["at_once"])
+            kept = [r for r in record["results"] if (r["domain"], r["at_once"]) != where]
+            record["results"] = sorted(kept + new, key=lambda r: (order[r["domain"]], r["at_once"]))
+            a.results.write_text(json.dumps(record))
+        for engine in engines.values():
+            engine.stop()
     show(record["results"])
     if find_spec("matplotlib"):
         picture(record["results"], a.picture)

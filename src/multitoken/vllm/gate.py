@@ -25,6 +25,8 @@ from vllm.utils.torch_utils import direct_register_custom_op
 from multitoken.decoding.gate_file import CONFIG, WEIGHTS, from_peft
 from multitoken.errors import ModelError, UnsupportedModelError
 
+_ROWS = 8
+
 
 @dataclass
 class Masks:
@@ -32,13 +34,34 @@ class Masks:
 
     mask_id: int
     places: Tensor | None = None  # [N], None where there is no mask
-    others: Tensor | None = None  # [T - N]
+    real: int = 0  # rows of the order below that go to the original layer; the others' go to the adapted one
+    order: Tensor | None = None  # what is in each of these rows, None where all stands so already
+    back: Tensor | None = None  # [T] the row of each token
 
     def look(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids: Tensor = named["input_ids"] if "input_ids" in named else args[0]
         is_mask = ids == self.mask_id
-        places = is_mask.nonzero()[:, 0]
-        self.places, self.others = (places, (~is_mask).nonzero()[:, 0]) if len(places) else (None, None)
+        masks = is_mask.nonzero()[:, 0]
+        self.places = masks if len(masks) else None
+        self.real, self.order, self.back = len(ids) - len(masks), None, None
+        if not len(masks) or int(masks[0]) == self.real:  # none, or all of them behind everything else
+            return
+        reals = (~is_mask).nonzero()[:, 0]
+        self.back = torch.empty_like(ids, dtype=torch.int64)
+        self.back[reals] = torch.arange(len(reals), device=ids.device)
+        self.order = torch.cat([_filled(reals), _filled(masks)])
+        self.real = _up(len(reals))
+        self.back[masks] = torch.arange(self.real, self.real + len(masks), device=ids.device)
+
+
+def _up(number: int) -> int:
+    """Kernels are made for each number of rows: let there be few of them."""
+    return -(-number // _ROWS) * _ROWS
+
+
+def _filled(places: Tensor) -> Tensor:
+    """Some place or other behind them, until the number of rows is a round one."""
+    return F.pad(places, (0, _up(len(places)) - len(places)), value=int(places[0]))
 
 
 class Gated(LinearMethodBase):
@@ -87,19 +110,19 @@ class Gated(LinearMethodBase):
 
     def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x [T, D] -> [T, E]"""
-        (layer,), places, others = self._layer, self._masks.places, self._masks.others
-        if places is None or others is None:
+        (layer,), masks = self._layer, self._masks
+        if masks.places is None:
             return self._method.apply(layer, x, bias)
         if self._merged is not None:
-            y = x.new_empty(len(x), self.outputs)
-            y[others] = self._method.apply(layer, x[others], bias)
-            y[places] = self._method.apply(self._merged, x[places], bias)
-            return y
+            rows = x if masks.order is None else x.index_select(0, masks.order)
+            real = self._method.apply(layer, rows[: masks.real], bias)
+            y = torch.cat([real, self._method.apply(self._merged, rows[masks.real :], bias)])
+            return y if masks.back is None else y.index_select(0, masks.back)
         y = self._method.apply(layer, x, bias)
-        masked = x[places].float()
+        masked = x[masks.places].float()
         for first, down, up in self._parts:
             update = F.linear(F.linear(masked, down), up).to(y.dtype)
-            y[:, first : first + len(up)].index_add_(0, places, update)
+            y[:, first : first + len(up)].index_add_(0, masks.places, update)
         return y
 
 

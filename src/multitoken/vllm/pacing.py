@@ -2,77 +2,80 @@
 in vLLM.
 
 vLLM feeds the tokens of all requests one behind the other, with no padding, so a step's time goes by their number; to that
-comes what scheduler, sampler and Python take, which goes by the number of requests. The first is measured when the server
-starts, the second is learnt from the steps themselves: the time between two of them that had the same requests and no
-prompt.
+comes what scheduler, sampler and Python take, which goes by the number of requests. The forward pass is measured when the
+server starts, with masks and without (a gated adapter costs something at masks). The machine may have been busy then, and
+the rest is not known at all: both are learnt from the steps themselves, from the time between two of them that had the same
+requests and no prompt.
+
+    seconds of a step = a forward(tokens) + b + c requests
 """
 
 import time
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 
 from multitoken.decoding.pace import Pace
 from multitoken.decoding.row import Row
 
 _REPEATS = 4
-_SLOWEST = 0.05  # how much one step moves what is known of the time beside the forward pass
-_DRIFT = 0.01  # and of the forward pass
+_GUESS = np.array([1.0, 2e-3, 1e-4])  # a, b in seconds, c in seconds
+_SURE = 1 / np.array([0.5, 2e-3, 1e-4]) ** 2  # how sure the guess is: one over its variance
+_NOISE = 0.15  # of a step's time, as a share of it
+_FADE = 0.99  # what a step has taught is forgotten over a hundred steps
 _BLOCKS = 8  # that one step counts at most: of a large batch, some tell enough
 _REST = 8  # steps without masks until they are thought of again
+
+
+class Measured(NamedTuple):
+    """Seconds of a forward pass by its number of tokens."""
+
+    plain: Mapping[int, float]
+    masked: Mapping[int, float]  # with masks among them
 
 
 class StepTimes:
     """Seconds of a step by the number of requests and of the tokens that they feed together."""
 
-    def __init__(self, measured: Mapping[int, float]) -> None:
-        """measured: seconds of a forward pass by its number of tokens, for two numbers at least."""
+    def __init__(self, measured: Measured) -> None:
         self.requests = 1  # of the batch that is asked about
-        self._tokens = sorted(measured)
-        self._forward = [measured[n] for n in self._tokens]
-        self._beside: dict[int, tuple[float, int]] = {}  # by power of two of requests: seconds, steps seen
+        self._tables = [(np.array(sorted(table)), np.array([table[n] for n in sorted(table)])) for table in measured]
+        self._factors = _GUESS.copy()
+        self._seen = np.zeros((3, 3))  # least squares: normal equations of what was seen
+        self._took = np.zeros(3)
+        self._steps = 0
 
     def seconds(self, rows: int, width: float) -> float:
         """As the rule asks: of the batch, were each of its requests to feed `width` tokens."""
-        return self._at(self.requests * width)[2] + self._beside_of(self.requests)
+        return float(self._parts(self.requests, self.requests * width) @ self._factors)
 
     def observe(self, requests: int, tokens: int, seconds: float) -> None:
         """A step of so many requests took so long."""
-        left, share, forward = self._at(tokens)
-        beside, seen = self._beside_of(requests), self._beside.get(_bucket(requests), (0.0, 0))[1]
-        off = seconds - forward - beside
-        if seen:  # one hiccup says little
-            off = max(min(off, 0.5 * (forward + beside)), -0.5 * (forward + beside))
-        self._beside[_bucket(requests)] = (max(0.0, beside + off * max(_SLOWEST, 1 / (seen + 1))), seen + 1)
-        if seen:
-            for i, weight in ((left, 1 - share), (left + 1, share)):
-                self._forward[i] = max(self._forward[i] + _DRIFT * weight * off, 1e-6)
+        parts = self._parts(requests, tokens)
+        if self._steps:  # one hiccup says little
+            expected = float(parts @ self._factors)
+            seconds = min(max(seconds, expected / 2), expected * 2)
+        self._steps += 1
+        parts = parts / (seconds * _NOISE)
+        self._seen = _FADE * self._seen + np.outer(parts, parts)
+        self._took = _FADE * self._took + parts / _NOISE
+        solved = np.linalg.solve(self._seen + np.diag(_SURE), self._took + _SURE * _GUESS)
+        self._factors = np.maximum(solved, (0.1, 0.0, 0.0))
 
-    def _at(self, tokens: float) -> tuple[int, float, float]:
-        """(point to the left, share of the one to the right, seconds between them)"""
-        right = min(max(1, bisect_left(self._tokens, tokens)), len(self._tokens) - 1)
-        low, high = self._tokens[right - 1], self._tokens[right]
-        share = (tokens - low) / (high - low)
-        return right - 1, min(share, 1.0), self._forward[right - 1] * (1 - share) + self._forward[right] * share
-
-    def _beside_of(self, requests: int) -> float:
-        """Of as many requests, or of the nearest number that is known."""
-        bucket = _bucket(requests)
-        if bucket in self._beside:
-            return self._beside[bucket][0]
-        return min(self._beside.items(), key=lambda item: abs(item[0] - bucket), default=(0, (0.0, 0)))[1][0]
-
-
-def _bucket(requests: int) -> int:
-    return (requests - 1).bit_length()
+    def _parts(self, requests: int, tokens: float) -> np.ndarray:
+        numbers, times = self._tables[tokens > requests]
+        if tokens > numbers[-1]:  # on, as between the last two
+            slope = (times[-1] - times[-2]) / (numbers[-1] - numbers[-2])
+            return np.array([times[-1] + slope * (tokens - numbers[-1]), 1.0, requests])
+        return np.array([np.interp(tokens, numbers, times), 1.0, requests])
 
 
 class Pacer:
     """Follows a server's steps, and says how many masks a request gets whose tokens are verified."""
 
-    def __init__(self, places: int, measured: Mapping[int, float]) -> None:
+    def __init__(self, places: int, measured: Measured) -> None:
         self._times = StepTimes(measured)
         self._pace = Pace(cast(Any, self._times), places)
         self._chosen = places
@@ -109,23 +112,23 @@ class Pacer:
         return self._chosen
 
 
-def measure(runner: Any, mask_id: int, most: int) -> dict[int, float]:
-    """Seconds of a forward pass of vLLM's model runner, half of its tokens masks, for 1, 2, 4, ... tokens up to `most`. The
-    best of a few: what the machine can do, not what disturbed it."""
+def measure(runner: Any, mask_id: int, most: int) -> Measured:
+    """A forward pass of vLLM's model runner of 1, 2, 4, ... tokens up to `most`, all of them real or every second one a mask.
+    The best of a few: what the machine can do, not what disturbed it."""
     numbers = [1]
     while numbers[-1] < most:
         numbers.append(2 * numbers[-1])
-    numbers = [*numbers[:-1], max(2, most)]
-    best: dict[int, float] = {}
+    best: tuple[dict[int, float], dict[int, float]] = ({}, {})
     for repeat in range(_REPEATS):
         for n in numbers:
-            runner.input_ids.gpu[:n] = torch.arange(n) % 2 * mask_id
-            started = time.perf_counter()
-            hidden, _ = runner._dummy_run(n)
-            runner.model.compute_logits(hidden[:n])
-            if runner.device.type == "cuda":
-                torch.cuda.synchronize(runner.device)
-            if repeat:  # the first round warms up
-                best[n] = min(best.get(n, float("inf")), time.perf_counter() - started)
+            for times, token in zip(best, (0, mask_id), strict=True):
+                runner.input_ids.gpu[:n] = torch.arange(n) % 2 * token
+                started = time.perf_counter()
+                hidden, _ = runner._dummy_run(n)
+                runner.model.compute_logits(hidden[:n])
+                if runner.device.type == "cuda":
+                    torch.cuda.synchronize(runner.device)
+                if repeat:  # the first round warms up
+                    times[n] = min(times.get(n, float("inf")), time.perf_counter() - started)
     runner.input_ids.gpu.zero_()
-    return best
+    return Measured(*best)

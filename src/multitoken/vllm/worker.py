@@ -16,7 +16,7 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as Base
 
-_WIDEST = 1024  # tokens of a step that is measured; times of wider ones follow from the last two
+_WIDEST = 512  # tokens of a step that is measured; times of wider ones follow from the last two
 
 
 class Worker(Base):
@@ -35,6 +35,6 @@ class Worker(Base):
         times = super().compile_or_warm_up_model()
         settings, scheduler = settings_of(self.vllm_config), self.vllm_config.scheduler_config
         if settings.adaptive and settings.policy.verifies:
-            most = min(scheduler.max_num_seqs * (settings.drafts + 1), scheduler.max_num_batched_tokens, _WIDEST)
+            most = min(scheduler.max_num_batched_tokens // 2, _WIDEST)  # the number above is measured
             self.sampler.pace(Pacer(settings.k - 1, measure(self.model_runner, settings.mask_id, most)))
         return times
