@@ -10,7 +10,7 @@ Shapes: T tokens of all requests, N masks among them, D in, E out, R rank.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,13 +32,18 @@ _ROWS = 8
 class Masks:
     """Where the masks of the present forward pass are. Noted before the model runs, read at every adapted layer."""
 
+    # Of the model that runs: what is compiled is kept on disk, and can name no object of a process.
+    present: ClassVar["Masks"]
+
     mask_id: int
     places: Tensor | None = None  # [N], None where there is no mask
+    layers: dict[str, "Gated"] = field(default_factory=dict)  # by the name that the compiled model calls them by
     real: int = 0  # rows of the order below that go to the original layer; the others' go to the adapted one
     order: Tensor | None = None  # what is in each of these rows, None where all stands so already
     back: Tensor | None = None  # [T] the row of each token
 
     def look(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        Masks.present = self
         ids: Tensor = named["input_ids"] if "input_ids" in named else args[0]
         is_mask = ids == self.mask_id
         masks = is_mask.nonzero()[:, 0]
@@ -68,12 +73,10 @@ class Gated(LinearMethodBase):
     """Stands in the place of the method of one layer of vLLM's: several low-rank updates side by side, each at its own
     outputs."""
 
-    layers: ClassVar[dict[str, "Gated"]] = {}  # by the name that the compiled model calls them by
-
     def __init__(self, name: str, layer: LinearBase, masks: Masks) -> None:
         assert isinstance(layer.quant_method, LinearMethodBase)
         self.outputs = layer.output_size
-        self._name = f"{len(self.layers)}.{name}"
+        self._name = name
         self._layer = [layer]  # in a list: no module of a module
         self._method = layer.quant_method
         self._masks = masks
@@ -99,7 +102,7 @@ class Gated(LinearMethodBase):
             merged.weight = nn.Parameter(weight.to(layer.params_dtype).contiguous(), requires_grad=False)
             self._method.process_weights_after_loading(merged)
             self._merged = merged
-        self.layers[self._name] = self
+        self._masks.layers[self._name] = self
         layer.quant_method = self
 
     def create_weights(self, *args: Any, **named: Any) -> None:
@@ -127,7 +130,7 @@ class Gated(LinearMethodBase):
 
 
 def _gated(x: Tensor, bias: Tensor | None, name: str, outputs: int) -> Tensor:
-    return Gated.layers[name].run(x, bias)
+    return Masks.present.layers[name].run(x, bias)
 
 
 def _gated_shape(x: Tensor, bias: Tensor | None, name: str, outputs: int) -> Tensor:
@@ -140,12 +143,14 @@ direct_register_custom_op("multitoken_gated", _gated, fake_impl=_gated_shape)
 class GatedEmbedding:
     """Stands in the place of the embedding's method: the mask has a vector of its own, and no real token is a mask."""
 
-    def __init__(self, method: Any, mask_id: int, vector: Tensor) -> None:
-        self._method, self._mask_id, self._vector = method, mask_id, vector
+    def __init__(self, layer: nn.Module, mask_id: int, vector: Tensor) -> None:
+        self._method, self._mask_id = layer.quant_method, mask_id
+        layer.register_buffer("mask_vector", vector, persistent=False)  # a constant of what is compiled, otherwise
+        layer.quant_method = self
 
     def embedding(self, layer: nn.Module, ids: Tensor) -> Tensor:
         embedded = self._method.embedding(layer, ids)
-        return torch.where((ids == self._mask_id)[..., None], self._vector.to(embedded.dtype), embedded)
+        return torch.where((ids == self._mask_id)[..., None], layer.mask_vector.to(embedded.dtype), embedded)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._method, name)
@@ -175,8 +180,7 @@ def attach(model: nn.Module, folder: Path, mask_id: int) -> None:
         gated[target].join(first, down, up)
     for layer in gated.values():
         layer.settle()
-    embedding = _embedding_of(model)
-    embedding.quant_method = GatedEmbedding(embedding.quant_method, mask_id, state["mask_vector"].to(device))
+    GatedEmbedding(_embedding_of(model), mask_id, state["mask_vector"].to(device))
     model.register_forward_pre_hook(masks.look, with_kwargs=True)
 
 

@@ -20,6 +20,7 @@ from multitoken.errors import ModelError, UsageError, nearest
 
 KEY = "mtp"  # of config.json, of generation_config.json and of additional_config
 RESOLVED = "mtp_resolved"  # where in additional_config every process of a server finds the whole of it
+ADAPTED = "mtp_adapted"  # where in it a digest of a gated adapter's config is
 _OPTIONS = ("policy", "threshold", "k")
 _SWITCHES = ("enabled", "adaptive")
 _SERVER = (*_OPTIONS, *_SWITCHES)
