@@ -36,7 +36,7 @@ PLAIN, GATED, FULL = "vLLM", "multitoken, gated", "multitoken, full"
 NGRAM, SUFFIX = "vLLM, n-gram", "vLLM, suffix"
 COLOURS = {GATED: ("#0072B2", "o"), FULL: ("#D55E00", "s"), NGRAM: ("#009E73", "^"), SUFFIX: ("#CC79A7", "v")}
 OPTIONS = {"dtype": "float32", "block_size": 32, "max_model_len": 1024, "max_num_seqs": 32}
-PROMPTS = {1: 3, 2: 4, 4: 8, 8: 16, 16: 32, 32: 64}  # of a round
+PROMPTS = {1: 3, 2: 4, 4: 8, 8: 16, 16: 24, 32: 48}  # of a round
 _PROGRESS = Console(stderr=True)
 
 
@@ -119,7 +119,7 @@ def measure(engines: dict[str, Engine], domain: str, sizes: list[int], rounds: i
                     "tokens_per_step": median(steps[name]),
                     "ratio": ratio.median,
                     "interval": ratio.interval,
-                    "rounds": rounds,
+                    "rates": mine,
                     "identity": {kind.value: n for kind, n in same.items()} if name == GATED else None,
                 }
             )
