@@ -35,6 +35,7 @@ class Rows:
     limits: Tensor  # [B] int64
     ends: Tensor  # [B, 1] int64, -1 for none
     paced: bool  # whether every request writes the same text however many masks it feeds
+    plain: bool  # whether none of them ever feeds any
 
 
 class Requests:
@@ -91,4 +92,5 @@ class Requests:
             limits=column([f.limit for f in facts]),
             ends=column([[f.eos] for f in facts]),
             paced=all(f.policy.verifies or f.policy.k == 1 for f in facts),
+            plain=all(f.policy.k == 1 for f in facts),
         )

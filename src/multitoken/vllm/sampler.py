@@ -183,8 +183,8 @@ class Sampler:
 
     def _hand_over(self, step: Any, rows: Rows, accepted: Accepted, lengths: Tensor) -> None:
         """Let the proposer have the ids that are fed next behind each request's last real token."""
-        most = self._settings.k - 1
-        if self._pacer is not None and rows.paced:
+        most = 0 if rows.plain else self._settings.k - 1
+        if most and self._pacer is not None and rows.paced:
             self._pacer.settle(step.names, *accepted.blocks.tolist())
             most = self._pacer.masks(len(step.names))
         if not most and rows.paced and accepted.emitted.shape[1] == 1:
