@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(checkpoint: Path) -> Iterator[Any]:
-    with engine(model=str(checkpoint)) as llm:
+    with engine(model=str(checkpoint), additional_config={"mtp": {"adaptive": False}}) as llm:
         yield llm
 
 
@@ -63,6 +63,32 @@ def test_fewer_passes_than_tokens(llm: Any, generate: Generate, prompts, monkeyp
     monkeypatch.setattr(Sampler, "__call__", lambda *args: passes.append(1) or first(*args))
     tokens = sum(len(generate(llm, [Case(prompt, 90)])[0]) for prompt in prompts[:4])
     assert len(passes) < 0.7 * tokens
+
+
+def test_however_many_masks_are_fed(
+    checkpoint: Path, generate: Generate, original: Reference, prompts, monkeypatch
+) -> None:
+    """The rule decides by a clock; here it says every number there is, none among them, from step to step."""
+    from multitoken.vllm.pacing import Pacer
+
+    asked: list[int] = []
+
+    def masks(pacer: Pacer, requests: int) -> int:
+        asked.append(requests)
+        return (15, 0, 0, 3, 7, 1)[len(asked) % 6]
+
+    monkeypatch.setattr(Pacer, "masks", masks)
+    cases = [Case(p, 90, Sampling(0.9, i) if i % 3 == 0 else None) for i, p in enumerate(prompts[:20])]
+    with engine(model=str(checkpoint)) as llm:
+        assert generate(llm, cases) == original.plain(cases)
+    assert max(asked) == 16
+
+
+def test_compiled(checkpoint: Path, generate: Generate, original: Reference, prompts) -> None:
+    """As `vllm serve` runs by default: what is compiled must look for the masks of each step, not of the first."""
+    cases = [Case(p, 60) for p in prompts[:20]]
+    with engine(model=str(checkpoint), enforce_eager=False) as llm:
+        assert generate(llm, cases) == original.plain(cases)
 
 
 def test_confadapt_is_that_of_our_decoder(checkpoint: Path, generate: Generate, prompts) -> None:

@@ -134,6 +134,7 @@ def test_a_target_with_a_drafter_of_its_own_is_left_alone() -> None:
         ({"additional_config": {"mtp": {"k": 17}}}, "k is 17, but this model was trained for k up to 16"),
         ({"additional_config": {"mtp": {"polcy": "exact"}}}, "did you mean 'policy'"),
         ({"additional_config": {"mtp": {"enabled": "no"}}}, "mtp.enabled is 'no'"),
+        ({"additional_config": {"mtp": {"adaptive": 3}}}, "mtp.adaptive is 3"),
         ({"additional_config": {"mtp": "exact"}}, "mtp is 'exact'; expected an object"),
         ({"max_num_batched_tokens": 30, "max_num_seqs": 4}, "max_num_batched_tokens is 30.*up to 31 tokens"),
         ({"scheduler_cls": "some.Scheduler"}, "scheduler_cls is 'some.Scheduler'"),

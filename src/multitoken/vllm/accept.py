@@ -26,10 +26,16 @@ class Rules:
 
 @dataclass(frozen=True)
 class Accepted:
-    """What a step comes to. Both are [B, W], -1 behind the end of each row."""
+    """What a step comes to. emitted, drafts: [B, W], -1 behind the end of each row."""
 
     emitted: Tensor
     drafts: Tensor
+    blocks: Tensor  # [3, B] drafts that were fed, those that held, and masks behind them all if they all held, else 0
+
+    @classmethod
+    def of_one(cls, tokens: Tensor) -> "Accepted":
+        """Of a step in which nobody fed more than the last real token. tokens: [B, 1]"""
+        return cls(tokens, torch.full_like(tokens, -1), tokens.new_zeros(3, len(tokens)))
 
 
 def accept(tokens: Tensor, confidences: Tensor, drafts: Tensor, mask_id: int, rules: Rules) -> Accepted:
@@ -38,8 +44,9 @@ def accept(tokens: Tensor, confidences: Tensor, drafts: Tensor, mask_id: int, ru
 
     >>> rules = Rules(torch.tensor([0.5]).double(), torch.tensor([False]), torch.tensor([True]), torch.tensor([3]))
     >>> tokens, confidences = torch.tensor([[7, 8, 9, 4]]), torch.tensor([[0.1, 0.2, 0.9, 0.3]])
-    >>> accept(tokens, confidences, torch.tensor([[7, 99, 99]]), 99, rules)  # 7 holds; of the masks, 9 is sure enough
-    Accepted(emitted=tensor([[ 7,  8, -1, -1]]), drafts=tensor([[ 9, -1, -1, -1]]))
+    >>> step = accept(tokens, confidences, torch.tensor([[7, 99, 99]]), 99, rules)
+    >>> step.emitted, step.drafts  # 7 holds; of the masks, 9 is sure enough
+    (tensor([[ 7,  8, -1, -1]]), tensor([[ 9, -1, -1, -1]]))
     """
     width = tokens.shape[1]
     steps = torch.arange(width, device=tokens.device)
@@ -49,7 +56,8 @@ def accept(tokens: Tensor, confidences: Tensor, drafts: Tensor, mask_id: int, ru
     held = _leading((drafts == tokens[:, :-1]) & (steps[:-1] < reals[:, None]))
     places = held[:, None] + steps
     # Behind a draft that failed the masks were conditioned on a wrong token: nothing of the block is left but its anchor.
-    fed = torch.where(held == reals, masks, 0)[:, None]
+    good = torch.where(held == reals, masks, 0)
+    fed = good[:, None]
     block = confidences.gather(1, places.clamp(max=width - 1))
     block = block.masked_fill((steps > fed) | ((steps >= rules.k[:, None]) & (steps > 0)), -1.0)
     behind = kept_many(block, rules.thresholds, rules.tests_anchor) - 1
@@ -59,6 +67,7 @@ def accept(tokens: Tensor, confidences: Tensor, drafts: Tensor, mask_id: int, ru
     return Accepted(
         emitted=tokens.masked_fill(steps >= final[:, None], -1),
         drafts=following.masked_fill(steps >= drafted[:, None], -1),
+        blocks=torch.stack([reals, held, good]),
     )
 
 
@@ -74,11 +83,12 @@ def cut_behind(drafts: Tensor, ends: Tensor) -> Tensor:
 
 
 def propose(
-    drafts: Tensor, rules: Rules, room: Tensor, mask_id: int, width: int, ends: Tensor
+    drafts: Tensor, rules: Rules, room: Tensor, mask_id: int, width: int, ends: Tensor, most: int
 ) -> tuple[Tensor, Tensor]:
     """What is fed next behind the last real token: drafts, then masks. -> ([B, width] ids, [B] how many of them).
 
-    room [B]: tokens that may still be emitted. Neither drafts nor masks go beyond it, and none stand behind an EOS.
+    room [B]: tokens that may still be emitted. Neither drafts nor masks go beyond it, and none stand behind an EOS. most:
+    masks of a request whose tokens are verified; without them it writes the same text.
     """
     drafts = cut_behind(drafts, ends)
     n = (drafts >= 0).sum(1)
@@ -86,7 +96,8 @@ def propose(
     ended = (last == ends).any(1) & (n > 0)
     # A verified mask becomes a draft, and the last token of all is never a draft: it comes out of the confirmation.
     left = (room - n - torch.where(rules.verifies, 2, 1)).clamp(min=0)
-    masks = torch.minimum(left, rules.k - 1).masked_fill(ended, 0)
+    ceiling = torch.where(rules.verifies, (rules.k - 1).clamp(max=most), rules.k - 1)
+    masks = torch.minimum(left, ceiling).masked_fill(ended, 0)
     steps = torch.arange(width, device=drafts.device)
     padded = torch.nn.functional.pad(drafts, (0, width), value=-1)[:, :width]
     ids = torch.where(steps < n[:, None], padded, mask_id)

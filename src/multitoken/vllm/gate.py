@@ -1,77 +1,159 @@
 """A gated adapter in vLLM: its updates act at masks; real tokens go through the original model's layers and nothing else.
 
 vLLM's LoRA takes an adapter id per token, which is what gating needs, but its CPU kernels read "no adapter" (-1) as the last
-adapter, and copy two matrices for every token. So this is hooks, as in `decoding/gate.py`: the embedding's notes where the
-masks are and puts the mask's own vector in, and each adapted layer's adds the update there. vLLM joins layers that read the
-same input (q, k and v; gate and up): their updates are joined alike. Hooks need eager mode, and one rank.
+adapter, and copy two matrices for every token. So each adapted layer gets a method of ours in the place of vLLM's: real
+tokens go to vLLM's, masks to the sum of weight and update. vLLM joins layers that read the same input (q, k and v; gate and
+up): their updates are joined alike. For torch.compile a gated layer is one opaque operation; where the masks are is noted
+outside of what is compiled. One rank only.
 
 Shapes: T tokens of all requests, N masks among them, D in, E out, R rank.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.utils.torch_utils import direct_register_custom_op
 
 from multitoken.decoding.gate_file import CONFIG, WEIGHTS, from_peft
 from multitoken.errors import ModelError, UnsupportedModelError
 
+_ROWS = 8
+
 
 @dataclass
 class Masks:
-    """Where the masks of the present forward pass are. Noted at the embedding, read at every adapted layer."""
+    """Where the masks of the present forward pass are. Noted before the model runs, read at every adapted layer."""
+
+    # Of the model that runs: what is compiled is kept on disk, and can name no object of a process.
+    present: ClassVar["Masks"]
 
     mask_id: int
-    is_mask: Tensor | None = None  # [T]
-    places: Tensor | None = None  # [N]
+    places: Tensor | None = None  # [N], None where there is no mask
+    layers: dict[str, "Gated"] = field(default_factory=dict)  # by the name that the compiled model calls them by
+    real: int = 0  # rows of the order below that go to the original layer; the others' go to the adapted one
+    order: Tensor | None = None  # what is in each of these rows, None where all stands so already
+    back: Tensor | None = None  # [T] the row of each token
 
-    def look(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        self.is_mask = args[0] == self.mask_id
-        self.places = self.is_mask.nonzero()[:, 0]
-        return (args[0].masked_fill(self.is_mask, 0), *args[1:])
+    def look(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        Masks.present = self
+        ids: Tensor = named["input_ids"] if "input_ids" in named else args[0]
+        is_mask = ids == self.mask_id
+        masks = is_mask.nonzero()[:, 0]
+        self.places = masks if len(masks) else None
+        self.real, self.order, self.back = len(ids) - len(masks), None, None
+        if not len(masks) or int(masks[0]) == self.real:  # none, or all of them behind everything else
+            return
+        reals = (~is_mask).nonzero()[:, 0]
+        self.back = torch.empty_like(ids, dtype=torch.int64)
+        self.back[reals] = torch.arange(len(reals), device=ids.device)
+        self.order = torch.cat([_filled(reals), _filled(masks)])
+        self.real = _up(len(reals))
+        self.back[masks] = torch.arange(self.real, self.real + len(masks), device=ids.device)
 
 
-class Update:
-    """What is added behind one layer of vLLM's: several low-rank updates side by side, each at its own outputs."""
+def _up(number: int) -> int:
+    """Kernels are made for each number of rows: let there be few of them."""
+    return -(-number // _ROWS) * _ROWS
 
-    def __init__(self, masks: Masks, outputs: int) -> None:
+
+def _filled(places: Tensor) -> Tensor:
+    """Some place or other behind them, until the number of rows is a round one."""
+    return F.pad(places, (0, _up(len(places)) - len(places)), value=int(places[0]))
+
+
+class Gated(LinearMethodBase):
+    """Stands in the place of the method of one layer of vLLM's: several low-rank updates side by side, each at its own
+    outputs."""
+
+    def __init__(self, name: str, layer: LinearBase, masks: Masks) -> None:
+        assert isinstance(layer.quant_method, LinearMethodBase)
+        self.outputs = layer.output_size
+        self._name = name
+        self._layer = [layer]  # in a list: no module of a module
+        self._method = layer.quant_method
         self._masks = masks
-        self._outputs = outputs
         self._parts: list[tuple[int, Tensor, Tensor]] = []  # (first output, down [R, D], up [E, R])
-        self._whole: Tensor | None = None  # [outputs, D]
+        self._merged: nn.Module | None = None
 
     def join(self, first: int, down: Tensor, up: Tensor) -> None:
         self._parts.append((first, down, up))
 
+    @torch.no_grad()
     def settle(self) -> None:
-        """One matrix in the place of the parts where it is not much larger than they are."""
-        inputs = self._parts[0][1].shape[1]
-        if 2 * sum(down.numel() + up.numel() for _, down, up in self._parts) < self._outputs * inputs:
-            return
-        whole = self._parts[0][1].new_zeros(self._outputs, inputs)
-        for first, down, up in self._parts:
-            whole[first : first + len(up)] += up @ down
-        self._whole = whole
+        """To work; with weight and update in one matrix where that is not much larger than the parts are."""
+        (layer,), (_, down, _) = self._layer, self._parts[0]
+        inputs = down.shape[1]
+        small = 2 * sum(down.numel() + up.numel() for _, down, up in self._parts) < self.outputs * inputs
+        if not small and type(self._method) is UnquantizedLinearMethod:
+            # Behind vLLM's loading the weight may be packed away; what the layer makes of unit vectors are its columns.
+            unit = torch.eye(inputs, dtype=layer.params_dtype, device=down.device)
+            weight = self._method.apply(layer, unit).t().float()
+            for first, down, up in self._parts:
+                weight[first : first + len(up)] += up @ down
+            merged = nn.Module()
+            merged.weight = nn.Parameter(weight.to(layer.params_dtype).contiguous(), requires_grad=False)
+            self._method.process_weights_after_loading(merged)
+            self._merged = merged
+        self._masks.layers[self._name] = self
+        layer.quant_method = self
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
-        places = self._masks.places
-        if places is None or not len(places):
-            return
-        y: Tensor = output[0] if isinstance(output, tuple) else output
-        x = args[0][places].float()
-        if self._whole is not None:
-            y.index_add_(0, places, F.linear(x, self._whole).to(y.dtype))
-            return
+    def create_weights(self, *args: Any, **named: Any) -> None:
+        raise AssertionError("a gated layer has its weights already")
+
+    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return torch.ops.vllm.multitoken_gated(x, bias, self._name, self.outputs)
+
+    def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x [T, D] -> [T, E]"""
+        (layer,), masks = self._layer, self._masks
+        if masks.places is None:
+            return self._method.apply(layer, x, bias)
+        if self._merged is not None:
+            rows = x if masks.order is None else x.index_select(0, masks.order)
+            real = self._method.apply(layer, rows[: masks.real], bias)
+            y = torch.cat([real, self._method.apply(self._merged, rows[masks.real :], bias)])
+            return y if masks.back is None else y.index_select(0, masks.back)
+        y = self._method.apply(layer, x, bias)
+        masked = x[masks.places].float()
         for first, down, up in self._parts:
-            update = F.linear(F.linear(x, down), up).to(y.dtype)
-            y[:, first : first + len(up)].index_add_(0, places, update)
+            update = F.linear(F.linear(masked, down), up).to(y.dtype)
+            y[:, first : first + len(up)].index_add_(0, masks.places, update)
+        return y
+
+
+def _gated(x: Tensor, bias: Tensor | None, name: str, outputs: int) -> Tensor:
+    return Masks.present.layers[name].run(x, bias)
+
+
+def _gated_shape(x: Tensor, bias: Tensor | None, name: str, outputs: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], outputs)
+
+
+direct_register_custom_op("multitoken_gated", _gated, fake_impl=_gated_shape)
+
+
+class GatedEmbedding:
+    """Stands in the place of the embedding's method: the mask has a vector of its own, and no real token is a mask."""
+
+    def __init__(self, layer: nn.Module, mask_id: int, vector: Tensor) -> None:
+        self._method, self._mask_id = layer.quant_method, mask_id
+        layer.register_buffer("mask_vector", vector, persistent=False)  # a constant of what is compiled, otherwise
+        layer.quant_method = self
+
+    def embedding(self, layer: nn.Module, ids: Tensor) -> Tensor:
+        embedded = self._method.embedding(layer, ids)
+        return torch.where((ids == self._mask_id)[..., None], layer.mask_vector.to(embedded.dtype), embedded)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
 
 
 def attach(model: nn.Module, folder: Path, mask_id: int) -> None:
@@ -84,21 +166,22 @@ def attach(model: nn.Module, folder: Path, mask_id: int) -> None:
         raise ModelError(f"{folder}: cannot read the adapter: {type(error).__name__}: {error}") from error
     device = next(model.parameters()).device
     masks = Masks(mask_id)
-    updates: dict[str, Update] = {}
+    gated: dict[str, Gated] = {}
     for i, name in enumerate(layers):
         target, first, module = _find(model, name)
-        update = updates.setdefault(target, Update(masks, module.output_size))
+        if target not in gated:
+            gated[target] = Gated(target, module, masks)
         down, up = (state[f"updates.{i}.{side}"].float().to(device) for side in ("down", "up"))
         if down.shape[1] != module.input_size or first + len(up) > module.output_size:
             raise ModelError(
                 f"{folder}: the update of {name} is {len(up)} x {down.shape[1]}, which does not fit vLLM's {target} "
                 f"({module.output_size} x {module.input_size}); export the checkpoint again"
             )
-        update.join(first, down, up)
-    for target, update in updates.items():
-        update.settle()
-        model.get_submodule(target).register_forward_hook(update)
-    _put_vector(model, state["mask_vector"].to(device), masks)
+        gated[target].join(first, down, up)
+    for layer in gated.values():
+        layer.settle()
+    GatedEmbedding(_embedding_of(model), mask_id, state["mask_vector"].to(device))
+    model.register_forward_pre_hook(masks.look, with_kwargs=True)
 
 
 def _find(model: nn.Module, name: str) -> tuple[str, int, LinearBase]:
@@ -120,16 +203,10 @@ def _find(model: nn.Module, name: str) -> tuple[str, int, LinearBase]:
     return target, sum(getattr(module, "output_sizes", [0])[:index]), module
 
 
-def _put_vector(model: nn.Module, vector: Tensor, masks: Masks) -> None:
+def _embedding_of(model: nn.Module) -> Any:
     embeddings = [module for module in model.modules() if type(module) is VocabParallelEmbedding]
     if len(embeddings) != 1:
         raise UnsupportedModelError(
             f"vLLM's {type(model).__name__} has {len(embeddings)} embeddings; gated checkpoints need exactly one"
         )
-
-    def put(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        assert masks.is_mask is not None
-        return torch.where(masks.is_mask[:, None], vector.to(output.dtype), output)
-
-    embeddings[0].register_forward_pre_hook(masks.look)
-    embeddings[0].register_forward_hook(put)
+    return embeddings[0]

@@ -1,6 +1,7 @@
 """What vLLM calls in each of its processes (entry point `vllm.general_plugins`): a checkpoint with an `mtp` block then
 needs no flag. Every other model is served as if this plugin were not there."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from multitoken.decoding.records import DecodingError
 from multitoken.errors import ModelError, MultitokenError, UsageError
 
 from .private import check_version, moved, wrap
-from .settings import KEY, RESOLVED, Settings, is_asked_for, is_enabled, request_policy, resolve
+from .settings import ADAPTED, KEY, RESOLVED, Settings, is_asked_for, is_enabled, request_policy, resolve
 
 _ROOM = __name__.rsplit(".", 1)[0]
 
@@ -39,9 +40,11 @@ def _create_engine_config(original: Any, args: Any, *more: Any, **named: Any) ->
     if wrong := moved():
         raise MultitokenError("this vLLM is not as multitoken expects it: " + "; ".join(wrong))
     _refuse(args, settings)
-    if settings.adapter is not None:
-        args.enforce_eager = True
+    if settings.adapter is not None and not _is_cpu():
+        args.enforce_eager = True  # CUDA graphs cannot hold what differs from step to step
     args.additional_config = {**(additional or {}), RESOLVED: settings.to_dict()}
+    if settings.adapter is not None:  # what vLLM compiles, it keeps by its options: let these name the adapted layers
+        args.additional_config[ADAPTED] = _digest(settings.adapter)
     args.speculative_config = {
         "method": "custom_class",
         "model": f"{_ROOM}.proposer.Proposer",
@@ -53,6 +56,18 @@ def _create_engine_config(original: Any, args: Any, *more: Any, **named: Any) ->
     config = original(args, *more, **named)
     _check_budget(config.scheduler_config, settings)
     return config
+
+
+def _digest(adapter: str) -> str:
+    from multitoken.decoding.gate_file import CONFIG
+
+    return hashlib.sha256((Path(adapter) / CONFIG).read_bytes()).hexdigest()
+
+
+def _is_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
 
 
 def _read(args: Any, additional: Any) -> Settings | None:

@@ -23,6 +23,7 @@ _CALLS = {  # module, then the qualified name: the parameters that we call it by
     "vllm.engine.arg_utils:EngineArgs.create_model_config": ("self",),
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs": ("self", "request_id", "prompt", "params"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample": ("self", "logits", "spec_decode_metadata"),
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._dummy_run": ("self", "num_tokens"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._input_fits_in_drafter": ("self", "common_attn_metadata"),
     "vllm.v1.core.sched.scheduler:Scheduler._update_request_with_output": (
         "self",
@@ -45,6 +46,8 @@ _CALLS = {  # module, then the qualified name: the parameters that we call it by
         "logits",
         "num_draft_tokens",
     ),
+    "vllm.model_executor.layers.linear:UnquantizedLinearMethod.apply": ("self", "layer", "x", "bias"),
+    "vllm.utils.torch_utils:direct_register_custom_op": ("op_name", "op_func", "mutates_args", "fake_impl"),
     "vllm.v1.sample.sampler:Sampler.compute_logprobs": ("logits",),
     "vllm.v1.sample.sampler:Sampler.gather_logprobs": ("logprobs", "num_logprobs", "token_ids"),
 }
@@ -75,6 +78,7 @@ _READ = {  # attributes of instances, by the class whose source must speak of th
         "self.sampler",
         "self.drafter",
         "self.discard_request_mask",
+        "self.input_ids.gpu",
     ),
     "vllm.v1.worker.gpu_input_batch:InputBatch": (
         "self.num_tokens_no_spec",
@@ -82,11 +86,20 @@ _READ = {  # attributes of instances, by the class whose source must speak of th
         "def req_ids",
         "def num_reqs",
     ),
-    "vllm.model_executor.layers.linear:LinearBase": ("self.input_size", "self.output_size"),
+    "vllm.model_executor.layers.linear:LinearBase": (
+        "self.input_size",
+        "self.output_size",
+        "self.params_dtype",
+        "self.quant_method",
+    ),
+    "vllm.model_executor.layers.linear:ColumnParallelLinear": ("self.quant_method.apply(self, input_, bias)",),
+    "vllm.model_executor.layers.linear:RowParallelLinear": ("self.quant_method.apply(self, input_parallel, bias_)",),
     "vllm.model_executor.layers.linear:MergedColumnParallelLinear": ("self.output_sizes",),
     "vllm.model_executor.layers.linear:QKVParallelLinear": ("self.output_sizes",),
-    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding": ("def forward",),
-    "vllm.v1.worker.gpu_worker:Worker": ("def init_device", "def load_model"),
+    "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding": (
+        "self.quant_method.embedding(self, ",
+    ),
+    "vllm.v1.worker.gpu_worker:Worker": ("def init_device", "def load_model", "def compile_or_warm_up_model"),
     "vllm.v1.core.sched.scheduler:Scheduler": ("request.num_computed_tokens -= num_rejected",),
 }
 

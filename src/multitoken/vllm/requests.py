@@ -34,6 +34,8 @@ class Rows:
     seeds: Tensor  # [B] int64
     limits: Tensor  # [B] int64
     ends: Tensor  # [B, 1] int64, -1 for none
+    paced: bool  # whether every request writes the same text however many masks it feeds
+    plain: bool  # whether none of them ever feeds any
 
 
 class Requests:
@@ -85,5 +87,10 @@ class Requests:
             k=column([f.policy.k for f in facts]),
         )
         return Rows(
-            rules, column([f.seed for f in facts]), column([f.limit for f in facts]), column([[f.eos] for f in facts])
+            rules,
+            seeds=column([f.seed for f in facts]),
+            limits=column([f.limit for f in facts]),
+            ends=column([[f.eos] for f in facts]),
+            paced=all(f.policy.verifies or f.policy.k == 1 for f in facts),
+            plain=all(f.policy.k == 1 for f in facts),
         )

@@ -22,7 +22,8 @@ from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from multitoken.decoding.sampling import noise_keys, with_noise
 from multitoken.decoding.step import likeliest
 
-from .accept import accept, propose
+from .accept import Accepted, accept, propose
+from .pacing import Pacer
 from .private import step_of
 from .requests import Requests, Rows
 from .settings import Settings
@@ -47,7 +48,11 @@ class Grid:
 
 def grid_of(drafts: list[int] | None, requests: int, device: torch.device) -> Grid:
     """drafts: how many draft tokens each request fed; None if nobody did."""
-    counts = [n + 1 for n in drafts] if drafts is not None else [1] * requests
+    if drafts is None:
+        everyone = torch.arange(requests, device=device)
+        there = torch.ones(requests, 1, dtype=torch.bool, device=device)
+        return Grid([1] * requests, everyone, torch.zeros_like(everyone), everyone[:, None], there)
+    counts = [n + 1 for n in drafts]
     number = torch.tensor(counts).to(device, non_blocking=True)
     starts = number.cumsum(0) - number
     places = torch.arange(max(counts), device=device)
@@ -70,21 +75,32 @@ class Sampler:
         self._runner = runner
         self._settings = settings
         self._requests = Requests(settings, runner.model_config.seed, runner.device)
+        self._pacer: Pacer | None = None
+
+    def pace(self, pacer: Pacer) -> None:
+        """From now on feed verified requests as many masks as this one says; all that they may have, before."""
+        self._pacer = pacer
 
     @torch.inference_mode()
     def __call__(self, logits: Tensor, metadata: Any) -> SamplerOutput:
         """logits [N, V]. metadata: vLLM's SpecDecodeMetadata, None where nobody fed drafts."""
         step, mask_id = step_of(self._runner), self._settings.mask_id
         rows = self._requests.rows(step.names, step.states)
-        grid = grid_of(metadata.num_draft_tokens if metadata is not None else None, len(step.names), logits.device)
+        if self._pacer is not None:
+            self._pacer.clock(rows, len(step.names), len(logits), bool(step.discarded.any()))
+        alone = len(logits) == len(step.names)  # nobody fed drafts or masks
+        grid = grid_of(None if alone else metadata.num_draft_tokens, len(step.names), logits.device)
         logits[:, mask_id] = -torch.inf
         raw = logits.float()
-        top, confidences = likeliest(raw)
-        drafts = _drafts(metadata.draft_token_ids if metadata is not None else top[:0], grid)
+        top, confidences = (raw.argmax(-1), None) if alone else likeliest(raw)
+        drafts = _drafts(top[:0] if alone else metadata.draft_token_ids, grid)
         lengths = torch.from_numpy(step.lengths).to(logits.device, torch.int64)
         tokens, scores = self._choose(raw, top, grid, drafts, rows, lengths, step.metadata)
-        accepted = accept(grid.of(tokens, 0), grid.of(confidences, -1.0), drafts, mask_id, rows.rules)
-        self._hand_over(step, rows, accepted.emitted, accepted.drafts, lengths)
+        if confidences is None:
+            accepted = Accepted.of_one(tokens[:, None])
+        else:
+            accepted = accept(grid.of(tokens, 0), grid.of(confidences, -1.0), drafts, mask_id, rows.rules)
+        self._hand_over(step, rows, accepted, lengths)
         return SamplerOutput(
             sampled_token_ids=accepted.emitted.int(),
             logprobs_tensors=self._logprobs(step.metadata, raw, scores, grid, accepted.emitted),
@@ -165,10 +181,17 @@ class Sampler:
         )
         return greedy.index_copy(0, at, with_noise(warped, noise_keys(rows.seeds[who], positions[at])))
 
-    def _hand_over(self, step: Any, rows: Rows, emitted: Tensor, drafts: Tensor, lengths: Tensor) -> None:
+    def _hand_over(self, step: Any, rows: Rows, accepted: Accepted, lengths: Tensor) -> None:
         """Let the proposer have the ids that are fed next behind each request's last real token."""
-        room = rows.limits - lengths - (emitted >= 0).sum(1)
-        ids, number = propose(drafts, rows.rules, room, self._settings.mask_id, self._settings.drafts, rows.ends)
+        most = 0 if rows.plain else self._settings.k - 1
+        if most and self._pacer is not None and rows.paced:
+            self._pacer.settle(step.names, *accepted.blocks.tolist())
+            most = self._pacer.masks(len(step.names))
+        if not most and rows.paced and accepted.emitted.shape[1] == 1:
+            return  # nothing to draft, nobody to draft it for: plain decoding
+        room = rows.limits - lengths - (accepted.emitted >= 0).sum(1)
+        width = self._settings.drafts
+        ids, number = propose(accepted.drafts, rows.rules, room, self._settings.mask_id, width, rows.ends, most)
         number = number.masked_fill(torch.from_numpy(step.discarded).to(number.device), 0)
         self._runner.drafter.take(ids, number)
 

@@ -2,7 +2,8 @@
 
     config.json: mtp                 what the model was trained for: k and the id of the mask token
     generation_config.json: mtp      how it decodes unless told otherwise: policy, threshold, k
-    --additional-config {"mtp": ..}  the same three for this server, and enabled: false for plain vLLM
+    --additional-config {"mtp": ..}  the same three for this server; enabled: false for plain vLLM; adaptive: false for
+                                     all masks that a request may have, whether they pay or not
     a request's extra_args           mtp_policy, mtp_threshold, mtp_k (over HTTP: vllm_xargs)
 
 A server whose policy is exact or next-token confirms every token, and takes no request that asks for less. One that is
@@ -19,8 +20,10 @@ from multitoken.errors import ModelError, UsageError, nearest
 
 KEY = "mtp"  # of config.json, of generation_config.json and of additional_config
 RESOLVED = "mtp_resolved"  # where in additional_config every process of a server finds the whole of it
+ADAPTED = "mtp_adapted"  # where in it a digest of a gated adapter's config is
 _OPTIONS = ("policy", "threshold", "k")
-_SERVER = (*_OPTIONS, "enabled")
+_SWITCHES = ("enabled", "adaptive")
+_SERVER = (*_OPTIONS, *_SWITCHES)
 _REQUEST = tuple(f"mtp_{name}" for name in _OPTIONS)
 _FORMAT = 1
 _OFF = '--additional-config \'{"mtp": {"enabled": false}}\''
@@ -34,6 +37,7 @@ class Settings:
     k: int
     policy: Policy
     adapter: str | None = None  # the folder of a gated adapter
+    adaptive: bool = True  # verified requests are fed as many masks as pay
 
     @property
     def lossless(self) -> bool:
@@ -48,12 +52,19 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, which travel to the other processes of a server."""
         policy = {"name": self.policy.name, **asdict(self.policy)}
-        return {"mask_id": self.mask_id, "k": self.k, "policy": policy, "adapter": self.adapter}
+        return {
+            "mask_id": self.mask_id,
+            "k": self.k,
+            "policy": policy,
+            "adapter": self.adapter,
+            "adaptive": self.adaptive,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
         options = dict(values["policy"])
-        return cls(values["mask_id"], values["k"], make_policy(options.pop("name"), **options), values["adapter"])
+        policy = make_policy(options.pop("name"), **options)
+        return cls(values["mask_id"], values["k"], policy, values["adapter"], values["adaptive"])
 
 
 def is_enabled(additional: Any) -> bool:
@@ -80,7 +91,8 @@ def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Se
             f"generation_config.json: mtp is {generation!r}; expected an object, such as {{'policy': 'exact'}}"
         )
     checkpoint = {name: value for name, value in (generation or {}).items() if name in _OPTIONS}
-    server = {name: value for name, value in _server_options(additional).items() if name in _OPTIONS}
+    options = _server_options(additional)
+    server = {name: value for name, value in options.items() if name in _OPTIONS}
     try:
         policy = _policy({"policy": "exact"}, checkpoint, server)
         if isinstance(policy, NextToken):
@@ -92,7 +104,7 @@ def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Se
     assert policy.k is not None
     if policy.k == 1:
         raise UsageError("mtp.k is 1, which is next-token decoding; say policy 'next-token', or choose k >= 2")
-    return Settings(mask_id, policy.k, policy)
+    return Settings(mask_id, policy.k, policy, adaptive=bool(options.get("adaptive", True)))
 
 
 def request_policy(settings: Settings, extra: Mapping[str, Any] | None) -> Policy:
@@ -143,8 +155,9 @@ def _server_options(additional: Any) -> Mapping[str, Any]:
     for name in options:
         if name not in _SERVER:
             raise UsageError(f"additional_config: mtp has no option {name!r}{nearest(str(name), _SERVER)}")
-    if not isinstance(options.get("enabled", True), bool):
-        raise UsageError(f"additional_config: mtp.enabled is {options['enabled']!r}; expected true or false")
+    for name in _SWITCHES:
+        if not isinstance(options.get(name, True), bool):
+            raise UsageError(f"additional_config: mtp.{name} is {options[name]!r}; expected true or false")
     return options
 
 

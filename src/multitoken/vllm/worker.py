@@ -6,6 +6,7 @@ from typing import Any
 from vllm.platforms import current_platform
 
 from .gate import attach
+from .pacing import Pacer, measure
 from .plugin import settings_of
 from .private import take_over
 from .sampler import Sampler
@@ -15,14 +16,25 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as Base
 
+_WIDEST = 512  # tokens of a step that is measured; times of wider ones follow from the last two
+
 
 class Worker(Base):
     def init_device(self) -> None:
         super().init_device()
-        take_over(self.model_runner, Sampler(self.model_runner, settings_of(self.vllm_config)))
+        self.sampler = Sampler(self.model_runner, settings_of(self.vllm_config))
+        take_over(self.model_runner, self.sampler)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
         settings = settings_of(self.vllm_config)
         if settings.adapter is not None:
             attach(self.model_runner.get_model(), Path(settings.adapter), settings.mask_id)
+
+    def compile_or_warm_up_model(self) -> Any:
+        times = super().compile_or_warm_up_model()
+        settings, scheduler = settings_of(self.vllm_config), self.vllm_config.scheduler_config
+        if settings.adaptive and settings.policy.verifies:
+            most = min(scheduler.max_num_batched_tokens // 2, _WIDEST)  # the number above is measured
+            self.sampler.pace(Pacer(settings.k - 1, measure(self.model_runner, settings.mask_id, most)))
+        return times

@@ -55,7 +55,7 @@ def test_a_batch_is_its_rows() -> None:
             assert tuple(ids[: len(chunk.token_ids)]) == chunk.token_ids
             assert len(ids) == len(chunk.token_ids) or chunk.finish == "eos"
         room = torch.tensor([before - len(ids) for (before, _), ids in zip(chunks, emitted, strict=True)])
-        ids, number = propose(accepted.drafts, rules, room, MASK, WIDTH - 1, torch.full((5, 1), EOS))
+        ids, number = propose(accepted.drafts, rules, room, MASK, WIDTH - 1, torch.full((5, 1), EOS), WIDTH)
         for row, next_ids, n in zip(rows, ids.tolist(), number.tolist(), strict=True):
             if not row.done:
                 masks = min(row.room_for_masks(None), WIDTH - 1 - len(row.drafts))
@@ -73,3 +73,11 @@ def test_a_block_gives_no_more_than_k() -> None:
     assert accept(tokens, sure, fed, MASK, rules_of([ConfAdapt(0.5, 2)])).emitted.tolist() == [[1, 2, -1, -1]]
     assert accept(tokens, sure, fed, MASK, rules_of([Exact(0.5, 3)])).drafts.tolist() == [[2, 3, -1, -1]]
     assert accept(tokens, sure, fed, MASK, rules_of([NextToken()])).emitted.tolist() == [[1, -1, -1, -1]]
+
+
+def test_only_verified_requests_get_fewer_masks() -> None:
+    """Another number of masks would be another text under ConfAdapt; a request's own k stays a ceiling under Exact."""
+    rules = rules_of([Exact(0.5, 4), Exact(0.5, 2), ConfAdapt(0.5, 4), NextToken()])
+    drafts, room, ends = torch.full((4, 1), -1), torch.full((4,), 20), torch.full((4, 1), EOS)
+    for most, expected in ((3, [3, 1, 3, 0]), (2, [2, 1, 3, 0]), (0, [0, 0, 3, 0])):
+        assert propose(drafts, rules, room, MASK, WIDTH - 1, ends, most)[1].tolist() == expected

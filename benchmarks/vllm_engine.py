@@ -1,0 +1,62 @@
+"""One vLLM engine in a process of its own, driven over pipes: `vllm_serving` holds several and asks them in turn.
+
+    python -m benchmarks.vllm_engine '{"model": FOLDER, ...}'       options of `vllm.LLM`
+
+The first line of standard output is {"vllm": version}. Then standard input brings {"prompts": [[ids]], "at_once": n,
+"tokens": most new tokens} a line, and the answer is {"answers": [[ids]], "seconds": s, "steps": engine steps}. An engine that
+is not asked waits and uses no processor.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+}
+
+_SETTLE = 0.3  # seconds: threads of the engine that was asked before may still be waiting actively
+
+
+def answer(engine: Any, prompts: list[list[int]], at_once: int, tokens: int) -> dict[str, Any]:
+    """Greedy answers to all prompts, `at_once` of them in flight as long as there are so many."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(temperature=0.0, max_tokens=tokens, output_kind=RequestOutputKind.DELTA)
+    answers: list[list[int]] = [[] for _ in prompts]
+    added = finished = steps = 0
+    time.sleep(_SETTLE)
+    started = time.perf_counter()
+    while finished < len(prompts):
+        while added < len(prompts) and added - finished < at_once:
+            engine.add_request(str(added), {"prompt_token_ids": prompts[added]}, params)
+            added += 1
+        for output in engine.step():
+            answers[int(output.request_id)] += output.outputs[0].token_ids
+            finished += output.finished
+        steps += 1
+    return {"answers": answers, "seconds": time.perf_counter() - started, "steps": steps}
+
+
+def main() -> None:
+    os.environ.update(ENVIRONMENT)
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever vLLM prints goes to standard error
+    import vllm
+
+    llm = vllm.LLM(**json.loads(sys.argv[1]))
+    print(json.dumps({"vllm": vllm.__version__}), file=replies, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(llm.llm_engine, **json.loads(line))), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()
