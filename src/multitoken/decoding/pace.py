@@ -17,7 +17,7 @@ from typing import Protocol
 
 _FADE = 0.9995  # a step: what was learnt is forgotten over some thousand steps, so refused masks are tried again
 _TURN = 0.5  # a batch whose requests are all new: they may be of another kind
-_PATIENCE = 8  # steps that a decision to feed none stands: deciding costs time, and nothing is learnt meanwhile
+_PATIENCE = 4  # steps that a decision stands: deciding costs a good part of a millisecond
 _WINDOW = 16  # blocks of each request, and of one more, that a place remembers
 _PRIOR = 4.0, 3.8  # a place begins as if it had been tried so often, and had held so often
 _MARGIN = 1.1  # masks must promise so much more than plain decoding: an estimate is not a measurement
@@ -88,17 +88,15 @@ class Pace:
         self._times = times
         self._acceptance = Acceptance(places)
         self._steps = 0  # since the last decision
-        self._none_for: int | None = None  # the number of rows for which it was to feed none
+        self._decided: tuple[int, int] | None = None  # the number of rows, and the masks that each is fed
 
     def masks(self, rows: int, length: int) -> int:
         """Masks a row for a step of so many rows, of at most `length` cached tokens."""
-        if rows == self._none_for and self._steps < _PATIENCE:
-            return 0
-        self._acceptance.fade(_FADE**self._steps)
-        self._steps = 0
-        best = self._best(rows, length)
-        self._none_for = None if best else rows
-        return best
+        if self._decided is None or self._decided[0] != rows or self._steps >= _PATIENCE:
+            self._acceptance.fade(_FADE**self._steps)
+            self._steps = 0
+            self._decided = rows, self._best(rows, length)
+        return self._decided[1]
 
     def observe(self, blocks: Sequence[tuple[int, int, int]], step: tuple[int, int, int, float] | None = None) -> None:
         """What a step brought: (masks fed, drafts made, drafts that held) of the blocks that it settled, and its rows,
@@ -111,7 +109,7 @@ class Pace:
     def joined(self, share: float) -> None:
         """New requests have joined; `share` of the batch is new."""
         self._acceptance.fade(_TURN**share)
-        self._none_for = None
+        self._decided = None
 
     def _best(self, rows: int, length: int) -> int:
         best, most = 0, _MARGIN / self._times.seconds(rows, length, 1)
