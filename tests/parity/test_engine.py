@@ -171,9 +171,31 @@ def test_what_was_refused_is_tried_again() -> None:
     for _ in range(100):
         pace.observe([(7, 7, 0)])
     assert pace.masks(1, 40) == 0
-    for _ in range(3000):
+    for _ in range(10_000):
         pace.observe([])
     assert pace.masks(1, 40) > 0
+
+
+def test_new_requests_have_refused_masks_tried_again() -> None:
+    """They may be of another kind; but one that joins a crowd changes little."""
+    pace = Pace(_Times(0.2), 7)
+    for _ in range(100):
+        pace.observe([(7, 7, 0)])
+    for _ in range(10):
+        pace.joined(1 / 64)
+    assert pace.masks(1, 40) == 0
+    for _ in range(10):
+        pace.joined(1.0)
+    assert pace.masks(1, 40) > 0
+
+
+def test_a_crowd_is_not_judged_by_its_last_step() -> None:
+    """32 requests bring 32 blocks a step: a lucky one must not outvote ten others."""
+    pace = Pace(_Times(0.01), 7)
+    for _ in range(10):
+        pace.observe([(7, 7, 0)] * 32)
+    pace.observe([(7, 7, 7)] * 32)
+    assert pace.masks(32, 40) == 0
 
 
 def test_a_request_of_another_kind_is_soon_known_for_one() -> None:
@@ -191,8 +213,8 @@ def test_acceptance_is_what_was_observed() -> None:
     """Of blocks of 3 drafts, half hold whole and half fail at the second: by hand, c = 1, 1/2, 1/2 and r = 1/2."""
     acceptance = Acceptance(4)
     for _ in range(5000):
-        acceptance.observe(3, 3, 3)
-        acceptance.observe(3, 3, 1)
+        acceptance.observe([(3, 3, 3)])
+        acceptance.observe([(3, 3, 1)])
     one, _, three, _ = acceptance.expected()
     assert three == pytest.approx((2, 0.5, 3), abs=0.05)  # the last of the two kinds weighs a little more
     assert one == pytest.approx((1, 0, 1), abs=0.01)

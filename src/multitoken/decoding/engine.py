@@ -114,6 +114,8 @@ class Engine:
             joined.append(self._waiting.popleft())
         # Prompts of about one length prefill side by side with little padding.
         self._rows += sorted(joined, key=lambda row: len(row.ids))
+        if joined and self._pace is not None:
+            self._pace.joined(len(joined) / len(self._rows))
 
     def _does_not_fit(self, rows: list[Row]) -> str | None:
         """Why a cache for these rows, should all of them become as long as they may, is too large."""

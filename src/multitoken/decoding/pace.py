@@ -15,10 +15,11 @@ r / (1 + r) of its steps. A step is narrow only if that happens to all n rows at
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-_FADE = 0.998  # a step: what was learnt is forgotten over a thousand steps, so refused masks are tried again
-_PATIENCE = 8  # steps that a decision to feed none stands: deciding costs time, and nothing is learnt meanwhile
-_WINDOW = 32.0  # blocks that a place remembers: the next request may be of another kind
-_OPTIMISM = 4.0  # a place begins as if so many drafts had been made there and had held
+_FADE = 0.9995  # a step: what was learnt is forgotten over some thousand steps, so refused masks are tried again
+_TURN = 0.5  # a batch whose requests are all new: they may be of another kind
+_PATIENCE = 4  # steps that a decision stands: deciding costs a good part of a millisecond
+_WINDOW = 16  # blocks of each request, and of one more, that a place remembers
+_PRIOR = 4.0, 3.8  # a place begins as if it had been tried so often, and had held so often
 _MARGIN = 1.1  # masks must promise so much more than plain decoding: an estimate is not a measurement
 
 
@@ -35,28 +36,28 @@ class Times(Protocol):
 
 
 class Acceptance:
-    """Running counts by place of the block, 1 to k - 1; a little optimism where nothing is known yet."""
+    """Running counts by place of the block, 1 to k - 1; a hopeful guess where nothing is known yet."""
 
     def __init__(self, places: int) -> None:
         self.places = places
-        self._tried = [[_OPTIMISM] * 2 for _ in range(places)]  # at place j: blocks that could draft, those that did
-        self._held = [[_OPTIMISM] * 2 for _ in range(places)]  # drafts behind held ones, those that held
+        self._tried = [[*_PRIOR] for _ in range(places)]  # at place j: blocks that could draft, those that did
+        self._held = [[*_PRIOR] for _ in range(places)]  # drafts behind held ones, those that held
 
-    def observe(self, fed: int, drafted: int, held: int) -> None:
-        """A block of `fed` masks became `drafted` drafts, of which the first `held` held."""
-        for j in range(min(fed, self.places)):
-            if j > drafted:
-                break
-            _count(self._tried[j], j < drafted)
-            if j <= held and j < drafted:
-                _count(self._held[j], j < held)
+    def observe(self, blocks: Sequence[tuple[int, int, int]]) -> None:
+        """What the blocks of a step became: (masks fed, drafts made, drafts that held). Of a larger batch more is remembered, or
+        the luck of its last step would decide."""
+        window = _WINDOW * (len(blocks) + 1)
+        for fed, drafted, held in blocks:
+            for j in range(min(fed, self.places, drafted + 1)):
+                _count(self._tried[j], j < drafted, window)
+                if j <= held and j < drafted:
+                    _count(self._held[j], j < held, window)
 
-    def fade(self, steps: int) -> None:
-        """So many steps went by: old counts weigh less, and the optimism of before more."""
-        left = _FADE**steps
+    def fade(self, left: float) -> None:
+        """What was learnt weighs `left` of what it did, and the guess of before more."""
         for counts in (*self._tried, *self._held):
-            counts[0] = _OPTIMISM + (counts[0] - _OPTIMISM) * left
-            counts[1] = _OPTIMISM + (counts[1] - _OPTIMISM) * left
+            for i, prior in enumerate(_PRIOR):
+                counts[i] = prior + (counts[i] - prior) * left
 
     def expected(self, rows: int = 1) -> Iterator[tuple[float, float, float]]:
         """For 1, 2, ... masks a row: confirmed drafts, the probability that one fails, drafts of the row that has most."""
@@ -72,10 +73,10 @@ class Acceptance:
             yield confirmed, fails, most
 
 
-def _count(counts: list[float], success: bool) -> None:
+def _count(counts: list[float], success: bool, window: int) -> None:
     """One more trial, at the expense of the oldest."""
-    if counts[0] >= _WINDOW:
-        counts[:] = (count * (1 - 1 / _WINDOW) for count in counts)
+    if counts[0] >= window:
+        counts[:] = (count * (1 - 1 / window) for count in counts)
     counts[0] += 1
     counts[1] += success
 
@@ -87,17 +88,15 @@ class Pace:
         self._times = times
         self._acceptance = Acceptance(places)
         self._steps = 0  # since the last decision
-        self._none_for: int | None = None  # the number of rows for which it was to feed none
+        self._decided: tuple[int, int] | None = None  # the number of rows, and the masks that each is fed
 
     def masks(self, rows: int, length: int) -> int:
         """Masks a row for a step of so many rows, of at most `length` cached tokens."""
-        if rows == self._none_for and self._steps < _PATIENCE:
-            return 0
-        self._acceptance.fade(self._steps)
-        self._steps = 0
-        best = self._best(rows, length)
-        self._none_for = None if best else rows
-        return best
+        if self._decided is None or self._decided[0] != rows or self._steps >= _PATIENCE:
+            self._acceptance.fade(_FADE**self._steps)
+            self._steps = 0
+            self._decided = rows, self._best(rows, length)
+        return self._decided[1]
 
     def observe(self, blocks: Sequence[tuple[int, int, int]], step: tuple[int, int, int, float] | None = None) -> None:
         """What a step brought: (masks fed, drafts made, drafts that held) of the blocks that it settled, and its rows,
@@ -105,8 +104,12 @@ class Pace:
         self._steps += 1
         if step is not None:
             self._times.observe(*step)
-        for block in blocks:
-            self._acceptance.observe(*block)
+        self._acceptance.observe(blocks)
+
+    def joined(self, share: float) -> None:
+        """New requests have joined; `share` of the batch is new."""
+        self._acceptance.fade(_TURN**share)
+        self._decided = None
 
     def _best(self, rows: int, length: int) -> int:
         best, most = 0, _MARGIN / self._times.seconds(rows, length, 1)

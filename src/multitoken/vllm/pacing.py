@@ -94,6 +94,8 @@ class Pacer:
         blocks = [
             (self._fed[name], d, h) for name, d, h in zip(names, drafted, held, strict=True) if self._fed.get(name)
         ]
+        if new := sum(name not in self._fed for name in names):
+            self._pace.joined(new / len(names))
         self._fed = dict(zip(names, fed, strict=True))
         every = -(-len(blocks) // _BLOCKS) or 1
         self._pace.observe(blocks[self._turn % every :: every])
