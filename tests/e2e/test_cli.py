@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -180,7 +181,12 @@ def test_a_killed_run_leaves_no_model_and_resumes(project, how) -> None:
             output, "--steps", "300", "--k-max", "4", "--batch-size", "2", "--checkpoint-every", "10"]  # fmt: skip
     command = [str(a) for a in argv]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell's background jobs ignore Ctrl-C, and so would what they start.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     work = Path(f"{output}.training")
     deadline = time.monotonic() + 240
