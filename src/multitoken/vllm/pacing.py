@@ -121,7 +121,8 @@ def measure(runner: Any, mask_id: int, most: int) -> Measured:
                 runner.input_ids.gpu[:n] = torch.arange(n) % 2 * token
                 started = time.perf_counter()
                 hidden, _ = runner._dummy_run(n)
-                runner.model.compute_logits(hidden[:n])
+                # Under LoRA the head knows whose rows it is given, and a dummy run has at most one of each request.
+                runner.model.compute_logits(hidden[: n if runner.lora_config is None else min(n, runner.max_num_reqs)])
                 if runner.device.type == "cuda":
                     torch.cuda.synchronize(runner.device)
                 if repeat:  # the first round warms up

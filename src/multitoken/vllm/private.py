@@ -79,6 +79,8 @@ _READ = {  # attributes of instances, by the class whose source must speak of th
         "self.drafter",
         "self.discard_request_mask",
         "self.input_ids.gpu",
+        "self.lora_config",
+        "self.max_num_reqs",
     ),
     "vllm.v1.worker.gpu_input_batch:InputBatch": (
         "self.num_tokens_no_spec",
