@@ -244,6 +244,22 @@ def show(results: list[dict[str, Any]]) -> None:
                 print(f"| {r['batch']} | {r['method']} | {speed(r)} |")
 
 
+def draw_panel(axes: Any, domain: str, curves: dict[str, tuple[str, str, list[tuple[int, float, Any]]]]) -> None:
+    """Speed-up by requests at once. curves: by label, (colour, marker, [(requests, ratio, its interval)])."""
+    axes.axhline(1, color="#1f2328", linestyle="--", linewidth=1)
+    for label, (color, marker, points) in curves.items():
+        at, values = [n for n, _, _ in points], [ratio for _, ratio, _ in points]
+        bars = [[v - low for _, v, (low, _) in points], [high - v for _, v, (_, high) in points]]
+        axes.errorbar(at, values, yerr=bars, color=color, marker=marker, capsize=3, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
+    axes.set_title(domain, fontsize=10)
+    axes.set_xlabel("requests at once")
+    axes.grid(axis="y", color="#e6e8eb")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylim(bottom=0)
+
+
 def picture(results: list[dict[str, Any]], path: Path) -> None:
     """Speed-up over plain decoding by batch size, a panel a domain, with intervals."""
     figure = Figure(figsize=(9, 3.2), dpi=200, layout="constrained", facecolor="white")
@@ -251,22 +267,12 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     styles = {"gated, Exact 0.7, adaptive": ("#0072B2", "o"), "full, Exact 0.5, adaptive": ("#D55E00", "s")}
     panels: Any = figure.subplots(1, len(DOMAINS), sharey=True)
     for axes, domain in zip(panels, DOMAINS, strict=True):
-        axes.axhline(1, color="#1f2328", linestyle="--", linewidth=1)
-        for name, (color, marker) in styles.items():
+        curves = {}
+        for name, style in styles.items():
             mine = [r for r in results if r["part"] == "batches" and (r["prompts"], r["method"]) == (domain, name)]
-            at, values = [r["batch"] for r in mine], [r["speedup"] for r in mine]
-            bars = [[v - r["interval"][0] for v, r in zip(values, mine, strict=True)]]
-            bars += [[r["interval"][1] - v for v, r in zip(values, mine, strict=True)]]
-            axes.errorbar(
-                at, values, yerr=bars, color=color, marker=marker, capsize=3, label=name.replace(", adaptive", "")
-            )
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
-        axes.set_title(domain, fontsize=10)
-        axes.set_xlabel("requests at once")
-        axes.grid(axis="y", color="#e6e8eb")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylim(bottom=0)
+            points = [(r["batch"], r["speedup"], r["interval"]) for r in mine]
+            curves[name.replace(", adaptive", "")] = (*style, points)
+        draw_panel(axes, domain, curves)
     panels[0].set_ylabel("tokens a second, plain decoding: 1")
     panels[0].legend(fontsize=8, frameon=False)
     figure.savefig(path, format="png")

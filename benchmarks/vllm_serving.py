@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.performance import DOMAINS, NEW, prompts_of
+from benchmarks.performance import DOMAINS, NEW, draw_panel, prompts_of
 from multitoken.checkpoints.provenance import provenance
 from multitoken.evaluation.identity import Float64Judge, Identity, compare
 from multitoken.evaluation.statistics import ratio_interval
@@ -151,20 +151,11 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     panels: Any = figure.subplots(1, len(domains), sharey=True, squeeze=False)[0]
     for axes, domain in zip(panels, domains, strict=True):
-        axes.axhline(1, color="#1f2328", linestyle="--", linewidth=1)
-        for name, (color, marker) in COLOURS.items():
+        curves = {}
+        for name, style in COLOURS.items():
             mine = [r for r in results if (r["domain"], r["method"]) == (domain, name) and r["interval"]]
-            at, values = [r["at_once"] for r in mine], [r["ratio"] for r in mine]
-            bars = [[v - r["interval"][0] for v, r in zip(values, mine, strict=True)]]
-            bars += [[r["interval"][1] - v for v, r in zip(values, mine, strict=True)]]
-            axes.errorbar(at, values, yerr=bars, color=color, marker=marker, capsize=3, label=name)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
-        axes.set_title(domain, fontsize=10)
-        axes.set_xlabel("requests at once")
-        axes.grid(axis="y", color="#e6e8eb")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylim(bottom=0)
+            curves[name] = (*style, [(r["at_once"], r["ratio"], r["interval"]) for r in mine])
+        draw_panel(axes, domain, curves)
     panels[0].set_ylabel("tokens a second, plain vLLM: 1")
     panels[-1].legend(fontsize=8, frameon=False)
     figure.savefig(path, format="png")
