@@ -12,8 +12,9 @@ greedy decoding of the model that it should be that of. The last line is JSON.
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -126,8 +127,8 @@ def prompts_of(model: Model, domain: str, number: int, length: int | None) -> li
     return prompts
 
 
-def single(models: dict[str, Model], draft: Any, pairs: int) -> list[dict[str, Any]]:
-    """Every method at batch 1, by domain and length of prompt."""
+def single(models: dict[str, Model], draft: Any, pairs: int) -> Iterator[list[dict[str, Any]]]:
+    """Every method at batch 1: a table for each domain and length of prompt."""
     base, gated, full = models["base"], models["gated"], models["full"]
     methods: dict[str, tuple[str, Method]] = {
         "transformers generate": ("base", transformers_way(base.hf)),
@@ -141,7 +142,6 @@ def single(models: dict[str, Model], draft: Any, pairs: int) -> list[dict[str, A
         "full, ConfAdapt 0.9": ("", our_way(full, ConfAdapt(0.9))),
         "full, static 4": ("", our_way(full, StaticK(4))),
     }
-    results = []
     for domain, length in (*((d, None) for d in DOMAINS), ("word-problems", 1024)):
         prompts = prompts_of(base, domain, pairs + WARM_UP, length)
         answers: dict[str, list[Answer]] = {name: [] for name in methods}
@@ -156,7 +156,7 @@ def single(models: dict[str, Model], draft: Any, pairs: int) -> list[dict[str, A
             for name, (of, _) in methods.items():
                 answers[name].append(found[name])
                 same[name] += found[name].ids == references[of]
-        plain = answers["transformers generate"]
+        plain, results = answers["transformers generate"], []
         for name, mine in answers.items():
             pairs_of = [(p.seconds_per_token, m.seconds_per_token) for p, m in zip(plain, mine, strict=True)]
             ratio = ratio_interval(pairs_of)
@@ -176,19 +176,20 @@ def single(models: dict[str, Model], draft: Any, pairs: int) -> list[dict[str, A
                     "answers": len(mine),
                 }
             )
-    return results
+        yield results
 
 
-def together(models: dict[str, Model], pairs: int) -> list[dict[str, Any]]:
-    """Tokens a second in total, at batches of 1 to 32, ours against our own plain decoding of the same prompts."""
+def together(models: dict[str, Model], pairs: int) -> Iterator[list[dict[str, Any]]]:
+    """Tokens a second in total, at batches of 1 to 32, ours against our own plain decoding of the same prompts: a table for
+    each domain."""
     base = models["base"]
     kinds: dict[str, tuple[Model, Policy, dict[str, Any]]] = {
         "next token": (base, NextToken(), {}),
         "gated, Exact 0.7, adaptive": (models["gated"], Exact(0.7), {"adaptive": True}),
         "full, Exact 0.5, adaptive": (models["full"], Exact(0.5), {"adaptive": True}),
     }
-    results = []
     for domain in DOMAINS:
+        results = []
         for batch in (1, 2, 4, 8, 16, 32):
             rounds = pairs if batch > 1 else 2 * pairs
             prompts = prompts_of(base, domain, batch * (rounds + 1), None)
@@ -214,34 +215,30 @@ def together(models: dict[str, Model], pairs: int) -> list[dict[str, Any]]:
                         "interval": ratio.interval,
                     }
                 )
-    return results
+        yield results
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """The tables, as they stand in docs/performance.md."""
+    """A table, as it stands in docs/performance.md."""
 
     def speed(r: dict[str, Any]) -> str:
         low, high = r["interval"] or (float("nan"), float("nan"))
         return f"{r['tokens_per_second']:.0f} | {r['speedup']:.2f} ({low:.2f} to {high:.2f})"
 
-    for where in dict.fromkeys(r["prompts"] for r in results if r["part"] == "single"):
-        mine = [r for r in results if r["part"] == "single" and r["prompts"] == where]
-        print(
-            f"\n| {where}: prompts of {mine[0]['tokens']} tokens, {mine[0]['answers']} of them | first token, ms | ",
-            end="",
-        )
-        print("tokens per step | identical | tokens per second | against generate (95%) |\n|---|---|---|---|---|---|")
-        for r in mine:
+    facts = results[0]
+    if facts["part"] == "single":
+        title = f"{facts['prompts']}: prompts of {facts['tokens']} tokens, {facts['answers']} of them"
+        columns = "first token, ms | tokens per step | identical | tokens per second | against generate (95%)"
+        print(f"\n| {title} | {columns} |\n|---|---|---|---|---|---|")
+        for r in results:
             steps = f"{r['tokens_per_step']:.2f}" if r["tokens_per_step"] else "-"
             same = f"{r['identical']} of {r['answers']}" if r["identical"] is not None else "-"
-            print(f"| {r['method']} | {r['first_ms']:.1f} | {steps} | {same} | {speed(r)} |")
-    for domain in dict.fromkeys(r["prompts"] for r in results if r["part"] == "batches"):
-        print(
-            f"\n| {domain}, at once | method | tokens per second in total | against plain decoding (95%) |\n|---|---|---|---|"
-        )
-        for r in results:
-            if r["part"] == "batches" and r["prompts"] == domain:
-                print(f"| {r['batch']} | {r['method']} | {speed(r)} |")
+            print(f"| {r['method']} | {r['first_ms']:.1f} | {steps} | {same} | {speed(r)} |", flush=True)
+        return
+    columns = "method | tokens per second in total | against plain decoding (95%)"
+    print(f"\n| {facts['prompts']}, at once | {columns} |\n|---|---|---|---|")
+    for r in results:
+        print(f"| {r['batch']} | {r['method']} | {speed(r)} |", flush=True)
 
 
 def draw_panel(axes: Any, domain: str, curves: dict[str, tuple[str, str, list[tuple[int, float, Any]]]]) -> None:
@@ -286,13 +283,17 @@ def main() -> None:
     a = parser.parse_args()
     models = {name: Model.load(checkpoint(name)) for name in ("base", "gated", "full")}
     results: list[dict[str, Any]] = []
+    tables = []
     if a.part in (None, "single"):
         draft = AutoModelForCausalLM.from_pretrained(checkpoint("draft"), dtype=torch.float32)
-        results += single(models, draft, a.pairs)
+        tables.append(single(models, draft, a.pairs))
     if a.part in (None, "batches"):
-        results += together(models, max(6, a.pairs // 2))
+        tables.append(together(models, max(6, a.pairs // 2)))
+    for table in chain(*tables):
+        show(table)
+        results += table
+    if a.part in (None, "batches"):
         picture(results, a.picture)
-    show(results)
     facts = provenance(threads=torch.get_num_threads())
     print(json.dumps({"provenance": facts, "results": results}))
 

@@ -9,6 +9,7 @@ from torch import nn
 from multitoken.decoding.attention import AttentionRule
 from multitoken.decoding.blocks import pack_blocks
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
+from multitoken.decoding.halves import Halves
 from multitoken.decoding.loop import Decoder
 from multitoken.decoding.policies import ConfAdapt, Exact, NextToken
 from multitoken.decoding.records import DecodingError
@@ -146,6 +147,24 @@ def test_merged_updates_say_the_same(family: str) -> None:
     adapter.merge(model)
     after = model(input_ids=ids, use_cache=False).logits
     assert torch.allclose(before, after, atol=1e-4)
-    buffers = [name for name, _ in model.named_buffers() if name.endswith("weight_at_masks")]
+    buffers = [name for name, _ in model.named_buffers() if name.endswith("weights_by_kind")]
     assert len(buffers) == {"llama": 21, "qwen3 mixture of experts": 12, "gpt2": 0}[family]
-    assert not any("weight_at_masks" in name for name in model.state_dict())
+    assert not any("weights_by_kind" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize(("real", "masks"), [(1, 15), (8, 15), (20, 3), (7, 7), (0, 9), (90, 5), (3, 90), (60, 200)])
+@pytest.mark.parametrize("scattered", [False, True])
+def test_two_groups_of_tokens_go_through_a_matrix_each(real: int, masks: int, scattered: bool) -> None:
+    """Groups of like and of very unlike size, in one product or in two, wherever the masks stand."""
+    generator = torch.Generator().manual_seed(0)
+    is_mask = torch.arange(real + masks) >= real
+    if scattered:
+        is_mask = is_mask[torch.randperm(real + masks, generator=generator)]
+    x = torch.randn(real + masks, 24, generator=generator)
+    both = torch.randn(2, 24, 10, generator=generator)
+    expected = torch.where(is_mask[:, None], x @ both[1], x @ both[0])
+    # Every second row of a larger tensor: what attention hands on is not always contiguous.
+    wide = torch.stack([x, x], 1)[:, 0]
+    for rows in (x, wide):
+        found = Halves(is_mask, in_order=not scattered).product(rows, both)
+        assert torch.allclose(found, expected, atol=1e-5)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from .halves import Halves
 from .records import DecodingError
 
 
@@ -36,12 +37,13 @@ class Gate:
         self._rows = 0
         self._tail = 0  # masks at the end of every row, where they stand there in all rows alike
         self._places: Tensor | None = None  # [N] indices into the flattened [B * S] tokens, otherwise
-        self._others: Tensor | None = None  # those of the real tokens
+        self._is_mask: Tensor | None = None  # [B * S]
+        self._halves: Halves | None = None  # made when a merged layer asks for it
 
     def look(self, ids: Tensor) -> Tensor | None:
         """Note where the masks are. ids [B, S] -> [B, S] bool, or None where there are none."""
         is_mask = ids == self.mask_id
-        self._rows, self._tail, self._places = ids.shape[0], 0, None
+        self._rows, self._tail, self._places, self._halves = ids.shape[0], 0, None, None
         if not bool(is_mask.any()):
             return None
         counts = is_mask.sum(1)
@@ -50,7 +52,7 @@ class Gate:
             self._tail = n
         else:
             self._places = is_mask.flatten().nonzero()[:, 0]
-            self._others = (~is_mask).flatten().nonzero()[:, 0]
+        self._is_mask = is_mask.flatten()
         return is_mask
 
     @property
@@ -73,25 +75,12 @@ class Gate:
         update.add_to(y_row[:, -self._tail :], x_row[:, -self._tail :])  # in place: y is nobody else's yet
         return y
 
-    def split(self, x: Tensor, real: Tensor, masks: Tensor, bias: Tensor | None) -> Tensor:
-        """x [B, S, D], or flattened, through the matrix `real` [E, D] at real tokens and through `masks` [E, D] at masks."""
-        if not self.is_open:
-            return F.linear(x, real, bias)
-        shape = (*x.shape[:-1], real.shape[0])
-        if self._places is not None and self._others is not None:
-            flat = x.reshape(-1, x.shape[-1])
-            y = flat.new_empty(flat.shape[0], real.shape[0])
-            y.index_copy_(0, self._others, F.linear(flat[self._others], real, bias))
-            y.index_copy_(0, self._places, F.linear(flat[self._places], masks, bias))
-            return y.view(shape)
-        x_row = x.view(self._rows, -1, x.shape[-1])
-        if self._tail == x_row.shape[1]:
-            return F.linear(x, masks, bias)
-        # A CPU's kernels take 16 rows for the price of 15: real tokens that fill the tile are computed and dropped.
-        whole = min(-(-self._tail // 16) * 16, x_row.shape[1]) if x.device.type == "cpu" else self._tail
-        at_masks = F.linear(x_row[:, -whole:], masks, bias)[:, -self._tail :]
-        parts = F.linear(x_row[:, : -self._tail], real, bias), at_masks
-        return torch.cat(parts, 1).view(shape)
+    def split(self, x: Tensor, both: Tensor) -> Tensor:
+        """x [B, S, D], or flattened, times both[0] at real tokens and times both[1] at masks. both: [2, D, E]."""
+        if self._halves is None:
+            assert self._is_mask is not None
+            self._halves = Halves(self._is_mask, in_order=self._tail > 0 and self._rows == 1)
+        return self._halves.product(x.reshape(-1, x.shape[-1]), both).view(*x.shape[:-1], both.shape[-1])
 
 
 class LowRank(nn.Module):
@@ -149,7 +138,8 @@ class GatedAdapter(nn.Module):
     @torch.no_grad()
     def merge(self, model: PreTrainedModel) -> None:
         """Make ready for decoding: where an update has at least half the numbers of its layer's matrix, add it to a copy of
-        the matrix, which masks then go through. The adapter, at work in `model`, can be trained no more."""
+        the matrix, which masks then go through. A second copy, for real tokens, lies beside it, so that both are one product
+        (`Gate.split`). The adapter, at work in `model`, can be trained no more."""
         for i, name in enumerate(self.names):
             layer, update = model.get_submodule(name), self.updates[i]
             assert isinstance(update, LowRank)
@@ -160,7 +150,8 @@ class GatedAdapter(nn.Module):
                 continue
             whole = layer.weight.float() + update.up @ update.down
             self._hooks.pop(i).remove()
-            layer.register_buffer("weight_at_masks", whole.to(layer.weight.dtype), persistent=False)
+            both = torch.stack([layer.weight.t(), whole.to(layer.weight.dtype).t()])
+            layer.register_buffer("weights_by_kind", both, persistent=False)
             layer.forward = partial(self._split, layer)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _hide(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -178,8 +169,10 @@ class GatedAdapter(nn.Module):
         return self.gate.add(self.updates[i], args[0], y)  # pyright: ignore[reportArgumentType]
 
     def _split(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        whole: Tensor = layer.weight_at_masks  # pyright: ignore[reportAssignmentType]
-        return self.gate.split(x, layer.weight, whole, layer.bias)
+        if not self.gate.is_open:
+            return F.linear(x, layer.weight, layer.bias)
+        y = self.gate.split(x, layer.weights_by_kind)  # pyright: ignore[reportArgumentType]
+        return y if layer.bias is None else y + layer.bias
 
     @contextmanager
     def closed(self) -> Iterator[None]:

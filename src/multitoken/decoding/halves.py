@@ -1,0 +1,44 @@
+"""Two kinds of tokens through two matrices, side by side: what a merged gate does at every layer, at every step."""
+
+import torch
+from torch import Tensor
+
+_IDLE = 48  # rows that a batched product may compute in vain: on a CPU so many still cost less than a second product
+
+
+class Halves:
+    """The tokens of a pass as two groups, real ones and masks, that go through a matrix each.
+
+    One batched product does both where that leaves few of its rows idle: at the width of a decoding step it takes little longer
+    than a plain layer; two products and their bookkeeping take twice as long.
+
+    is_mask: [T] of all rows' tokens; in_order: the masks are the last of them.
+    """
+
+    def __init__(self, is_mask: Tensor, *, in_order: bool) -> None:
+        tokens = len(is_mask)
+        self._masks = int(is_mask.sum())
+        self._real = tokens - self._masks
+        # The larger group's size. The halves overlap: the first begins with the real tokens, the second ends with the masks.
+        self._size = max(self._real, self._masks)
+        self._batched = self._real > 0 and 2 * self._size - tokens <= _IDLE
+        self._order = self._back = None  # [T] masks behind real tokens; where each is found in the product
+        if not in_order:
+            self._order = is_mask.int().argsort(stable=True)
+            self._back = torch.empty_like(self._order)
+            self._back[self._order] = torch.arange(tokens, device=is_mask.device)
+            if self._batched:
+                self._back[is_mask] += 2 * self._size - tokens
+
+    def product(self, x: Tensor, both: Tensor) -> Tensor:
+        """x [T, D], both [2, D, E] -> [T, E]"""
+        inputs, outputs = both.shape[1:]
+        rows = x.contiguous() if self._order is None else x.index_select(0, self._order)
+        if self._batched:
+            apart = (len(rows) - self._size) * inputs
+            y = torch.bmm(rows.as_strided((2, self._size, inputs), (apart, inputs, 1)), both)
+            if self._back is None:
+                return torch.cat((y[0, : self._real], y[1, self._size - self._masks :]))
+            return y.view(-1, outputs).index_select(0, self._back)
+        y = torch.cat((rows[: self._real] @ both[0], rows[self._real :] @ both[1]))
+        return y if self._back is None else y.index_select(0, self._back)
