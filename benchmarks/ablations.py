@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,8 @@ ARMS = (
     Arm("objective", "online labels, reach", {"labels": "online"}),
     Arm("objective", "soft teacher, reach", {"labels": "online", "teacher": "soft"}),
     Arm("k", "k 8", {"k_max": 8}),
+    Arm("k", "k grows from 4 to 16 over the first 100 steps", {"k_growth": 100}),
+    Arm("k", "k always 16", {"k_schedule": "fixed"}),
     Arm("data", "given responses, their tokens as labels", {}, "given"),
     Arm("data", "given responses, online labels", {"labels": "online"}, "given"),
     Arm("data", "sampled responses, online labels", {"labels": "online"}, "sampled"),
@@ -133,11 +135,11 @@ def _written_by(base: Model, problems: list[Example], sampled: bool) -> list[str
     return texts
 
 
-def steps_of_equal_time(data: dict[str, Path], reference_steps: int, rounds: int) -> dict[str, int]:
-    """Steps an arm that take as long as the reference's, by a few steps of all arms in turn."""
+def steps_of_equal_time(arms: Sequence[Arm], data: dict[str, Path], most: int, rounds: int) -> dict[str, int]:
+    """Steps an arm that take as long as `most` of the first one's, by a few steps of all arms in turn, from all over the run."""
     with tempfile.TemporaryDirectory() as folder:
         steppers: dict[str, Stepper] = {}
-        for arm in ARMS:
+        for arm in arms:
             where = {
                 "model": checkpoint("base"),
                 "data": data[arm.responses],
@@ -145,15 +147,15 @@ def steps_of_equal_time(data: dict[str, Path], reference_steps: int, rounds: int
                 "steps": 1,
             }
             steppers[arm.name] = Stepper(make_config(**COMMON | arm.options | where), Path(folder))
-        seconds: dict[str, list[float]] = {arm.name: [] for arm in ARMS}
+        seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
         for number in range(rounds + 1):
             for name, stepper in steppers.items():
-                spent, _ = stepper.step(number)
+                spent, _ = stepper.step(number * most // rounds)
                 if number:  # the first warms up
                     seconds[name].append(spent)
-    reference = seconds[ARMS[0].name]
+    reference = seconds[arms[0].name]
     ratios = {name: ratio_interval(list(zip(reference, own, strict=True))).median for name, own in seconds.items()}
-    return {name: round(reference_steps * ratio) for name, ratio in ratios.items()}
+    return {name: round(most * ratio) for name, ratio in ratios.items()}
 
 
 def run(arm: Arm, seed: int, steps: int, data: Path, reference: list[tuple], questions: int) -> Result:
@@ -264,9 +266,11 @@ def train_all(output: Path, seeds: list[int], reference_steps: int, questions: i
     output.mkdir(parents=True, exist_ok=True)
     data = training_files(output)
     plan = output / "steps.json"
-    if not plan.exists():
-        write_text(plan, json.dumps(steps_of_equal_time(data, reference_steps, rounds=8), indent=1) + "\n")
-    steps = json.loads(plan.read_text())
+    steps = json.loads(plan.read_text()) if plan.exists() else {}
+    if new := [arm for arm in ARMS if arm.name not in steps]:  # beside the reference, always
+        timed = steps_of_equal_time([ARMS[0], *(arm for arm in new if arm != ARMS[0])], data, reference_steps, rounds=8)
+        steps = timed | steps
+        write_text(plan, json.dumps(steps, indent=1) + "\n")
     base = Model.load(checkpoint("base"))
     task = embedded_task("word-problems", questions)
     reference = answer_all(base, [base.encode(q.prompt) for q in task.questions], NextToken(), 32, 320, "original")

@@ -30,7 +30,7 @@ from multitoken.quickstart.embedded import checkpoint
 def write(path: Path, target: Path, number: int, tokenizer: Any) -> None:
     """Prompts that nothing was trained on or is tested on, with the target's responses."""
     texts, prompts = mixed_prompts("adapt", number, tokenizer)
-    with engine(target, requests=64) as llm:
+    with engine(target, max_num_seqs=64) as llm:
         rows = answers(llm, prompts)
     pairs = [
         {"prompt": text, "response": tokenizer.decode(row, skip_special_tokens=True)}

@@ -13,14 +13,7 @@ import sys
 import time
 from typing import Any
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_OFFLINE": "1",
-}
+from benchmarks.vllm_environment import IN_PROCESS
 
 _SETTLE = 0.3  # seconds: threads of the engine that was asked before may still be waiting actively
 
@@ -47,7 +40,7 @@ def answer(engine: Any, prompts: list[list[int]], at_once: int, tokens: int) -> 
 
 
 def main() -> None:
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(IN_PROCESS)
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever vLLM prints goes to standard error
     import vllm

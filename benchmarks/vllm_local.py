@@ -8,14 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ.update(
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_CPU_OMP_THREADS_BIND="nobind",
-    VLLM_NO_USAGE_STATS="1",
-    VLLM_LOGGING_LEVEL="ERROR",
-    HF_HUB_OFFLINE="1",
-)
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+from benchmarks.vllm_environment import IN_PROCESS
+
+os.environ.update(IN_PROCESS)
 
 from multitoken.checkpoints.provenance import provenance
 from multitoken.models.prompts import encode_prompt
@@ -23,22 +18,21 @@ from multitoken.quickstart.corpus import LANGUAGE, mixed
 
 
 @contextmanager
-def engine(model: Path, *, requests: int = 16, **options: Any) -> Iterator[Any]:
+def engine(model: Path, **options: Any) -> Iterator[Any]:
     """What it holds is given back at the end."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    llm = LLM(
-        model=str(model),
-        dtype="float32",
-        enforce_eager=True,
-        block_size=32,
-        max_model_len=512,
-        max_num_seqs=requests,
-        max_num_batched_tokens=4096,
-        disable_log_stats=False,
-        **options,
-    )
+    defaults: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "block_size": 32,
+        "max_model_len": 512,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 4096,
+        "disable_log_stats": False,
+    }
+    llm = LLM(model=str(model), **(defaults | options))
     try:
         yield llm
     finally:

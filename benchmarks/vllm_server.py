@@ -11,6 +11,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from benchmarks.vllm_environment import IN_PROCESS, SMALL_CPU
+
 START_SECONDS = 420
 OPTIONS = (
     "--dtype",
@@ -102,15 +104,6 @@ def _environment(folder: Path) -> dict[str, str]:
     shim = folder / "vllm-0.32.0+cpu.dist-info"
     shim.mkdir(exist_ok=True)
     (shim / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL")
-    }
-    return inherited | {
-        "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+    inherited = {name: value for name, value in os.environ.items() if name not in IN_PROCESS}
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return inherited | SMALL_CPU | {"PYTHONPATH": path}

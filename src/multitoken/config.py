@@ -69,6 +69,8 @@ class AdaptConfig(BaseModel):
     """The longest block: tokens predicted by one forward pass."""
     k_schedule: Literal["random", "fixed"] = "random"
     """How long training blocks are: drawn from 2 to k_max, or always k_max."""
+    k_growth: int = Field(default=0, ge=0)
+    """Optimizer steps over which the longest block grows from 4 to k_max; 0: it is k_max from the start."""
     blocks_per_row: int = Field(default=8, ge=1)
     """Blocks packed behind the real tokens of one row."""
     train_on: Literal["response", "all"] = "response"

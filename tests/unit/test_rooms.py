@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "checkpoints": {"decoding", "models"},
     "training": {"decoding", "models", "checkpoints"},
     "evaluation": {"decoding", "models", "checkpoints"},
-    "vllm": {"decoding"},
+    "vllm": {"decoding", "models"},
     "quickstart": {"decoding", "models", "checkpoints", "training", "evaluation", "serving"},
 }
 FILES = [

@@ -1,19 +1,7 @@
 """Engines in this very process, and what they must equal: our own decoder over the same weights."""
 
-import os
-
-os.environ.update(
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_CPU_KVCACHE_SPACE="1",
-    VLLM_CPU_OMP_THREADS_BIND="nobind",
-    VLLM_NO_USAGE_STATS="1",
-    VLLM_LOGGING_LEVEL="ERROR",
-    HF_HUB_OFFLINE="1",
-)
-
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import multitoken
+from benchmarks import vllm_local  # before vLLM: it sets the environment
 from multitoken.decoding import Decoder, NextToken, Policy, Sampling
 from multitoken.decoding.generate import decoder_of
 from multitoken.quickstart.corpus import examples
@@ -148,29 +137,9 @@ def original() -> Reference:
     return Reference(BASE, adapted=False)
 
 
-@contextmanager
-def engine(**options: Any) -> Iterator[Any]:
+def engine(model: Path | str = CHECKPOINT, **options: Any) -> AbstractContextManager[Any]:
     """A vLLM engine; what it holds is given back at the end."""
-    from vllm import LLM
-    from vllm.distributed import cleanup_dist_env_and_memory
-
-    defaults: dict[str, Any] = {
-        "model": str(CHECKPOINT),
-        "dtype": "float32",
-        "enforce_eager": True,
-        "block_size": 32,
-        "max_model_len": MAX_MODEL_LEN,
-        "max_num_seqs": 16,
-        "max_num_batched_tokens": 2048,
-    }
-    llm = LLM(**(defaults | options))
-    try:
-        yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
+    return vllm_local.engine(Path(model), **({"max_num_batched_tokens": 2048} | options))
 
 
 @pytest.fixture(scope="session")

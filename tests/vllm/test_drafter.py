@@ -30,7 +30,7 @@ def check(drafter: Path, generate: Generate, original: Reference, prompts: list[
         "num_speculative_tokens": K,
         "parallel_drafting": True,
     }
-    with engine(model=str(BASE), speculative_config=speculative | more, disable_log_stats=False) as llm:
+    with engine(model=str(BASE), speculative_config=speculative | more) as llm:
         assert generate(llm, cases) == original.plain(cases)
         counts = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
     accepted = counts["vllm:spec_decode_num_accepted_tokens"] / counts["vllm:spec_decode_num_drafts"]

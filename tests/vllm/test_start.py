@@ -92,10 +92,10 @@ def test_it_can_be_turned_off_and_leaves_other_models_alone() -> None:
     [
         ({"block": "yes"}, "config.json: mtp is 'yes'; expected an object"),
         ({"k": "gone"}, "config.json: mtp lacks k"),
-        ({"k": 1}, "mtp.k is 1; expected a whole number of at least 2"),
+        ({"k": 1}, "mtp.k is 1; expected an int of at least 2"),
         ({"mask_token_id": 2048}, "mtp.mask_token_id is 2048; expected an id below vocab_size = 2048"),
         ({"mask_token_id": -1}, "mtp.mask_token_id is -1"),
-        ({"format_version": 9}, "format_version is 9; this multitoken reads 1: upgrade"),
+        ({"format_version": 9}, "format_version is 9; this multitoken reads 1 to 1: upgrade"),
         ({"method": "gated"}, "gated checkpoint without its adapter in mtp_adapter/"),
         ({"method": "magic"}, "mtp.method is 'magic'"),
         ({"generation": ["exact"]}, "generation_config.json: mtp is"),
@@ -112,7 +112,7 @@ def test_the_mtp_key_of_somebody_else(changed) -> None:
     """Other makers use the name too; the error says how such a model is served, and that works."""
     model = changed(block={"num_heads": 4})
     with pytest.raises(
-        MultitokenError, match=r"lacks k, .*: --additional-config '\{\"mtp\": \{\"enabled\": false\}\}'$"
+        MultitokenError, match=r"unknown key 'num_heads'.*: --additional-config '\{\"mtp\": \{\"enabled\": false\}\}'$"
     ):
         config_of(model)
     assert config_of(model, additional_config={"mtp": {"enabled": False}}).speculative_config is None

@@ -176,13 +176,14 @@ class Engine:
         longest = max(feed.row.cached + feed.width for feed in feeds)
         self._batch.rule.grow(longest)
         self._batch.cache.grow(len(self._rows), _up(longest))
+        if self._pace is None:
+            return step(self._batch, feeds, first)
         size = len(feeds), max(feed.row.cached for feed in feeds), max(feed.width for feed in feeds)
         begun = time.perf_counter()
         chunks = step(self._batch, feeds, first)
-        if self._pace is not None:
-            spent = time.perf_counter() - begun
-            settled = [block for feed in feeds if (block := feed.row.settled) is not None]
-            self._pace.observe(settled, (*size, spent) if first == 0 and settled else None)
+        spent = time.perf_counter() - begun
+        settled = [block for feed in feeds if (block := feed.row.settled) is not None]
+        self._pace.observe(settled, (*size, spent) if first == 0 and settled else None)
         return chunks
 
     def _keep(self, rows: list[Row]) -> None:

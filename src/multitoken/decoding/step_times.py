@@ -17,7 +17,8 @@ from .policies import NextToken
 from .row import Request, Row
 from .step import Batch, Feed, step
 
-_DRIFT = 0.1  # how much one step's time moves the table, at least; at first it moves it more
+_SPEED = 0.3  # how much one step's time moves the whole table: a shared machine is slow or fast at all sizes alike
+_DRIFT = 0.02  # and how much, at least, the entries that it lies between; at first it moves them more
 _BUDGET = 0.5  # seconds for one number of rows and one length: a slow model is timed once, a fast one up to
 _REPEATS = 4  # times
 _LENGTHS = 64, 256, 1024, 4096
@@ -31,7 +32,7 @@ class _Line:
 
     def __init__(self, seconds: list[float]) -> None:
         self.seconds = seconds
-        self.seen = [2.0] * len(seconds)  # steps that went into each; the measurement counts as two
+        self.seen = [4.0] * len(seconds)  # steps that went into each; the measurement counts as four
 
 
 class StepTimes:
@@ -43,13 +44,16 @@ class StepTimes:
         while self._widths[-1] < widest:
             self._widths.append(min(4 * self._widths[-1], widest))
         self._known: dict[int, dict[int, _Line]] = {length: {} for length in _LENGTHS}
+        self._slow = 1.0  # what the machine takes now, beside what it took when it was measured
 
     def seconds(self, rows: int, length: int, width: float) -> float:
-        return sum(weight * line.seconds[i] for line, i, weight in self._around(rows, length, width))
+        return self._slow * sum(weight * line.seconds[i] for line, i, weight in self._around(rows, length, width))
 
     def observe(self, rows: int, length: int, width: int, seconds: float) -> None:
-        """A step took so long: machines are shared, and what was measured may have been disturbed."""
+        """A step took so long: machines are shared, and what was measured may have been disturbed. Were only the entries moved
+        that it lies between, a machine that slows down would make the sizes look cheap that are not in use."""
         off = min(max(seconds / self.seconds(rows, length, width), 0.25), 4.0)  # one hiccup says little
+        self._slow *= 1 + _SPEED * (off - 1)
         for line, i, weight in self._around(rows, length, width):
             line.seen[i] += weight
             line.seconds[i] *= 1 + max(_DRIFT, 1 / line.seen[i]) * weight * (off - 1)
@@ -72,7 +76,7 @@ class StepTimes:
         known = self._known[length]
         if rows > max(known, default=0):
             for size in {1, 1 << (rows - 1).bit_length()} - set(known):
-                known[size] = _Line(self._measure(size, length, self._widths))
+                known[size] = _Line([t / self._slow for t in self._measure(size, length, self._widths)])
         fewer = max(size for size in known if size <= rows)
         if fewer == rows:
             return [(known[rows], 1.0)]

@@ -94,6 +94,7 @@ def make_ready(
             blocks=config.blocks_per_row,
             k_max=config.k_max,
             fixed_k=config.k_schedule == "fixed",
+            growth=config.k_growth,
             train_on=config.train_on,
             pack=config.pack,
         ),

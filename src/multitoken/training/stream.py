@@ -12,21 +12,30 @@ from torch.utils.data import Dataset
 from .encoding import Sample
 from .packing import pack
 
+_FIRST_K = 4  # the longest block at first, where blocks grow
 _WINDOW = 16  # steps whose rows are sorted by length together: less padding, still random
 
 
 @dataclass(frozen=True)
 class StreamOptions:
     """rows_per_step: rows of one optimizer step over all processes and micro-batches. pack: several samples in a row
-    as long as the longest of all, so that it takes no more memory than a row of one sample may anyway."""
+    as long as the longest of all, so that it takes no more memory than a row of one sample may anyway. growth: steps over
+    which the longest block grows to k_max."""
 
     seed: int
     rows_per_step: int
     blocks: int
     k_max: int
     fixed_k: bool = False
+    growth: int = 0
     train_on: str = "response"
     pack: bool = False
+
+    def longest(self, step: int) -> int:
+        """The longest block of a step."""
+        if step >= self.growth or self.k_max <= _FIRST_K:
+            return self.k_max
+        return _FIRST_K + (self.k_max - _FIRST_K) * step // self.growth
 
 
 class BlockStream(Dataset[dict[str, list[int]]]):
@@ -57,8 +66,9 @@ class BlockStream(Dataset[dict[str, list[int]]]):
                 end_of |= {start + place: start + end for place in range(first - 1, end - 1)}
             ids += sample.ids
         places = list(end_of)
-        step_rng = random.Random(f"{o.seed}:ks:{i // o.rows_per_step}")
-        ks = [o.k_max if o.fixed_k else step_rng.randint(2, o.k_max) for _ in range(o.blocks)]
+        step = i // o.rows_per_step
+        step_rng, longest = random.Random(f"{o.seed}:ks:{step}"), o.longest(step)
+        ks = [longest if o.fixed_k else step_rng.randint(2, longest) for _ in range(o.blocks)]
         rng = random.Random(f"{o.seed}:anchors:{i}")
         anchors = [places[rng.randrange(len(places))] for _ in range(max(0, o.blocks - len(places)))]
         anchors += rng.sample(places, o.blocks - len(anchors))

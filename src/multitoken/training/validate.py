@@ -56,7 +56,7 @@ def validate(
     if not rows:
         return None
     steps = max(1, min(len(samples), most_rows) // rows)
-    stream = BlockStream(samples, replace(options, rows_per_step=rows, fixed_k=True, pack=False), steps)
+    stream = BlockStream(samples, replace(options, rows_per_step=rows, fixed_k=True, growth=0, pack=False), steps)
     device = next(distillation.parameters()).device
     right, reached, confidence = [], [], []
     for step in range(steps):

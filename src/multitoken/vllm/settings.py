@@ -17,6 +17,7 @@ from typing import Any
 from multitoken.decoding.policies import NextToken, Policy, make_policy, with_trained_k
 from multitoken.decoding.records import DecodingError
 from multitoken.errors import ModelError, UsageError, nearest
+from multitoken.models.mtp_config import MtpConfig
 
 KEY = "mtp"  # of config.json, of generation_config.json and of additional_config
 RESOLVED = "mtp_resolved"  # where in additional_config every process of a server finds the whole of it
@@ -25,7 +26,6 @@ _OPTIONS = ("policy", "threshold", "k")
 _SWITCHES = ("enabled", "adaptive")
 _SERVER = (*_OPTIONS, *_SWITCHES)
 _REQUEST = tuple(f"mtp_{name}" for name in _OPTIONS)
-_FORMAT = 1
 _OFF = '--additional-config \'{"mtp": {"enabled": false}}\''
 
 
@@ -83,7 +83,7 @@ def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Se
     Raises `ModelError` for a block that is broken and `UsageError` for options that cannot be.
     """
     try:
-        mask_id, trained_k = _check_block(block, vocabulary)
+        trained = _check_block(block, vocabulary)
     except ModelError as error:
         raise ModelError(f"{error}; if it is not multitoken's, serve the model as an ordinary one: {_OFF}") from error
     if generation is not None and not isinstance(generation, Mapping):
@@ -96,15 +96,15 @@ def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Se
     try:
         policy = _policy({"policy": "exact"}, checkpoint, server)
         if isinstance(policy, NextToken):
-            return Settings(mask_id, trained_k, policy)
-        policy = with_trained_k(policy, trained_k)
+            return Settings(trained.mask_token_id, trained.k, policy)
+        policy = with_trained_k(policy, trained.k)
     except DecodingError as error:
         source = "additional_config" if server else "generation_config.json"
         raise UsageError(f"{source}: mtp: {error}") from error
     assert policy.k is not None
     if policy.k == 1:
         raise UsageError("mtp.k is 1, which is next-token decoding; say policy 'next-token', or choose k >= 2")
-    return Settings(mask_id, policy.k, policy, adaptive=bool(options.get("adaptive", True)))
+    return Settings(trained.mask_token_id, policy.k, policy, adaptive=bool(options.get("adaptive", True)))
 
 
 def request_policy(settings: Settings, extra: Mapping[str, Any] | None) -> Policy:
@@ -161,26 +161,13 @@ def _server_options(additional: Any) -> Mapping[str, Any]:
     return options
 
 
-def _check_block(block: Any, vocabulary: int) -> tuple[int, int]:
-    """(mask id, trained k) of config.json's block."""
+def _check_block(block: Any, vocabulary: int) -> MtpConfig:
+    """config.json's block. vLLM embeds the mask itself, so its id has to be one of the vocabulary, a gate's too."""
     if not isinstance(block, Mapping):
         raise ModelError(f"config.json: mtp is {block!r}; expected an object with k, mask_token_id and method")
-    version = block.get("format_version", _FORMAT)
-    if type(version) is not int or not 1 <= version <= _FORMAT:
+    mtp = MtpConfig.from_block(dict(block), "config.json")
+    if mtp.mask_token_id >= vocabulary:
         raise ModelError(
-            f"config.json: mtp.format_version is {version!r}; this multitoken reads {_FORMAT}: upgrade it "
-            "(pip install -U multitoken)"
+            f"config.json: mtp.mask_token_id is {mtp.mask_token_id}; expected an id below vocab_size = {vocabulary}"
         )
-    missing = [name for name in ("k", "mask_token_id", "method") if name not in block]
-    if missing:
-        raise ModelError(f"config.json: mtp lacks {', '.join(missing)}; save the checkpoint again")
-    k, mask_id, method = block["k"], block["mask_token_id"], block["method"]
-    if type(k) is not int or k < 2:
-        raise ModelError(f"config.json: mtp.k is {k!r}; expected a whole number of at least 2")
-    if type(mask_id) is not int or not 0 <= mask_id < vocabulary:
-        raise ModelError(
-            f"config.json: mtp.mask_token_id is {mask_id!r}; expected an id below vocab_size = {vocabulary}"
-        )
-    if method not in ("full", "lora", "gated"):
-        raise ModelError(f"config.json: mtp.method is {method!r}; expected full, lora or gated")
-    return mask_id, k
+    return mtp

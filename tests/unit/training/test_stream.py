@@ -32,6 +32,16 @@ def test_rows_of_a_step_share_their_ks_and_steps_differ() -> None:
     assert set(stream(fixed_k=True)[0]["ks"]) == {8}
 
 
+def test_blocks_grow_over_the_first_steps() -> None:
+    """Short blocks first: what a place learns before those in front of it is not used. A step's place decides, so a resumed
+    run goes on where it was."""
+    grown = stream(fixed_k=True, growth=10)
+    assert [grown[4 * step]["ks"][0] for step in range(12)] == [4, 4, 4, 5, 5, 6, 6, 6, 7, 7, 8, 8]
+    drawn = stream(growth=10)
+    assert all(2 <= k <= 4 for step in range(3) for k in drawn[4 * step]["ks"])
+    assert stream(k_max=3, fixed_k=True, growth=10)[0]["ks"] == [3, 3, 3]
+
+
 def test_anchors_stand_where_a_response_token_follows() -> None:
     """An anchor in the prompt trains on what no one generates; one at the end has nothing to predict."""
     for train_on, first in (("response", True), ("all", False)):
