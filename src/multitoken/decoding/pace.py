@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 _PATIENCE = 4  # steps that a decision stands: deciding costs a good part of a millisecond
+_REST = 16  # and one that no masks are to be fed, for nothing is learnt meanwhile
 _WINDOW = 16  # blocks of each request, and of one more, that a place remembers of the present requests
 _TRAFFIC = 2  # times as many it remembers of all requests
 _WEIGHT = 3.0  # blocks of the present requests that weigh as much as all of the traffic
 _HOPE = 0.98  # how often a draft is made, and holds, as long as nothing is known, and in a trial
-_MARGIN = 1.1  # masks must promise so much more than plain decoding: an estimate is not a measurement
+_MARGIN = 1.15  # masks must promise so much more than plain decoding: an estimate is not a measurement
 _TRIALS = 0.01  # of the time may be lost in trials
 
 
@@ -155,12 +156,16 @@ class Pace:
     def _decide(self, rows: int, length: int) -> None:
         self._rows, self._stands = rows, _PATIENCE
         self._choice = best = self._best(self._acceptance.rates(), rows, length, _MARGIN)
+        if not best.masks:
+            self._stands = _REST
         if self._spare < self._price:
             return
         trial = self._best([(_HOPE, _HOPE)] * self._acceptance.places, rows, length, 1.0)
         self._price = max(_MARGIN - 1, trial.takes - best.takes)
         self._spare = min(self._spare, self._price)
-        if trial.masks > best.masks and self._spare == self._price:
+        if trial.masks <= best.masks:
+            self._spare = 0.0
+        elif self._spare == self._price:
             self._choice, self._trial = trial, best
             self._spare -= self._price
             self._stands = 1
