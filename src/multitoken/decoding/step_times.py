@@ -44,6 +44,7 @@ class StepTimes:
         while self._widths[-1] < widest:
             self._widths.append(min(4 * self._widths[-1], widest))
         self._known: dict[int, dict[int, _Line]] = {length: {} for length in _LENGTHS}
+        self._between: dict[tuple[int, int], list[tuple[_Line, float]]] = {}  # for (rows, length), what was looked up
         self._slow = 1.0  # what the machine takes now, beside what it took when it was measured
 
     def seconds(self, rows: int, length: int, width: float) -> float:
@@ -52,9 +53,11 @@ class StepTimes:
     def observe(self, rows: int, length: int, width: int, seconds: float) -> None:
         """A step took so long: machines are shared, and what was measured may have been disturbed. Were only the entries moved
         that it lies between, a machine that slows down would make the sizes look cheap that are not in use."""
-        off = min(max(seconds / self.seconds(rows, length, width), 0.25), 4.0)  # one hiccup says little
+        around = self._around(rows, length, width)
+        expected = self._slow * sum(weight * line.seconds[i] for line, i, weight in around)
+        off = min(max(seconds / expected, 0.25), 4.0)  # one hiccup says little
         self._slow *= 1 + _SPEED * (off - 1)
-        for line, i, weight in self._around(rows, length, width):
+        for line, i, weight in around:
             line.seen[i] += weight
             line.seconds[i] *= 1 + max(_DRIFT, 1 / line.seen[i]) * weight * (off - 1)
 
@@ -73,9 +76,16 @@ class StepTimes:
 
     def _lines(self, rows: int, length: int) -> list[tuple[_Line, float]]:
         length = min(_LENGTHS, key=lambda known: (known * rows > _MOST, abs(known - length)))
+        if (rows, length) not in self._between:
+            self._between[rows, length] = self._neighbours(rows, length)
+        return self._between[rows, length]
+
+    def _neighbours(self, rows: int, length: int) -> list[tuple[_Line, float]]:
+        """The one or two lines of this length that so many rows lie between, measured if need be: (line, weight)."""
         known = self._known[length]
         if rows > max(known, default=0):
             for size in {1, 1 << (rows - 1).bit_length()} - set(known):
+                self._between.clear()
                 known[size] = _Line([t / self._slow for t in self._measure(size, length, self._widths)])
         fewer = max(size for size in known if size <= rows)
         if fewer == rows:
