@@ -139,7 +139,8 @@ def original() -> Reference:
 
 def engine(model: Path | str = CHECKPOINT, **options: Any) -> AbstractContextManager[Any]:
     """A vLLM engine; what it holds is given back at the end."""
-    return vllm_local.engine(Path(model), **({"max_num_batched_tokens": 2048} | options))
+    defaults = {"max_model_len": MAX_MODEL_LEN, "max_num_batched_tokens": 2048}
+    return vllm_local.engine(Path(model), **(defaults | options))
 
 
 @pytest.fixture(scope="session")

@@ -53,11 +53,9 @@ class StepTimes:
     def observe(self, rows: int, length: int, width: int, seconds: float) -> None:
         """A step took so long: machines are shared, and what was measured may have been disturbed. Were only the entries moved
         that it lies between, a machine that slows down would make the sizes look cheap that are not in use."""
-        around = self._around(rows, length, width)
-        expected = self._slow * sum(weight * line.seconds[i] for line, i, weight in around)
-        off = min(max(seconds / expected, 0.25), 4.0)  # one hiccup says little
+        off = min(max(seconds / self.seconds(rows, length, width), 0.25), 4.0)  # one hiccup says little
         self._slow *= 1 + _SPEED * (off - 1)
-        for line, i, weight in around:
+        for line, i, weight in self._around(rows, length, width):
             line.seen[i] += weight
             line.seconds[i] *= 1 + max(_DRIFT, 1 / line.seen[i]) * weight * (off - 1)
 

@@ -62,17 +62,16 @@ class MtpConfig:
         block: Any = getattr(config, "mtp", None)
         if block is None:
             return None
-        if not isinstance(block, dict):
-            raise ModelError(f"config.json: mtp is {block!r}; expected an object with the keys {', '.join(_KEYS)}")
         mtp = cls.from_block(block, "config.json")
-        vocabulary = config.get_text_config().vocab_size
-        if mtp.method != "gated" and mtp.mask_token_id >= vocabulary:
-            raise _broken("mask_token_id", mtp.mask_token_id, f"an id below vocab_size = {vocabulary}")
+        if mtp.method != "gated":
+            mtp.check_vocabulary(config.get_text_config().vocab_size)
         return mtp
 
     @classmethod
-    def from_block(cls, block: dict[str, Any], where: str) -> "MtpConfig":
+    def from_block(cls, block: Any, where: str) -> "MtpConfig":
         """The block as it stands in the file `where`, which messages name."""
+        if not isinstance(block, dict):
+            raise ModelError(f"{where}: mtp is {block!r}; expected an object with the keys {', '.join(_KEYS)}")
         # Before the keys: a newer format may well have other keys, and "upgrade" is then the better advice.
         version = block.get("format_version", FORMAT_VERSION)
         if type(version) is int and version > FORMAT_VERSION:
@@ -84,6 +83,11 @@ class MtpConfig:
         if missing:
             raise ModelError(f"{where}: mtp lacks {', '.join(missing)}; save the checkpoint again")
         return cls(**block)
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raises ModelError for a mask id that the model's own embedding has no row for."""
+        if self.mask_token_id >= size:
+            raise _broken("mask_token_id", self.mask_token_id, f"an id below vocab_size = {size}")
 
     def to_dict(self) -> dict[str, int | str]:
         """The block as `config.json` holds it."""

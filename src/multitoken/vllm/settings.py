@@ -83,7 +83,8 @@ def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Se
     Raises `ModelError` for a block that is broken and `UsageError` for options that cannot be.
     """
     try:
-        trained = _check_block(block, vocabulary)
+        trained = MtpConfig.from_block(block, "config.json")
+        trained.check_vocabulary(vocabulary)  # of a gated one too: vLLM embeds the mask itself
     except ModelError as error:
         raise ModelError(f"{error}; if it is not multitoken's, serve the model as an ordinary one: {_OFF}") from error
     if generation is not None and not isinstance(generation, Mapping):
@@ -159,15 +160,3 @@ def _server_options(additional: Any) -> Mapping[str, Any]:
         if not isinstance(options.get(name, True), bool):
             raise UsageError(f"additional_config: mtp.{name} is {options[name]!r}; expected true or false")
     return options
-
-
-def _check_block(block: Any, vocabulary: int) -> MtpConfig:
-    """config.json's block. vLLM embeds the mask itself, so its id has to be one of the vocabulary, a gate's too."""
-    if not isinstance(block, Mapping):
-        raise ModelError(f"config.json: mtp is {block!r}; expected an object with k, mask_token_id and method")
-    mtp = MtpConfig.from_block(dict(block), "config.json")
-    if mtp.mask_token_id >= vocabulary:
-        raise ModelError(
-            f"config.json: mtp.mask_token_id is {mtp.mask_token_id}; expected an id below vocab_size = {vocabulary}"
-        )
-    return mtp
