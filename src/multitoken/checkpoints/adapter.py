@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
+from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.gate import GatedAdapter
 from multitoken.decoding.gate_file import CONFIG, WEIGHTS, peft_settings, to_peft
 from multitoken.models.mtp_config import MtpConfig
 
 from .atomic import atomic_folder, write_json, write_text
 from .provenance import provenance
+from .save import write_head
 
 
 def save_adapter(
@@ -25,6 +27,7 @@ def save_adapter(
     base: str,
     overwrite: bool = False,
     dtype: torch.dtype = torch.float32,
+    head: DraftHead | None = None,
     extra_files: Mapping[str, str] | None = None,
 ) -> None:
     """`base` is a hub name or a folder; a folder is noted relative to `output`, so that both may move together. `dtype` is
@@ -36,6 +39,7 @@ def save_adapter(
     with atomic_folder(output, overwrite=overwrite) as folder:
         save_file(to_peft(adapter, dtype), folder / WEIGHTS, metadata={"format": "pt"})
         write_json(folder / CONFIG, peft_settings(adapter, located) | {"mtp": mtp.to_dict()})
+        write_head(head, folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "provenance.json", provenance(mtp=mtp.to_dict()))
         for name, text in (extra_files or {}).items():

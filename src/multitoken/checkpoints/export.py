@@ -27,7 +27,7 @@ from .card import CODE_FOLDER, EVALUATION_FOLDER, Facts, license_of, model_card
 from .hub import check_push, push
 from .measured import PICTURE, RESULTS, Measured, read_evaluation
 from .provenance import provenance
-from .save import own_settings_kept
+from .save import own_settings_kept, write_head
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 REQUIREMENTS = "transformers>=5.19\n"  # transformers looks before it runs the code, and names what is missing
@@ -91,6 +91,7 @@ def export(
             _write_adapter(place, mtp, folder)
         else:
             _write_model(loaded, place, mtp, decoding, dtype, folder)
+        write_head(loaded.head, folder)
         loaded.tokenizer.save_pretrained(folder)
         record = provenance(mtp=mtp.to_dict(), adapted=_read_json(source / "provenance.json"))
         write_json(folder / "provenance.json", record)

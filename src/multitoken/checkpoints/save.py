@@ -6,8 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import torch
+from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from multitoken.decoding.draft_head import DraftHead
+from multitoken.decoding.head_file import HEAD_WEIGHTS, head_state
 from multitoken.errors import ModelError, OutputError
 from multitoken.models.mtp_config import MtpConfig
 
@@ -25,6 +28,7 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     extra_files: Mapping[str, str] | None = None,
     max_shard_size: str = "5GB",
+    head: DraftHead | None = None,
 ) -> None:
     """Write safetensors, `config.json` with the `mtp` block, generation config, tokenizer and `provenance.json`.
 
@@ -55,10 +59,18 @@ def save_checkpoint(
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config["dtype"] = str(saved_dtype).removeprefix("torch.")
         write_json(folder / "config.json", config)
+        write_head(head, folder)
         write_json(folder / "provenance.json", provenance(mtp=mtp.to_dict()))
         for name, text in (extra_files or {}).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_text(folder / name, text)
+
+
+def write_head(head: DraftHead | None, folder: Path) -> None:
+    """The draft head, if there is one; its version stands in the `mtp` block."""
+    if head is not None:
+        (folder / HEAD_WEIGHTS).parent.mkdir(exist_ok=True)
+        save_file(head_state(head), folder / HEAD_WEIGHTS, metadata={"format": "pt"})
 
 
 @contextmanager

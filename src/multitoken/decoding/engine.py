@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from .attention import AttentionRule
 from .cache import SlotCache
+from .draft_head import Drafter
 from .memory import available_memory
 from .pace import Pace
 from .records import Chunk, DecodingError
@@ -43,9 +44,10 @@ class Engine:
         max_cache_bytes: int | None = None,
         prefill_tokens: int = 2048,
         pace: Pace | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         layers: int = model.config.get_text_config().num_hidden_layers
-        self._batch = Batch(model, mask_id, rule, SlotCache(layers))
+        self._batch = Batch(model, mask_id, rule, SlotCache(layers), drafter)
         self._max_positions = max_positions
         self._max_rows = max_rows
         self._prefill_tokens = prefill_tokens

@@ -31,6 +31,7 @@ from transformers.utils.hub import cached_file
 
 from .arguments import check_arguments, option
 from .gate_file import CONFIG, WEIGHTS, read_gate
+from .head_file import HEAD_WEIGHTS, read_head
 from .loop import Decoder
 from .penalties import PresenceFrequencyPenalty
 from .per_row import of_row
@@ -230,7 +231,9 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
     if facts.get("method") == "gated":
         config, weights = (_file(model, f"{ADAPTER_FOLDER}/{name}") for name in (CONFIG, WEIGHTS))
         read_gate(model, config, weights, facts["mask_token_id"]).attach_for_decoding(model)
-    decoder = Decoder(model, mask_id=facts["mask_token_id"], trained_k=facts["k"])
+    version = facts.get("draft_head", 0)
+    head = read_head(model, _file(model, HEAD_WEIGHTS), version) if version else None
+    decoder = Decoder(model, mask_id=facts["mask_token_id"], trained_k=facts["k"], head=head)
     model.__dict__["_mtp_decoder"] = decoder
     return decoder
 

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from .attention import AttentionRule
+from .draft_head import Drafter, DraftHead
 from .engine import Engine
 from .pace import Pace
 from .policies import NextToken, Policy, with_trained_k
@@ -27,6 +28,7 @@ class Decoder:
         trained_k: int = 1,
         eos_ids: Sequence[int] = (),
         processors: LogitsProcessorList | None = None,
+        head: DraftHead | None = None,
     ) -> None:
         self.model = model
         self.mask_id = mask_id
@@ -37,6 +39,7 @@ class Decoder:
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self.rule = AttentionRule(model)
         self._pace: Pace | None = None
+        self.drafter = Drafter.of(head, model) if head is not None and self.trained_k > 1 else None
 
     def request(
         self,
@@ -73,7 +76,14 @@ class Decoder:
                 measure = measure_on(self.model, self.mask_id, self.rule)
                 self._pace = Pace(StepTimes(measure, 2 * self.trained_k - 1), self.trained_k - 1)
             options["pace"] = self._pace
-        return Engine(self.model, mask_id=self.mask_id, rule=self.rule, max_positions=self.max_positions, **options)
+        return Engine(
+            self.model,
+            mask_id=self.mask_id,
+            rule=self.rule,
+            max_positions=self.max_positions,
+            drafter=self.drafter,
+            **options,
+        )
 
     def decode(
         self,

@@ -74,11 +74,16 @@ class Row:
             room = min(room, max_positions - len(self.ids) - len(self.drafts))
         return max(0, min(self.policy.k - 1, room))
 
-    def take(self, tokens: list[int], confidences: list[float]) -> Chunk:
-        """Advance by one step's choices: [len(drafts) + 1 + masks] tokens and confidences, the last real token's first."""
+    def held(self, tokens: Sequence[int]) -> int:
+        """How many drafts the model's own choices confirm."""
         held = 0
         while held < len(self.drafts) and tokens[held] == self.drafts[held]:
             held += 1
+        return held
+
+    def take(self, tokens: list[int], confidences: list[float]) -> Chunk:
+        """Advance by one step's choices: [len(drafts) + 1 + masks] tokens and confidences, the last real token's first."""
+        held = self.held(tokens)
         self.settled = (self._fed, len(self.drafts), held) if self._fed is not None else None
         self._fed = None
         emitted, cached = tokens[: held + 1], len(self.ids) + held

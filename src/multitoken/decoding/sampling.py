@@ -9,7 +9,7 @@ Shapes: N positions, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +83,16 @@ class Sampling:
         if self.min_p is not None:
             warpers.append(MinPLogitsWarper(self.min_p))
         return warpers
+
+
+_SCALE_FREE = tuple(kind for kind in _BLIND if kind is not SuppressTokensLogitsProcessor)
+
+
+def scale_free(processors: LogitsProcessorList) -> Hashable | None:
+    """What names these processors, if each looks at nothing but the scores, whichever tokens they are of; None otherwise."""
+    if any(type(processor) not in _SCALE_FREE for processor in processors):
+        return None
+    return tuple((type(p).__name__, *sorted((k, str(v)) for k, v in vars(p).items())) for p in processors)
 
 
 def _is_number(value: object) -> bool:

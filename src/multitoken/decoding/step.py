@@ -8,8 +8,10 @@ in its place and the masks, conditioned on a wrong token, are dropped.
 Shapes: B rows, S tokens fed (left-padded), W logits wanted (the last W), V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from transformers import PreTrainedModel
 
 from .attention import AttentionRule
 from .cache import SlotCache
+from .draft_head import Drafter
+from .drafting import Picks, draft_blocks, way_of
 from .records import Chunk, DecodingError
 from .row import Row
 from .sampling import choose
@@ -24,12 +28,13 @@ from .sampling import choose
 
 @dataclass
 class Batch:
-    """What rows decode with: the model, its mask token if it has one, its attention rule, and the cache."""
+    """What rows decode with: the model, its mask token and draft head if it has them, its attention rule, and the cache."""
 
     model: PreTrainedModel
     mask_id: int | None
     rule: AttentionRule
     cache: SlotCache
+    drafter: Drafter | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,15 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
 
     A row whose logits are not numbers, or whose processors fail, gets an `error` in place of a chunk; the others go on.
     """
-    logits = forward_rows(batch, feeds, first_line)
+    drafts = batch.drafter is not None and any(feed.masks for feed in feeds)
+    with _heard(batch.model, drafts) as heard:
+        logits = forward_rows(batch, feeds, first_line)
     if batch.mask_id is not None and batch.mask_id < logits.shape[-1]:  # a gated adapter's id may lie beyond
         logits[..., batch.mask_id] = -torch.inf
     top, confidences = likeliest(logits)
     chosen, sure = top.tolist(), confidences.tolist()
-    chunks = []
+    picks: list[Picks] = []
+    scored: list[tuple[Tensor, Tensor]] = []
     for i, feed in enumerate(feeds):
         row, n = feed.row, feed.wanted
         if not n:
@@ -84,14 +92,36 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
             continue
         raw = scores = logits[i, -n:]
         if row.request.processors or row.request.seed is not None:
+            real = n - feed.masks if drafts and way_of(row) is not None else n  # the head chooses at masks
             try:
-                tokens, scores = choose(row, raw)
+                chosen_tokens, scores = choose(row, raw[:real])
+                tokens = chosen_tokens + tokens[real:] if len(chosen_tokens) == real else chosen_tokens
+                scores = torch.cat([scores, raw[real:]])
             except Exception as error:  # a user's processor: its failure is its own row's
                 row.error = DecodingError(f"a logits processor failed: {type(error).__name__}: {error}")
                 row.error.__cause__ = error
                 continue
-        chunks.append(_with_scores(row, row.take(tokens, certainty), raw, scores))
-    return chunks
+        picks.append(Picks(i, row, feed.masks, tokens, certainty))
+        scored.append((raw, scores))
+    if batch.drafter is not None and drafts:
+        draft_blocks(batch.drafter, picks, logits, heard[0])
+    return [
+        _with_scores(pick.row, pick.row.take(pick.tokens, pick.confidences), *both)
+        for pick, both in zip(picks, scored, strict=True)
+    ]
+
+
+@contextmanager
+def _heard(model: PreTrainedModel, listen: bool) -> Iterator[list[Tensor]]:
+    """Note what the output matrix is given: [B, W, D], the hidden states of the wanted places."""
+    heard: list[Tensor] = []
+    output: Any = model.get_output_embeddings()
+    hook = output.register_forward_pre_hook(lambda _, args: heard.append(args[0])) if listen else None
+    try:
+        yield heard
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:

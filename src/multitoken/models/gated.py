@@ -21,6 +21,7 @@ from transformers.utils.hub import cached_file
 from multitoken.decoding.gate import GatedAdapter
 from multitoken.decoding.gate_file import CONFIG, WEIGHTS, read_gate
 from multitoken.decoding.generate import ADAPTER_FOLDER
+from multitoken.decoding.head_file import HEAD_WEIGHTS
 from multitoken.decoding.records import DecodingError
 from multitoken.errors import ModelError
 
@@ -29,7 +30,7 @@ from .mtp_config import MtpConfig
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # For `cached_file`: None, and no error, for a file that is not there or cannot be had.
 QUIET = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
-_FILES = ("*.json", "*.jinja", "*.model", "*.txt", WEIGHTS)
+_FILES = ("*.json", "*.jinja", "*.model", "*.txt", WEIGHTS, HEAD_WEIGHTS)
 
 
 def is_hub_name(text: str) -> bool:

@@ -21,8 +21,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
 )
+from transformers.utils.hub import cached_file
 
+from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.gate import GatedAdapter
+from multitoken.decoding.head_file import HEAD_WEIGHTS, read_head
+from multitoken.decoding.records import DecodingError
 from multitoken.errors import ModelError, UnsupportedModelError, UsageError
 
 from .gated import fetch_adapter, find_base, is_hub_name, read_adapter, read_adapter_config, read_own_adapter
@@ -38,13 +42,14 @@ _OTHER_SENSES = ("vision_config", "audio_config", "audio_encoder_config", "image
 @dataclass(frozen=True)
 class Loaded:
     """A model in eval mode with what belongs to it. `mtp` is None for an ordinary model; `name` is never a path;
-    `adapter` is the gated adapter at work in it, if one is."""
+    `adapter` is the gated adapter at work in it, if one is; `head` the draft head, if it has one."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     mtp: MtpConfig | None
     name: str
     adapter: GatedAdapter | None = None
+    head: DraftHead | None = None
 
 
 def load_causal_lm(
@@ -100,7 +105,7 @@ def load_causal_lm(
     quantize_weights(model, quantize)  # the hash is of the weights as they are published
     if adapter is not None:
         adapter.attach_for_decoding(model)
-    return Loaded(model, tokenizer, mtp, name, adapter)
+    return Loaded(model, tokenizer, mtp, name, adapter, _read_head(model, source, mtp))
 
 
 def _load_gated(folder: Path, name: str, base: str | Path | None, quantize: str, **how: Any) -> Loaded:
@@ -128,7 +133,24 @@ def _load_gated(folder: Path, name: str, base: str | Path | None, quantize: str,
     tokenizer = _read_tokenizer(str(folder), trust_remote_code=False)
     if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:
         raise ModelError(f"{folder}: the tokenizer does not give {mtp.mask_token!r} the id {mtp.mask_token_id}")
-    return Loaded(loaded.model, tokenizer, mtp, name, adapter)
+    return Loaded(loaded.model, tokenizer, mtp, name, adapter, _read_head(loaded.model, str(folder), mtp))
+
+
+def _read_head(model: PreTrainedModel, source: str, mtp: MtpConfig | None) -> DraftHead | None:
+    """The draft head of a folder or a hub name, if the `mtp` block says that there is one. Raises `ModelError`."""
+    if mtp is None or not mtp.draft_head:
+        return None
+    try:
+        file = cached_file(source, HEAD_WEIGHTS)
+    except OSError as error:
+        raise ModelError(
+            f"{source}: the mtp block names a draft head, but {HEAD_WEIGHTS} is not there; copy the folder again"
+        ) from error
+    assert file is not None, "cached_file raises where there is none"
+    try:
+        return read_head(model, file, mtp.draft_head)
+    except DecodingError as error:
+        raise ModelError(str(error)) from error
 
 
 def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:

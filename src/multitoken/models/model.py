@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from multitoken.decoding.arguments import option
+from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.generate import Prepared, prepare, run
 from multitoken.decoding.loop import Decoder
 from multitoken.decoding.policies import Exact, NextToken, Policy, make_policy
@@ -76,7 +77,12 @@ class Model:
     """A causal language model with its tokenizer, and the way it decodes. Make one with `multitoken.load`."""
 
     def __init__(
-        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mtp: MtpConfig | None = None, name: str = "model"
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        mtp: MtpConfig | None = None,
+        name: str = "model",
+        head: DraftHead | None = None,
     ) -> None:
         self.hf = hf
         self.tokenizer = tokenizer
@@ -89,6 +95,7 @@ class Model:
             mask_id=mtp.mask_token_id if mtp else None,
             trained_k=mtp.k if mtp else 1,
             eos_ids=eos_ids(hf, tokenizer),
+            head=head,
         )
         if mtp is not None:  # lest hf.generate(custom_generate=...) put a gate on a second time
             hf.__dict__["_mtp_decoder"] = self.decoder
@@ -119,7 +126,7 @@ class Model:
             base=base,
             quantize=quantize,
         )
-        return cls(loaded.model, loaded.tokenizer, loaded.mtp, loaded.name)
+        return cls(loaded.model, loaded.tokenizer, loaded.mtp, loaded.name, loaded.head)
 
     def __repr__(self) -> str:
         trained = f"k={self.mtp.k}" if self.mtp else "next-token only"

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from multitoken.errors import ModelError, nearest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: draft_head
 METHODS = ("full", "lora", "gated")
 
 
@@ -32,6 +32,8 @@ class MtpConfig:
     """The model it was made from: a hub name or the name of a folder, never a path."""
     base_hash: str
     """`weight_hash` of that model before it was touched."""
+    draft_head: int = 0
+    """Version of the draft head that the checkpoint holds; 0: it has none."""
     format_version: int = FORMAT_VERSION
     """Version of this block. Older ones stay readable, newer ones are refused."""
 
@@ -79,7 +81,7 @@ class MtpConfig:
         for key in block:
             if key not in _KEYS:
                 raise ModelError(f"{where}: mtp has the unknown key {key!r}{nearest(str(key), _KEYS)}")
-        missing = [key for key in _KEYS if key not in block]
+        missing = [key for key in _KEYS if key not in block and key not in _OPTIONAL]
         if missing:
             raise ModelError(f"{where}: mtp lacks {', '.join(missing)}; save the checkpoint again")
         return cls(**block)
@@ -94,6 +96,7 @@ class MtpConfig:
         return dataclasses.asdict(self)
 
 
+_OPTIONAL = ("draft_head",)
 _KEYS = tuple(field.name for field in dataclasses.fields(MtpConfig))
 
 

@@ -48,7 +48,12 @@ def round_weights(trained: Path, output: Path, *, overwrite: bool) -> None:
     log = {"adapt.json": (trained / "adapt.json").read_text()}
     loaded = load_causal_lm(trained)
     assert loaded.mtp is not None
-    files: dict[str, Any] = {"overwrite": overwrite, "extra_files": log, "dtype": torch.bfloat16}
+    files: dict[str, Any] = {
+        "overwrite": overwrite,
+        "extra_files": log,
+        "dtype": torch.bfloat16,
+        "head": loaded.head,
+    }
     if loaded.adapter is not None:
         save_adapter(loaded.adapter, loaded.tokenizer, loaded.mtp, output, base=str(checkpoint("base")), **files)
     else:

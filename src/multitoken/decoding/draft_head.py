@@ -1,0 +1,143 @@
+"""The draft head: the tokens of a block are chosen from left to right.
+
+A pass predicts the places of a block independently of each other, so the most likely tokens of two places may belong to two
+different sentences. The head is a small recurrent cell. It reads the token chosen at the place before, and the hidden state at
+the mask, and moves the logits of the place:
+
+    s_j      = tanh(T e(t_{j-1}) + H n(h_j) + b + S s_{j-1})          s_0 = 0
+    logits_j = W h_j + W U s_j
+
+t_0 is the token at the anchor, which the masks of its step have not seen. e is a token's input embedding and n(h_j) the hidden
+state at mask j, both scaled to a root mean square of 1; W is the model's own output matrix. T, H [R, D], S [R, R], b [R] and
+U [D, R] are trained. (A low-rank bias from the token before: arXiv 2607.05147; the recurrence is ours, see docs/drafts.md.)
+
+Drafts are guesses: the next pass confirms them, so the head changes the speed of Exact and never its output.
+
+Shapes: R rank, D hidden, V vocabulary, N blocks, J masks of a block, C candidates.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from .sampling import gumbel
+
+VERSION = 1  # of the formula above, as the `mtp` block of a checkpoint names it
+CANDIDATES = 32  # tokens of a place that may be drafted: the likeliest ones by the mask alone
+
+
+class DraftHead(nn.Module):
+    """The trained numbers. Starts as no correction at all: U is zero."""
+
+    def __init__(self, hidden: int, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.token = nn.Parameter(torch.empty(rank, hidden))  # T
+        self.mask = nn.Parameter(torch.empty(rank, hidden))  # H
+        self.state = nn.Parameter(torch.empty(rank, rank))  # S
+        self.bias = nn.Parameter(torch.zeros(rank))
+        self.up = nn.Parameter(torch.zeros(hidden, rank))  # U
+        for matrix in (self.token, self.mask, self.state):
+            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+
+    def inputs(self, hidden: Tensor) -> Tensor:
+        """What the masks bring to their states: H n(h) + b. hidden [..., D] -> [..., R]"""
+        return F.linear(unit(hidden), self.mask, self.bias)
+
+    def states(self, hidden: Tensor, before: Tensor) -> Tensor:
+        """All states of blocks whose tokens are known. hidden [N, J, D] at the masks, before [N, J, D]: the embedding of the
+        token in front of each. -> [N, J, R]"""
+        fed = self.inputs(hidden) + F.linear(unit(before), self.token)
+        state, states = fed.new_zeros(len(fed), self.rank), []
+        for j in range(fed.shape[1]):
+            state = torch.addmm(fed[:, j], state, self.state.t()).tanh()
+            states.append(state)
+        return torch.stack(states, 1)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Scaled to a root mean square of 1, whatever scale a family of models gives them. Float32."""
+    vectors = vectors.float()
+    return vectors * vectors.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+
+
+def columns(head: DraftHead, model: Any) -> Tensor:
+    """W U [V, R], with gradient: a state times a row of it is what the head adds to a token's logit."""
+    output = model.get_output_embeddings()
+    weights = getattr(output, "weight", None)
+    moved = output(head.up.t().to(weights.dtype if isinstance(weights, Tensor) else head.up.dtype))
+    bias = getattr(output, "bias", None)
+    return (moved if bias is None else moved - bias).t().to(head.up.dtype)
+
+
+Warp = Callable[[Tensor], Tensor]  # scores [N, C] -> those after temperature, top-k and top-p
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """tokens [N, J] int64 and confidences [N, J], in the order of the places."""
+
+    tokens: Tensor
+    confidences: Tensor
+
+
+class Drafter:
+    """A head at work in a model: the two products with the model's own matrices are made once.
+
+    tokens [V, R]: T e(t) of every token; columns [V, R]: W U.
+    """
+
+    def __init__(self, head: DraftHead, tokens: Tensor, columns: Tensor) -> None:
+        self._head = head
+        self._tokens, self._columns = tokens, columns
+        self._state = head.state.detach().t().contiguous()
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, head: DraftHead, model: PreTrainedModel) -> "Drafter":
+        embedding: Any = model.get_input_embeddings()
+        return cls(head, F.linear(unit(embedding.weight), head.token), columns(head, model).contiguous())
+
+    def draft(
+        self,
+        hidden: Tensor,
+        logits: Tensor,
+        first: Tensor,
+        *,
+        warp: Warp | None = None,
+        keys: Tensor | None = None,
+    ) -> Drafts:
+        """Tokens for the masks of N blocks, place by place.
+
+        hidden [N, J, D] at the masks; logits [N, J, V] float32, the mask token's at -inf; first [N] tokens at the anchors. With
+        `keys` [N, J], of the noise of each place, tokens are drawn by it from what `warp` makes of the scores.
+
+        A confidence is the probability of the token among the scores that it is chosen by, noise included: how little would
+        have to change for another token to win.
+        """
+        scores, candidates = logits.topk(min(CANDIDATES, logits.shape[-1]), -1)  # [N, J, C]
+        fed = self._head.inputs(hidden)
+        moves = self._columns[candidates].float()  # [N, J, C, R]
+        noise = None if keys is None else gumbel(keys.flatten(), candidates.flatten(0, 1)).view(scores.shape).float()
+        state, token = fed.new_zeros(fed.shape[0], fed.shape[-1]), first
+        tokens, chosen_by = [], []
+        for j in range(fed.shape[1]):
+            state = torch.addmm(fed[:, j] + self._tokens[token], state, self._state).tanh_()
+            here = torch.baddbmm(scores[:, j, :, None], moves[:, j], state[:, :, None])[..., 0]
+            if noise is not None:
+                here = (warp(here) if warp is not None else here) + noise[:, j]
+            token = candidates[:, j].gather(-1, here.argmax(-1, keepdim=True))[:, 0]
+            tokens.append(token)
+            chosen_by.append(here)
+        final = torch.stack(chosen_by, 1)
+        weight = final.logsumexp(-1)
+        if noise is None:  # what the tokens that are no candidates weigh, as the mask alone says
+            rest = (logits.logsumexp(-1).exp() - scores.logsumexp(-1).exp()).clamp_min(1e-30).log()
+            weight = torch.logaddexp(weight, rest)
+        return Drafts(torch.stack(tokens, 1), (final.amax(-1) - weight).exp())

@@ -1,0 +1,69 @@
+"""The blocks of a step's rows through the draft head: rows whose tokens are chosen in the same way go side by side."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .draft_head import Drafter
+from .row import Row
+from .sampling import noise_key, scale_free, signed
+
+
+@dataclass
+class Picks:
+    """What a row's wanted places say: tokens and confidences, those at masks still to be corrected. `line`: of the logits."""
+
+    line: int
+    row: Row
+    masks: int
+    tokens: list[int]
+    confidences: list[float]
+
+
+def way_of(row: Row) -> Hashable | None:
+    """How a row chooses its tokens; None where its processors look at token ids, so that it drafts without the head."""
+    if row.request.seed is None and not row.request.processors:
+        return "greedy"
+    signature = scale_free(row.request.processors)
+    return None if signature is None else (row.request.seed is not None, signature)
+
+
+def draft_blocks(drafter: Drafter, picks: Sequence[Picks], logits: Tensor, hidden: Tensor) -> None:
+    """Correct the picks at masks, from left to right. logits [B, W, V] and hidden [B, W, D] of the wanted places.
+
+    A row takes part if its drafts hold and it feeds masks: behind a rejected draft the masks say nothing.
+    """
+    groups: dict[Hashable, list[Picks]] = {}
+    for pick in picks:
+        way = way_of(pick.row)
+        if pick.masks and way is not None and pick.row.held(pick.tokens) == len(pick.row.drafts):
+            groups.setdefault(way, []).append(pick)
+    for group in groups.values():
+        most = max(pick.masks for pick in group)
+        width = logits.shape[1]
+        places = torch.tensor([[width - p.masks + min(j, p.masks - 1) for j in range(most)] for p in group])
+        places = places.to(logits.device)
+        lines = torch.tensor([[p.line] for p in group], device=logits.device)
+        first = torch.tensor([p.tokens[len(p.row.drafts)] for p in group], device=logits.device)
+        request = group[0].row.request
+        processors = request.processors
+
+        def warp(scores: Tensor, processors=processors) -> Tensor:
+            return processors(torch.zeros(len(scores), 1, dtype=torch.long, device=scores.device), scores)  # pyright: ignore[reportArgumentType]
+
+        keys = None
+        if request.seed is not None:
+            keys = torch.tensor([[_key(p, j) for j in range(most)] for p in group], device=logits.device)
+        drafts = drafter.draft(hidden[lines, places], logits[lines, places], first, warp=warp, keys=keys)
+        for pick, tokens, sure in zip(group, drafts.tokens.tolist(), drafts.confidences.tolist(), strict=True):
+            pick.tokens[-pick.masks :] = tokens[: pick.masks]
+            pick.confidences[-pick.masks :] = sure[: pick.masks]
+
+
+def _key(pick: Picks, j: int) -> int:
+    """Of the noise at mask j, counted from 0."""
+    request, row = pick.row.request, pick.row
+    assert request.seed is not None
+    return signed(noise_key(request.seed, request.noise_row, len(row.ids) + len(row.drafts) + 1 + j))
