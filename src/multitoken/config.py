@@ -47,6 +47,8 @@ class AdaptConfig(BaseModel):
     """Rank of the adapter of method lora or gated."""
     layers: str | None = None
     """The layers that the adapter acts in: a regular expression found in their names (all linear ones if not given)."""
+    head_rank: int = Field(default=128, ge=0)
+    """Rank of the draft head, which chooses a block's tokens from left to right; 0: no head, all places independently."""
     quantize: Literal["none", "int8"] = "none"
     """Hold the frozen model of method gated in 8-bit weights (torchao, weight-only) while the adapter trains."""
 
@@ -97,8 +99,8 @@ class AdaptConfig(BaseModel):
     warmup: float = Field(default=0.05, ge=0, le=1)
     """Share of the run in which the learning rate climbs from zero."""
 
-    responses: Literal["greedy", "sampled"] = "greedy"
-    """How the original model writes the responses that the data lacks."""
+    responses: Literal["greedy", "sampled", "mixed"] = "mixed"
+    """How the original model writes the responses that the data lacks; mixed: every second one is sampled."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of sampled responses."""
     max_new_tokens: int = Field(default=256, ge=1)
@@ -171,7 +173,9 @@ class AdaptConfig(BaseModel):
             )
         # An option that would do nothing is refused: its author expects an effect.
         if self.temperature != 1.0 and self.responses == "greedy":
-            raise ValueError(f"temperature={self.temperature:g} needs responses=sampled: greedy responses have none")
+            raise ValueError(
+                f"temperature={self.temperature:g} needs responses=sampled or mixed: greedy responses have none"
+            )
         if self.method == "full" and (self.rank != 64 or self.layers is not None):
             raise ValueError("rank and layers belong to method=gated or method=lora, found method=full")
         if self.method != "gated" and self.quantize != "none":

@@ -56,7 +56,7 @@ def test_steps_option_replaces_the_recipe_s_minutes():
         ({"warmup": 1.5}, "warmup is 1.5; it should be less than or equal to 1"),
         ({"device": "gpu"}, "device must be auto, cpu, .* found 'gpu'"),
         ({"resume": True, "overwrite": True}, "resume continues .* overwrite discards"),
-        ({"temperature": 0.7}, "temperature=0.7 needs responses=sampled"),
+        ({"temperature": 0.7, "responses": "greedy"}, "temperature=0.7 needs responses=sampled"),
         ({"teacher": "soft", "labels": "data"}, "teacher=soft needs labels=online"),
     ],
 )

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from multitoken.checkpoints.atomic import check_output, disk_errors
 from multitoken.config import AdaptConfig, make_config
+from multitoken.decoding.draft_head import VERSION
 from multitoken.errors import OutOfMemoryError, UsageError
 from multitoken.models.mtp_config import MtpConfig
 
@@ -159,6 +160,7 @@ def _save(setup: Setup, adapted: Adapted) -> None:
         method=config.method,
         base_name=setup.loaded.name,
         base_hash=setup.base_hash,
+        draft_head=VERSION if setup.way.head is not None else 0,
     )
     record = {
         "config": _portable(config),

@@ -8,7 +8,7 @@ from multitoken.config import AdaptConfig
 from multitoken.errors import DataError
 
 from .encoding import Prompt, Sample, encode_record, fingerprint, make_sample
-from .responses import Written
+from .responses import Written, is_sampled
 from .sources import Record
 
 if TYPE_CHECKING:
@@ -94,7 +94,17 @@ def prepare_samples(
     written = write(prompts) if prompts else []
     responses = iter(written)
     samples = [
-        (name, item if isinstance(item, Sample) else make_sample(item.prompt_ids, *next(responses), config.max_length))
+        (
+            name,
+            item
+            if isinstance(item, Sample)
+            else make_sample(
+                item.prompt_ids,
+                *next(responses),
+                config.max_length,
+                sampled=is_sampled(item.prompt_ids, config.responses),
+            ),
+        )
         for name, item in encoded
     ]
 

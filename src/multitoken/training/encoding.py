@@ -33,13 +33,14 @@ class Sample:
     """Token ids and the spans [start, end) in them that the model is to write: responses, or the assistant's turns.
 
     A turn's last id is the token that ends it, an EOS, wherever the template has one. `ended`: so it is with the last.
-    `last_turn_only`: the chat template did not let earlier turns be told apart.
+    `last_turn_only`: the chat template did not let earlier turns be told apart. `sampled`: the teacher drew it at random.
     """
 
     ids: tuple[int, ...]
     turns: tuple[Span, ...]
     ended: bool
     last_turn_only: bool = False
+    sampled: bool = False
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -61,7 +62,7 @@ class Sample:
         if len(self.ids) <= length:
             return self
         turns = tuple((start, min(end, length)) for start, end in self.turns if start < length)
-        return Sample(self.ids[:length], turns, False, self.last_turn_only)
+        return Sample(self.ids[:length], turns, False, self.last_turn_only, self.sampled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +96,12 @@ def encode_record(
     return item.cut(max_length) if isinstance(item, Sample) else item
 
 
-def make_sample(prompt_ids: Sequence[int], response_ids: Sequence[int], ended: bool, max_length: int) -> Sample:
+def make_sample(
+    prompt_ids: Sequence[int], response_ids: Sequence[int], ended: bool, max_length: int, *, sampled: bool = False
+) -> Sample:
     """One prompt, one response, at most `max_length` ids."""
     ids = (*prompt_ids, *response_ids)
-    return Sample(ids, ((len(prompt_ids), len(ids)),) if response_ids else (), ended).cut(max_length)
+    return Sample(ids, ((len(prompt_ids), len(ids)),) if response_ids else (), ended, sampled=sampled).cut(max_length)
 
 
 def fingerprint(ids: Sequence[int], salt: str = "") -> str:

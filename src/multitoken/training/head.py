@@ -12,6 +12,7 @@ Shapes: D hidden, V vocabulary, N places in any shape.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,6 +46,21 @@ class _HiddenStates(MoeModelOutputWithPast):
         if name.startswith("__"):
             raise AttributeError(name)
         return
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a draft head adds to the logits of places: states [..., R] times columns [V, R] (`decoding/draft_head.py`)."""
+
+    states: Tensor
+    columns: Tensor
+
+    def flat(self) -> "Moved":
+        return Moved(self.states.reshape(-1, self.states.shape[-1]), self.columns)
+
+    def at(self, chosen: Tensor) -> "Moved":
+        """Of these places only. chosen [...] bool."""
+        return Moved(self.states[chosen], self.columns)
 
 
 class Head:
@@ -83,37 +99,49 @@ class Head:
             del trunk.forward
         return suppress(logits, self.mask_id).view(*hidden.shape[:-1], -1)
 
-    @torch.no_grad()
-    def best(self, hidden: Tensor) -> Tensor:
-        """The argmax at each place. [..., D] -> [...]."""
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        return torch.cat([self.logits(flat[part]).argmax(-1) for part in self._parts(len(flat))]).view(
-            hidden.shape[:-1]
-        )
+    def embed(self, ids: Tensor) -> Tensor:
+        """The input embeddings of real tokens. [...] -> [..., D]."""
+        weight: Tensor = self.model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType]
+        return F.embedding(ids, weight)
 
     @torch.no_grad()
-    def best_and_sure(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def best(self, hidden: Tensor, moved: "Moved | None" = None) -> Tensor:
+        """The argmax at each place. [..., D] -> [...]."""
+        return self.best_and_sure(hidden, moved)[0]
+
+    @torch.no_grad()
+    def best_and_sure(self, hidden: Tensor, moved: "Moved | None" = None) -> tuple[Tensor, Tensor]:
         """The argmax at each place and its probability, twice [..., D] -> [...]."""
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        tops = [self.logits(flat[part]).softmax(-1).max(-1) for part in self._parts(len(flat))]
+        flat, moved = hidden.reshape(-1, hidden.shape[-1]), moved and moved.flat()
+        tops = [self._moved(flat, moved, part).softmax(-1).max(-1) for part in self._parts(len(flat))]
         shape = hidden.shape[:-1]
         return torch.cat([top.indices for top in tops]).view(shape), torch.cat([top.values for top in tops]).view(shape)
 
-    def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
+    def cross_entropy(self, hidden: Tensor, labels: Tensor, moved: "Moved | None" = None) -> Tensor:
         """hidden [N, D], labels [N] -> [N]."""
         return self._by_place(
-            len(hidden), lambda part: F.cross_entropy(self.logits(hidden[part]), labels[part], reduction="none")
+            len(hidden),
+            lambda part: F.cross_entropy(self._moved(hidden, moved, part), labels[part], reduction="none"),
         )
 
-    def divergence_from(self, teacher: "Head", taught: Tensor, hidden: Tensor) -> Tensor:
-        """KL(teacher || ours). taught, hidden [N, D] -> [N]."""
+    def divergence_from(
+        self, teacher: "Head", taught: Tensor, hidden: Tensor, moved: "Moved | None" = None
+    ) -> tuple[Tensor, Tensor]:
+        """KL(teacher || ours), and the share that both distributions have in common. taught, hidden [N, D] -> [N], [N]."""
 
         def by_place(part: slice) -> Tensor:
             with torch.no_grad():
                 log_p = teacher.logits(taught[part]).log_softmax(-1)
-            return divergence(log_p, self.logits(hidden[part]).log_softmax(-1))
+            log_q = self._moved(hidden, moved, part).log_softmax(-1)
+            common = torch.minimum(log_p, log_q.detach()).exp().sum(-1)
+            return torch.stack([divergence(log_p, log_q), common], 1)
 
-        return self._by_place(len(hidden), by_place)
+        both = self._by_place(len(hidden), by_place)
+        return both[:, 0], both[:, 1].detach()
+
+    def _moved(self, hidden: Tensor, moved: "Moved | None", part: slice) -> Tensor:
+        logits = self.logits(hidden[part])
+        return logits if moved is None else logits + moved.states[part] @ moved.columns.t()
 
     def _parts(self, places: int) -> Iterator[slice]:
         size = max(1, MOST_LOGITS // self.vocabulary)

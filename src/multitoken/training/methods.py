@@ -14,6 +14,7 @@ from multitoken.checkpoints.adapter import save_adapter
 from multitoken.checkpoints.save import save_checkpoint
 from multitoken.config import AdaptConfig
 from multitoken.decoding.attention import AttentionRule
+from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
 from multitoken.decoding.records import DecodingError
 from multitoken.errors import UsageError
@@ -38,6 +39,7 @@ class Adaptation:
     trained: nn.Module
     passes: Passes
     save: Save
+    head: DraftHead | None
 
 
 def prepare(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
@@ -51,7 +53,7 @@ def _full(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptati
     mask = add_mask_token(student, loaded.tokenizer, texts=texts, seed=config.seed)
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     passes = PackedPasses(_student(student, mask, config), Head(teacher, mask.id), AttentionRule(teacher))
-    return Adaptation(mask, student, passes, partial(_save_whole, student, loaded, config))
+    return _adaptation(mask, student, passes, lambda head: partial(_save_whole, student, loaded, config, head), config)
 
 
 def _lora(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
@@ -65,13 +67,14 @@ def _lora(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptati
     vector = _adapter(model, mask.id, 1, [], config.seed, row)  # over no layers: the mask's own vector alone
     adapted = with_lora(model, layers, rank=config.rank, seed=config.seed)
 
-    def save(mtp: MtpConfig, files: Mapping[str, str]) -> None:
+    def save(head: DraftHead | None, mtp: MtpConfig, files: Mapping[str, str]) -> None:
         whole = adapted.merge_and_unload()
         whole.get_input_embeddings().weight.data[mask.id] = vector.mask_vector.detach()
-        _save_whole(whole, loaded, config, mtp, files)
+        _save_whole(whole, loaded, config, head, mtp, files)
 
     student, teacher = _student(model, mask, config), Head(model, mask.id, under=adapted.disable_adapter)
-    return Adaptation(mask, only_trained(model, vector), PackedPasses(student, teacher, rule), save)
+    trained = only_trained(model, vector)
+    return _adaptation(mask, trained, PackedPasses(student, teacher, rule), lambda head: partial(save, head), config)
 
 
 def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
@@ -82,7 +85,7 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
     quantize_weights(model, config.quantize)
     adapter = _adapter(model, mask.id, config.rank, layers, config.seed, row)
 
-    def save(mtp: MtpConfig, files: Mapping[str, str]) -> None:
+    def save(head: DraftHead | None, mtp: MtpConfig, files: Mapping[str, str]) -> None:
         save_adapter(
             adapter,
             loaded.tokenizer,
@@ -91,9 +94,24 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
             base=config.model,
             overwrite=config.overwrite,
             extra_files=files,
+            head=head,
         )
 
-    return Adaptation(mask, adapter, GatedPasses(Head(model, mask.id), AttentionRule(model)), save)
+    passes = GatedPasses(Head(model, mask.id), AttentionRule(model))
+    return _adaptation(mask, adapter, passes, lambda head: partial(save, head), config)
+
+
+def _adaptation(
+    mask: MaskToken, trained: nn.Module, passes: Passes, save: Callable[[DraftHead | None], Save], config: AdaptConfig
+) -> Adaptation:
+    """With a draft head beside what trains, unless none is wanted."""
+    if not config.head_rank:
+        return Adaptation(mask, trained, passes, save(None), None)
+    model = passes.student.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        head = DraftHead(int(model.config.get_text_config().hidden_size), config.head_rank).to(model.device)
+    return Adaptation(mask, nn.ModuleDict({"main": trained, "draft_head": head}), passes, save(head), head)
 
 
 def _student(model: PreTrainedModel, mask: MaskToken, config: AdaptConfig) -> Head:
@@ -120,6 +138,13 @@ def _adapter(
 
 
 def _save_whole(
-    model: PreTrainedModel, loaded: Loaded, config: AdaptConfig, mtp: MtpConfig, files: Mapping[str, str]
+    model: PreTrainedModel,
+    loaded: Loaded,
+    config: AdaptConfig,
+    head: DraftHead | None,
+    mtp: MtpConfig,
+    files: Mapping[str, str],
 ) -> None:
-    save_checkpoint(model, loaded.tokenizer, mtp, config.output, overwrite=config.overwrite, extra_files=files)
+    save_checkpoint(
+        model, loaded.tokenizer, mtp, config.output, overwrite=config.overwrite, extra_files=files, head=head
+    )

@@ -8,6 +8,10 @@ One exact short cut: with `until_disagreement`, and responses that the teacher i
 has seen only the teacher's own tokens, so its label *is* the text's next token and labels="data" is the same objective
 without a teacher pass.
 
+Where the text was sampled from the teacher, a token is one draw of many. What is taught there is the teacher's distribution
+behind the text's own tokens (KL divergence), and a place counts with the share of probability that both have in common, which
+bounds how often a draft with the position's own noise holds.
+
 Limits: labels of places behind a wrong proposal are right for a prefix that decoding will never keep. The paper trains
 them all the same; `until_disagreement` leaves them out.
 
@@ -21,8 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from multitoken.decoding.blocks import REAL, BlockBatch, pack_blocks
+from multitoken.decoding.draft_head import DraftHead
 
+from .head import Moved
+from .left_to_right import moved_by, propose
 from .passes import Hidden, Passes
+
+_ALONE = 0.3  # weight of the loss without the draft head, beside that with it
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,11 @@ class BlockStatistics:
 def data_labels(batch: BlockBatch) -> Tensor:
     """The text's next token at each place; behind its end, anything. -> [B, M]."""
     return batch.ids.gather(1, batch.target.clamp_max(batch.real - 1))
+
+
+def _in_front(batch: BlockBatch) -> Tensor:
+    """Index in the row of the real token in front of what each place predicts. -> [B, M]"""
+    return (batch.target - 1).clamp_max(batch.real - 1)
 
 
 def within_turns(batch: BlockBatch, ends: Tensor) -> Tensor:
@@ -106,10 +120,18 @@ class Distillation(nn.Module):
     eos_ids: Tensor
 
     def __init__(
-        self, trained: nn.Module, passes: Passes, *, objective: Objective, mask_id: int, eos_ids: list[int]
+        self,
+        trained: nn.Module,
+        passes: Passes,
+        *,
+        objective: Objective,
+        mask_id: int,
+        eos_ids: list[int],
+        drafter: DraftHead | None = None,
     ) -> None:
         super().__init__()
         self.trained = trained
+        self._drafter = [drafter]  # in a list, as the passes: `trained` holds it
         self.objective = objective
         self.mask_id = mask_id
         self._passes = [passes]  # in a list: out of nn.Module's sight
@@ -125,7 +147,8 @@ class Distillation(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, BlockStatistics]:
         """inputs: tokens [B, T], lengths [B], segments [B, T], anchors [B, N], ends [B, N] of their turns, ks [N], and
-        trainable [B, T] bool: real positions whose next-token prediction may be trained.
+        trainable [B, T] bool: real positions whose next-token prediction may be trained; sampled [B, N] bool: blocks whose
+        text the teacher sampled.
 
         The block loss is divided by what is known before the forward pass, so that accumulated micro-batches of equal
         shape make exactly one large batch: the number of places, or, where not all of them count, of blocks. (The loss on
@@ -134,34 +157,76 @@ class Distillation(nn.Module):
         objective, passes = self.objective, self.passes
         batch = self._lay_out(inputs)
         ours = passes.propose(batch)
-        proposals = passes.student.best(ours.blocks)
         online = objective.labels == "online"
-        theirs = passes.read(batch, proposals if online else None) if online or objective.next_token_weight else None
+        sampled = inputs["sampled"][:, batch.block_of] & (not online)
+        proposals, _, moved = self._propose(batch, ours.blocks)
+        asks = online or objective.next_token_weight or bool(sampled.any())
+        theirs = passes.read(batch, proposals if online else None) if asks else None
         labels = self._labels(batch, theirs, inputs["ends"])
         counted = supervised(batch, proposals, labels, self.eos_ids, objective.until_disagreement)
-        hidden, rows = ours.blocks[counted], len(batch.ids)
-        by_place = passes.student.cross_entropy(hidden, labels[counted])
-        weights = torch.ones_like(by_place)
-        if objective.weights == "reach":
-            everywhere = torch.zeros_like(counted, dtype=by_place.dtype).masked_scatter(counted, by_place.detach())
-            weights = reach(everywhere, batch)[counted]
-        if objective.teacher == "soft":
-            assert theirs is not None
-            by_place = passes.student.divergence_from(passes.teacher, theirs.blocks[counted], hidden)
-        loss = (by_place * weights).sum() / (rows * (len(batch.ks) if objective.by_block else batch.slots))
+        taught = None
+        if theirs is not None and online:
+            taught = theirs.blocks
+        elif theirs is not None and bool(sampled.any()):
+            taught = theirs.real.gather(1, _in_front(batch)[..., None].expand(-1, -1, theirs.real.shape[-1]))
+        soft = torch.full_like(counted, objective.teacher == "soft") | sampled
+        places = len(batch.ids) * (len(batch.ks) if objective.by_block else batch.slots)
+        loss = self._loss(ours.blocks, moved, labels, counted, soft, taught, batch) / places
+        if moved is not None:  # candidates of a place are the likeliest by the mask alone
+            loss = loss + _ALONE * self._loss(ours.blocks, None, labels, counted, soft, taught, batch) / places
         if objective.next_token_weight:
             assert theirs is not None
             trainable = inputs["trainable"]
             weights = _mean_of_means(trainable, inputs["segments"])
-            drift = passes.student.divergence_from(passes.teacher, theirs.real[trainable], ours.real[trainable])
+            drift, _ = passes.student.divergence_from(passes.teacher, theirs.real[trainable], ours.real[trainable])
             loss = loss + objective.next_token_weight * (drift * weights).sum()
         return loss, _statistics(batch, proposals, labels, self.eos_ids)
+
+    def _propose(self, batch: BlockBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Moved | None]:
+        """Proposals and their probabilities, [B, M] each, and the draft head's corrections. With labels from the text, places
+        are given the text's tokens before them: up to the first that is wrong, the student's own are the same."""
+        student, (drafter,) = self.passes.student, self._drafter
+        if drafter is None:
+            return *student.best_and_sure(hidden), None
+        if self.objective.labels == "data":
+            moved = moved_by(drafter, student, batch, hidden, data_labels(batch))
+            return *student.best_and_sure(hidden, moved), moved
+        proposals, sure = propose(drafter, student, batch, hidden)
+        return proposals, sure, moved_by(drafter, student, batch, hidden, proposals)
+
+    def _loss(
+        self,
+        hidden: Tensor,
+        moved: Moved | None,
+        labels: Tensor,
+        counted: Tensor,
+        soft: Tensor,
+        taught: Tensor | None,
+        batch: BlockBatch,
+    ) -> Tensor:
+        """The sum over counted places: cross-entropy to the label, or, where `soft`, the divergence from the teacher. All but
+        hidden [B, M, D] and taught [B, M, D] are [B, M]."""
+        student, teacher = self.passes.student, self.passes.teacher
+        hard = counted & ~soft
+        by_place = hidden.new_zeros(counted.shape, dtype=torch.float32)
+        surprise = torch.zeros_like(by_place)  # - log of the probability that decoding gets past the place
+        if bool(hard.any()):
+            values = student.cross_entropy(hidden[hard], labels[hard], moved and moved.at(hard))
+            by_place = by_place.masked_scatter(hard, values)
+            surprise = surprise.masked_scatter(hard, values.detach())
+        if bool((counted & soft).any()):
+            assert taught is not None
+            at = counted & soft
+            values, common = student.divergence_from(teacher, taught[at], hidden[at], moved and moved.at(at))
+            by_place = by_place.masked_scatter(at, values)
+            surprise = surprise.masked_scatter(at, -common.clamp_min(1e-9).log())
+        return (by_place * (reach(surprise, batch) if self.objective.weights == "reach" else 1.0)).sum()
 
     @torch.no_grad()
     def examine(self, inputs: dict[str, Tensor]) -> "Examined":
         """What is proposed, how surely, and what would have been right. inputs: as for `forward`."""
         batch = self._lay_out(inputs)
-        proposals, confidences = self.passes.student.best_and_sure(self.passes.propose(batch).blocks)
+        proposals, confidences, _ = self._propose(batch, self.passes.propose(batch).blocks)
         theirs = self.passes.read(batch, proposals) if self.objective.labels == "online" else None
         return Examined(batch, proposals, confidences, self._labels(batch, theirs, inputs["ends"]))
 

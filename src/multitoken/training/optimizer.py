@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
 
 
 class MuonAdamW(Optimizer):
@@ -46,9 +47,9 @@ class MuonAdamW(Optimizer):
 def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: float) -> Optimizer:
     """`weight_decay` pulls on matrices only, never on embeddings (the mask token's row among them), norms or biases."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # pyright: ignore[reportCallIssue]
-    if head is not None:
-        embeddings |= {id(p) for p in head.parameters()}
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and (output := module.get_output_embeddings()) is not None:
+            embeddings |= {id(p) for p in output.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim == 2 and id(p) not in embeddings]
     chosen = {id(p) for p in matrices}

@@ -22,11 +22,16 @@ WriteBatch = Callable[[list[list[int]], int], list[Written]]
 
 
 def teacher_key(
-    model_hash: str, *, mode: Literal["greedy", "sampled"], max_new_tokens: int, temperature: float, seed: int
+    model_hash: str, *, mode: Literal["greedy", "sampled", "mixed"], max_new_tokens: int, temperature: float, seed: int
 ) -> str:
     """What decides a response besides its prompt. A greedy response does not depend on temperature and seed."""
-    noise = f"temperature={temperature!r} seed={seed}" if mode == "sampled" else ""
+    noise = "" if mode == "greedy" else f"temperature={temperature!r} seed={seed}"
     return f"model={model_hash} {mode} max_new_tokens={max_new_tokens} {noise}".rstrip()
+
+
+def is_sampled(prompt_ids: Sequence[int], mode: str) -> bool:
+    """Whether the response to this prompt is drawn at random: under "mixed" every second one is, whatever the order."""
+    return mode == "sampled" or (mode == "mixed" and int(fingerprint(prompt_ids)[-1], 16) % 2 == 1)
 
 
 def write_missing(

@@ -78,9 +78,11 @@ def make_ready(
     objective = _objective(config, data.report)
     if objective.labels == "data" and config.labels != "data":
         console.print(
-            "Labels: the responses' own tokens. The original model wrote them greedily, so they are its labels."
+            "Labels: the responses' own tokens, which the original model wrote; where it sampled them, its probabilities."
         )
-    distillation = Distillation(way.trained, way.passes, objective=objective, mask_id=way.mask.id, eos_ids=ends)
+    distillation = Distillation(
+        way.trained, way.passes, objective=objective, mask_id=way.mask.id, eos_ids=ends, drafter=way.head
+    )
     return Setup(
         config,
         loaded,
@@ -180,13 +182,9 @@ def _within_positions(config: AdaptConfig, model: PreTrainedModel, console: Cons
 def _objective(config: AdaptConfig, report: DataReport) -> Objective:
     """The objective asked for, with its exact short cut where the data allows it (see `objective`)."""
     until_disagreement = config.loss_until == "first-disagreement"
-    teachers_own_words = (
-        config.responses == "greedy"
-        and config.train_on == "response"
-        and report.written == report.records - report.no_room
-    )
+    teachers_own_words = config.train_on == "response" and report.written == report.records - report.no_room
     labels = "online" if config.labels == "auto" else config.labels
-    # Where every counted place has seen only the teacher's own tokens this is the teacher's word itself; else, under auto,
+    # Of sampled ones the objective teaches the teacher's distribution. Where every counted place has seen only the teacher's own tokens this is the teacher's word itself; else, under auto,
     # what it would have written without the student's slip: measured to be no worse, for no pass (docs/ablations.md).
     if teachers_own_words and config.teacher == "hard" and (until_disagreement or config.labels == "auto"):
         labels = "data"

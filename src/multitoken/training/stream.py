@@ -40,7 +40,8 @@ class StreamOptions:
 
 class BlockStream(Dataset[dict[str, list[int]]]):
     """Item i is row `i % rows_per_step` of step `i // rows_per_step`: its token ids, the lengths of the samples that
-    they are of, where anchors may stand (`places`), anchors [N] drawn from them, the end of each one's turn [N], and ks [N].
+    they are of, where anchors may stand (`places`), anchors [N] drawn from them, the end of each one's turn [N],
+    whether its text was sampled [N], and ks [N].
 
     An anchor stands where the *next* token is to be predicted. Its block may run up to the end of that token's turn.
     """
@@ -73,8 +74,18 @@ class BlockStream(Dataset[dict[str, list[int]]]):
         anchors = [places[rng.randrange(len(places))] for _ in range(max(0, o.blocks - len(places)))]
         anchors += rng.sample(places, o.blocks - len(anchors))
         ends = [end_of[anchor] for anchor in anchors]
+        drawn = [int(sample.sampled) for sample in row for _ in sample.ids]
+        sampled = [drawn[anchor] for anchor in anchors]
         lengths = [len(sample.ids) for sample in row]
-        return {"ids": ids, "lengths": lengths, "places": places, "anchors": anchors, "ends": ends, "ks": ks}
+        return {
+            "ids": ids,
+            "lengths": lengths,
+            "places": places,
+            "anchors": anchors,
+            "ends": ends,
+            "ks": ks,
+            "sampled": sampled,
+        }
 
     def _epoch_order(self, epoch: int) -> list[int]:
         """A permutation whose windows are sorted by length, the steps within a window shuffled."""
@@ -102,7 +113,7 @@ def _packed(samples: list[Sample]) -> list[list[Sample]]:
 
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
     """Right-padded tensors: tokens [B, T], lengths [B], segments [B, T], anchors [B, N], ends [B, N], ks [N],
-    trainable [B, T] bool. The padding is a segment of its own."""
+    trainable [B, T] bool, sampled [B, N] bool. The padding is a segment of its own."""
     longest = max(len(row["ids"]) for row in rows)
     segments = torch.full((len(rows), longest), -1)
     trainable = torch.zeros(len(rows), longest, dtype=torch.bool)
@@ -118,4 +129,5 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
         "ends": torch.tensor([row["ends"] for row in rows]),
         "ks": torch.tensor(rows[0]["ks"]),
         "trainable": trainable,
+        "sampled": torch.tensor([row["sampled"] for row in rows], dtype=torch.bool),
     }

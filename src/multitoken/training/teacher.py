@@ -12,7 +12,7 @@ from multitoken.decoding.policies import NextToken
 from multitoken.decoding.sampling import Sampling
 
 from .progress import counting_bar
-from .responses import Written, teacher_key, write_missing
+from .responses import Written, is_sampled, teacher_key, write_missing
 from .run_folder import RESPONSES
 
 _ROWS = 64  # responses written side by side
@@ -29,7 +29,7 @@ def response_writer(
 ) -> Callable[[list[list[int]]], list[Written]]:
     """Has the teacher write responses, many rows at a time, with a bar and a cache in the run's folder."""
     decoder = Decoder(teacher, mask_id=mask_id, trained_k=1, eos_ids=ends)
-    sampling = Sampling(config.temperature, config.seed) if config.responses == "sampled" else None
+    drawn = Sampling(config.temperature, config.seed)
     key = teacher_key(
         base_hash,
         mode=config.responses,
@@ -41,9 +41,18 @@ def response_writer(
     def write_batch(prompts: list[list[int]], number: int) -> list[Written]:
         room = min(config.max_new_tokens, (decoder.max_positions or config.max_length) - max(map(len, prompts)))
         responses: list[list[int]] = [[] for _ in prompts]
-        for chunk in decoder.decode(
-            prompts, policy=NextToken(), max_new_tokens=room, sampling=sampling, first_row=number
-        ):
+        requests = [
+            decoder.request(
+                prompt,
+                policy=NextToken(),
+                max_new_tokens=room,
+                sampling=drawn if is_sampled(prompt, config.responses) else None,
+                row=number + i,
+                name=f"prompt {number + i}",
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+        for chunk in decoder.run(requests, first_row=number):
             responses[chunk.row - number] += chunk.token_ids
         return [(ids, ids[-1] in decoder.eos_ids) for ids in responses]
 

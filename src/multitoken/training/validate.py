@@ -52,6 +52,7 @@ def validate(
 
     128 rows know a mean length to a few hundredths.
     """
+    samples = [sample for sample in samples if not sample.sampled] or samples  # a draw has no right token
     rows = min(options.rows_per_step, len(samples))
     if not rows:
         return None

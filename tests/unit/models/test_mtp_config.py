@@ -34,8 +34,15 @@ def test_round_trip_through_config_json(tmp_path):
     """Guards against keys lost or renamed between to_dict, config.json and from_hf."""
     mtp = MtpConfig(k=4, mask_token_id=7, mask_token="<MTP>", method="full", base_name="base", base_hash="sha256:0")
     config_with(mtp.to_dict()).save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["mtp"] == BLOCK
+    assert json.loads((tmp_path / "config.json").read_text())["mtp"] == BLOCK | {"draft_head": 0, "format_version": 2}
     assert MtpConfig.from_hf(AutoConfig.from_pretrained(tmp_path)) == mtp
+
+
+def test_a_block_of_the_first_format_has_no_head():
+    """Checkpoints from before the draft head decode as they did."""
+    assert "draft_head" not in BLOCK
+    mtp = MtpConfig.from_hf(config_with(BLOCK))
+    assert mtp is not None and mtp.draft_head == 0
 
 
 @pytest.mark.parametrize(
@@ -51,7 +58,7 @@ def test_round_trip_through_config_json(tmp_path):
         ({"method": "magic"}, "mtp.method is 'magic'; expected one of full"),
         ({"base_hash": 3}, "mtp.base_hash is 3"),
         ({"format_version": 0}, "mtp.format_version is 0"),
-        ({"format_version": 2, "new_key": 1}, "mtp.format_version is 2; .* upgrade"),
+        ({"format_version": 3, "new_key": 1}, "mtp.format_version is 3; .* upgrade"),
         ({"mask_tokn": "x"}, "unknown key 'mask_tokn'; did you mean 'mask_token'"),
     ],
 )

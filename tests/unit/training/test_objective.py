@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from multitoken.decoding.attention import AttentionRule
 from multitoken.decoding.blocks import pack_blocks
+from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
 from multitoken.training import head as head_module
 from multitoken.training.head import Head, suppress
@@ -112,8 +113,30 @@ ANCHORS = torch.tensor([[1, 4], [0, 2]])
 KS = (3, 2)
 
 
-def slow_loss(student, teacher, objective: Objective) -> torch.Tensor:
+def unit(vector):
+    return vector.float() / vector.float().square().mean().sqrt()
+
+
+def slow_moves(head: DraftHead, model, state, hidden, before):
+    """(state, what is added to the logits) of one place, as the formula in `draft_head` says. hidden [D], before: a token."""
+    fed = head.token @ unit(model.get_input_embeddings().weight[before].detach())
+    state = (fed + head.mask @ unit(hidden) + head.bias + head.state @ state).tanh()
+    return state, model.get_output_embeddings().weight.float() @ head.up @ state
+
+
+def slow_loss(
+    student, teacher, objective: Objective, head: DraftHead | None = None, sampled: bool = False
+) -> torch.Tensor:
     """The definition, block by block and place by place, with plain forward passes."""
+    if head is None:
+        return _slow_loss(student, teacher, objective, None, sampled)
+    return _slow_loss(student, teacher, objective, head, sampled) + 0.3 * _slow_loss(
+        student, teacher, objective, None, sampled, walked_by=head
+    )
+
+
+def _slow_loss(student, teacher, objective: Objective, head, sampled: bool, walked_by=None) -> torch.Tensor:
+    soft = objective.teacher == "soft" or sampled
     total = torch.zeros((), dtype=torch.float64)
     for row, anchors, length in zip(TOKENS, ANCHORS, LENGTHS.tolist(), strict=True):
         for anchor, k in zip(anchors.tolist(), KS, strict=True):
@@ -121,19 +144,35 @@ def slow_loss(student, teacher, objective: Objective) -> torch.Tensor:
             own = student(torch.cat([prefix, torch.full((k - 1,), MASK)])[None], use_cache=False).logits[0, -k:].clone()
             own[:, MASK] = -torch.inf
             block = own.detach().argmax(-1)
+            if (walker := head or walked_by) is not None:
+                row_in = torch.cat([prefix, torch.full((k - 1,), MASK)])[None]
+                hidden = student.model(row_in, use_cache=False).last_hidden_state[0, -k:]
+                state = torch.zeros(walker.rank)
+                for j in range(1, k):
+                    known = objective.labels == "data" and anchor + j < length
+                    before = row[anchor + j] if known else block[j - 1]
+                    state, moves = slow_moves(walker, student, state, hidden[j], before)
+                    corrected = own[j] + moves
+                    block[j] = corrected.detach().argmax()
+                    if head is not None:
+                        own = torch.cat([own[:j], corrected[None], own[j + 1 :]])
+            if objective.labels == "data" and sampled:
+                block[:-1] = torch.nn.functional.pad(row[anchor + 1 : anchor + k], (0, k))[: k - 1]
             read = teacher(torch.cat([prefix, block[:-1]])[None], use_cache=False).logits[0, -k:].clone()
             read[:, MASK] = -torch.inf
             weight = 1.0
             for j in range(min(k, length - 1 - anchor)):
                 label = row[anchor + 1 + j] if objective.labels == "data" else read[j].argmax()
-                if objective.teacher == "soft":
+                if soft:
                     keep = torch.arange(32) != MASK
                     p, q = read[j, keep].log_softmax(-1), own[j, keep].log_softmax(-1)
                     total = total + weight * (p.exp() * (p - q)).sum()
                 else:
                     total = total - weight * own[j].log_softmax(-1)[label]
                 if objective.weights == "reach" and j > 0:
-                    weight *= float(own[j].detach().softmax(-1)[label])
+                    ours = own[j].detach().softmax(-1)
+                    common = torch.minimum(ours, read[j].detach().softmax(-1)).sum()
+                    weight *= float(common if soft else ours[label])
                 if objective.until_disagreement and block[j] != label:
                     break
     total = total / (2 * (len(KS) if objective.by_block else sum(KS)))
@@ -149,26 +188,33 @@ def slow_loss(student, teacher, objective: Objective) -> torch.Tensor:
     return total
 
 
-def distillation(method: str, objective: Objective, eos_ids=(30,)) -> tuple[Distillation, object, object]:
+def distillation(
+    method: str, objective: Objective, eos_ids=(30,), head: DraftHead | None = None
+) -> tuple[Distillation, object, object]:
     """A student unlike its teacher, in either way to adapt: the step, and the two as plain models."""
     student, teacher = small_models()
     if method == "full":
         passes = PackedPasses(Head(student, MASK), Head(teacher, MASK), AttentionRule(teacher))
-        return Distillation(student, passes, objective=objective, mask_id=MASK, eos_ids=[*eos_ids]), student, teacher
+        trained = nn.ModuleDict({"main": student} | ({"draft_head": head} if head else {}))
+        step = Distillation(trained, passes, objective=objective, mask_id=MASK, eos_ids=[*eos_ids], drafter=head)
+        return step, student, teacher
     adapter = GatedAdapter(teacher, mask_id=MASK, rank=4, layers=adaptable_layers(teacher)).double()
     for parameter in adapter.parameters():
         nn.init.normal_(parameter, std=0.3)
     adapter.attach(teacher)
     passes = GatedPasses(Head(teacher, MASK), AttentionRule(teacher))
-    return Distillation(adapter, passes, objective=objective, mask_id=MASK, eos_ids=[*eos_ids]), teacher, teacher
+    trained = nn.ModuleDict({"main": adapter} | ({"draft_head": head} if head else {}))
+    step = Distillation(trained, passes, objective=objective, mask_id=MASK, eos_ids=[*eos_ids], drafter=head)
+    return step, teacher, teacher
 
 
-def inputs(tokens=TOKENS, lengths=LENGTHS, anchors=ANCHORS, ks=KS):
+def inputs(tokens=TOKENS, lengths=LENGTHS, anchors=ANCHORS, ks=KS, *, sampled=False):
     trainable = torch.arange(tokens.shape[1]) < lengths[:, None] - 1
     ends = lengths[:, None].expand_as(anchors)
     return {
         "tokens": tokens, "lengths": lengths, "segments": torch.zeros_like(tokens), "anchors": anchors, "ends": ends,
         "ks": torch.tensor(ks), "trainable": trainable,
+        "sampled": torch.full_like(anchors, sampled, dtype=torch.bool),
     }  # fmt: skip
 
 
@@ -209,6 +255,30 @@ def test_loss_and_gradient_equal_the_slow_reference(objective: Objective, method
         else:
             assert torch.allclose(ours, expected, atol=1e-5)
     assert statistics.seen[0] == 4 and 0 <= statistics.accepted <= max(KS)
+
+
+def random_head() -> DraftHead:
+    torch.manual_seed(1)
+    head = DraftHead(32, 6)
+    nn.init.normal_(head.up, std=0.3)
+    return head
+
+
+@pytest.mark.parametrize("chunk", [2**24, 64], ids=["whole", "chunked"])
+@pytest.mark.parametrize("method", ["full", "gated"])
+@pytest.mark.parametrize(("labels", "sampled"), [("data", False), ("data", True), ("online", False)])
+def test_with_a_draft_head_too(labels, sampled: bool, method: str, chunk: int, monkeypatch) -> None:
+    """Value and gradient of the loss with the head, and of its part without, against the formula place by place: a state that
+    starts at the wrong slot, or reads the token at its own place, would show here."""
+    monkeypatch.setattr(head_module, "MOST_LOGITS", chunk)
+    objective, head = Objective(labels=labels, weights="reach"), random_head()
+    distil, student, teacher = distillation(method, objective, eos_ids=(), head=head)
+    loss, _ = distil(inputs(sampled=sampled))
+    reference = slow_loss(student, teacher, objective, head, sampled)
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-4)
+    ours, expected = (torch.autograd.grad(value, list(head.parameters())) for value in (loss, reference))
+    for mine, theirs in zip(ours, expected, strict=True):
+        assert torch.allclose(mine.double(), theirs.double(), atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["full", "gated"])

@@ -107,7 +107,7 @@ def test_prompts_only_are_answered_by_the_original_model(project) -> None:
 
     making_ready.prepare_samples = spy
     try:
-        run(project, "adapted", steps=1, max_new_tokens=10)
+        run(project, "adapted", steps=1, max_new_tokens=10, responses="greedy")
     finally:
         making_ready.prepare_samples = plain
     base = load_causal_lm(project / "base").model

@@ -1,0 +1,90 @@
+"""Decoding with a draft head: no output changes, whatever the head does, and drafts are those that its formula says."""
+
+import pytest
+import torch
+from torch import nn
+
+from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken, Sampling
+from multitoken.decoding.blocks import pack_blocks
+from multitoken.decoding.draft_head import Drafter, DraftHead
+from multitoken.decoding.sampling import gumbel
+from multitoken.training.head import Head
+from multitoken.training.left_to_right import propose
+from tests.parity.families import MASK, SUPPORTED
+
+PROMPTS = [[1, 5, 9], [7, 7, 3, 22, 41, 6, 2], [30], [12, 50, 2, 2, 9]]
+SAMPLINGS = [None, Sampling(0.8, seed=3, top_p=0.95), Sampling(1.3, seed=9, top_k=7), Sampling(0.6, seed=1, min_p=0.05)]
+
+
+def head_for(model, seed: int = 0, scale: float = 1.0) -> DraftHead:
+    torch.manual_seed(seed)
+    head = DraftHead(model.config.hidden_size, 8)
+    nn.init.normal_(head.up, std=scale)
+    return head.requires_grad_(False)
+
+
+def answers(decoder: Decoder, policy, sampling, prompts=PROMPTS) -> list[list[int]]:
+    out: list[list[int]] = [[] for _ in prompts]
+    for chunk in decoder.decode(prompts, policy=policy, max_new_tokens=30, sampling=sampling):
+        out[chunk.row] += chunk.token_ids
+    return out
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("threshold", [0.0, 0.4])
+def test_exact_writes_the_same_text_whatever_the_head_does(sampling, threshold: float) -> None:
+    """A head that drafts rubbish, or well, costs or gains steps: it must change no token, greedy or with one seed."""
+    model = SUPPORTED["llama"]()
+    plain = answers(Decoder(model, mask_id=MASK, trained_k=6), NextToken(), sampling)
+    for seed in range(3):
+        decoder = Decoder(model, mask_id=MASK, trained_k=6, head=head_for(model, seed))
+        assert answers(decoder, Exact(threshold), sampling) == plain
+
+
+def test_rows_of_all_kinds_side_by_side_draft_as_if_alone() -> None:
+    """Rows are grouped by how they choose, and padded to the most masks of a group: a neighbour must not change a draft, which
+    under ConfAdapt would be another text."""
+    model = SUPPORTED["llama"]()
+    decoder = Decoder(model, mask_id=MASK, trained_k=6, head=head_for(model))
+    requests = [
+        decoder.request(prompt, policy=ConfAdapt(0.02), max_new_tokens=5 + 6 * i, sampling=sampling, row=i)
+        for i, (prompt, sampling) in enumerate(zip(PROMPTS * 2, SAMPLINGS * 2, strict=True))
+    ]
+    alone = []
+    for request in requests:
+        alone.append([token for chunk in decoder.run([request]) for token in chunk.token_ids])
+    together: list[list[int]] = [[] for _ in requests]
+    for chunk in decoder.run(requests):
+        together[chunk.row] += chunk.token_ids
+    assert together == alone
+
+
+def test_drafts_are_those_that_training_sees() -> None:
+    """Decoding's walk over candidates and training's over the whole vocabulary are the same choice: what is trained is what
+    is decoded."""
+    model = SUPPORTED["llama"]()
+    head = head_for(model, scale=0.3)
+    student = Head(model, MASK)
+    batch = pack_blocks(torch.tensor([[1, 5, 9, 4, 7]]), [5], torch.tensor([[1, 4]]), (4, 4), MASK)
+    with torch.no_grad():
+        hidden = torch.randn(1, batch.slots, model.config.hidden_size)
+        trained, sure = propose(head, student, batch, hidden)
+        blocks = hidden.view(2, 4, -1)
+        drafts = Drafter.of(head, model).draft(blocks[:, 1:], student.logits(blocks)[:, 1:], trained.view(2, 4)[:, 0])
+    assert drafts.tokens.tolist() == trained.view(2, 4)[:, 1:].tolist()
+    assert torch.allclose(drafts.confidences, sure.view(2, 4)[:, 1:].float(), atol=0.02)
+
+
+def test_a_sampled_draft_is_drawn_by_the_noise_of_its_place() -> None:
+    """Without corrections the draft is the very token that the confirming pass would draw from the same scores."""
+    model = SUPPORTED["llama"]()
+    head = head_for(model, scale=0.0)
+    logits = torch.randn(3, 5, 96) * 2
+    keys = torch.arange(15).view(3, 5) * 977 + 13
+    drafts = Drafter.of(head, model).draft(
+        torch.randn(3, 5, model.config.hidden_size), logits, torch.tensor([1, 2, 3]), warp=lambda s: s / 0.5, keys=keys
+    )
+    everything = torch.arange(96).expand(15, -1)
+    drawn = (logits.view(15, 96).double() / 0.5 + gumbel(keys.flatten(), everything)).argmax(-1)
+    among = torch.isin(drawn, logits.view(15, 96).topk(32, -1).indices)
+    assert (drafts.tokens.flatten() == drawn)[among].all() and among.float().mean() > 0.9
