@@ -11,6 +11,7 @@ Shapes: N positions, V vocabulary.
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,7 +29,9 @@ from transformers import (
 )
 
 from .records import DecodingError
-from .row import Row
+
+if TYPE_CHECKING:
+    from .row import Row
 
 _BLIND = (  # processors that do not look at the prefix: all positions of a row at once
     EpsilonLogitsWarper,
@@ -99,7 +102,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def choose(row: Row, logits: Tensor) -> tuple[list[int], Tensor]:
+def choose(row: "Row", logits: Tensor) -> tuple[list[int], Tensor]:
     """Tokens for the positions of a row, and the scores that they were chosen by. logits: [N, V] float32.
 
     The first position is the one behind the row's ids; each is shown the prefix that plain decoding would show it, confirmed
@@ -133,7 +136,7 @@ def choose(row: Row, logits: Tensor) -> tuple[list[int], Tensor]:
     return tokens, torch.cat(kept)
 
 
-def _pick(row: Row, scores: Tensor, start: int) -> list[int]:
+def _pick(row: "Row", scores: Tensor, start: int) -> list[int]:
     """The tokens at positions start, start + 1, ... scores: [N, V]."""
     if row.request.seed is None:
         return scores.argmax(-1).tolist()
