@@ -49,6 +49,8 @@ class AdaptConfig(BaseModel):
     """The layers that the adapter acts in: a regular expression found in their names (all linear ones if not given)."""
     head_rank: int = Field(default=128, ge=0)
     """Rank of the draft head, which chooses a block's tokens from left to right; 0: no head, all places independently."""
+    start_from: PathOrName | None = None
+    """Begin method gated with the adapter in this folder, of the same base and rank, in place of an untrained one."""
     quantize: Literal["none", "int8"] = "none"
     """Hold the frozen model of method gated in 8-bit weights (torchao, weight-only) while the adapter trains."""
 
@@ -178,6 +180,8 @@ class AdaptConfig(BaseModel):
             )
         if self.method == "full" and (self.rank != 64 or self.layers is not None):
             raise ValueError("rank and layers belong to method=gated or method=lora, found method=full")
+        if self.method != "gated" and self.start_from is not None:
+            raise ValueError(f"start_from belongs to method=gated, found {self.method}: give the model itself as model")
         if self.method != "gated" and self.quantize != "none":
             raise ValueError(f"quantize belongs to method=gated, which leaves the weights alone, found {self.method}")
         if self.method == "gated" and self.gradient_checkpointing:

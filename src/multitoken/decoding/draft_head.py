@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from .sampling import gumbel
 
 VERSION = 1  # of the formula above, as the `mtp` block of a checkpoint names it
+_CALM = 0.5  # of scores with noise: one threshold then serves greedy and sampled drafts (docs/drafts.md)
 CANDIDATES = 32  # tokens of a place that may be drafted: the likeliest ones by the mask alone
 
 
@@ -149,8 +150,8 @@ class Drafter:
         first [N]: the token in front of the first place, and state [N, R] the one that it is added to. With `keys` [N, J], of
         the noise of each place, tokens are drawn by it from what `warp` makes of the scores.
 
-        A confidence is the probability of the token among the scores that it is chosen by, noise included: how little would
-        have to change for another token to win.
+        A confidence is the probability of the token among the corrected scores. Where it is drawn, these include the noise: the
+        confidence says how far the token is ahead of the next one, whatever its own probability.
         """
         moves = self._columns[block.candidates]  # [N, J, C, R]
         noise = None
@@ -167,6 +168,8 @@ class Drafter:
             states.append(state)
             chosen_by.append(here)
         final = torch.stack(chosen_by, 1)
+        if noise is not None:
+            final = final * _CALM
         weight = final.logsumexp(-1)
         if noise is None:
             weight = torch.logaddexp(weight, block.rest)

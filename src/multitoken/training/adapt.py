@@ -176,7 +176,7 @@ def _save(setup: Setup, adapted: Adapted) -> None:
 def _portable(config: AdaptConfig) -> dict[str, Any]:
     """The options as they go into a checkpoint: no folders of this machine."""
     options = config.model_dump(mode="json", exclude={"resume", "overwrite"})
-    for key in ("model", "data", "output"):
-        if Path(str(options[key])).exists() or key == "output":
+    for key in ("model", "data", "output", "start_from"):
+        if (options[key] is not None and Path(str(options[key])).exists()) or key == "output":
             options[key] = Path(str(options[key])).name
     return options

@@ -5,8 +5,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,6 +19,7 @@ from multitoken.config import AdaptConfig
 from multitoken.decoding.attention import AttentionRule
 from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
+from multitoken.decoding.gate_file import WEIGHTS, from_peft
 from multitoken.decoding.records import DecodingError
 from multitoken.errors import UsageError
 from multitoken.models.loading import Loaded
@@ -84,6 +88,8 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
     layers = _layers(model, config)
     quantize_weights(model, config.quantize)
     adapter = _adapter(model, mask.id, config.rank, layers, config.seed, row)
+    if config.start_from is not None:
+        _begin_with(adapter, Path(config.start_from))
 
     def save(head: DraftHead | None, mtp: MtpConfig, files: Mapping[str, str]) -> None:
         save_adapter(
@@ -99,6 +105,16 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
 
     passes = GatedPasses(Head(model, mask.id), AttentionRule(model))
     return _adaptation(mask, adapter, passes, lambda head: partial(save, head), config)
+
+
+def _begin_with(adapter: GatedAdapter, folder: Path) -> None:
+    """Take over the numbers of a trained adapter. Raises `UsageError` where it does not fit."""
+    try:
+        adapter.load_state_dict(from_peft(load_file(folder / WEIGHTS), adapter.names))
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UsageError(
+            f"start_from is {folder}, which does not fit rank {adapter.rank} and these layers: {error}"
+        ) from error
 
 
 def _adaptation(
