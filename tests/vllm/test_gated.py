@@ -27,6 +27,7 @@ def write_whole(folder: Path) -> Path:
     adapter.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copyfile(ADAPTER / name, adapter / name)
+    shutil.copytree(ADAPTER / "mtp_head", folder / "mtp_head")
     config = json.loads((BASE / "config.json").read_text())
     config["mtp"] = json.loads((ADAPTER / "adapter_config.json").read_text())["mtp"]
     (folder / "config.json").write_text(json.dumps(config))

@@ -38,6 +38,17 @@ class Accepted:
         return cls(tokens, torch.full_like(tokens, -1), tokens.new_zeros(3, len(tokens)))
 
 
+def confirm(tokens: Tensor, drafts: Tensor, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """([B] drafts that were fed, [B] those that held, [B] masks behind them all if they all held, else 0)."""
+    steps = torch.arange(drafts.shape[1], device=tokens.device)
+    is_mask = drafts == mask_id
+    reals = _leading((drafts >= 0) & ~is_mask)
+    masks = _leading(is_mask | (steps < reals[:, None])) - reals
+    held = _leading((drafts == tokens[:, :-1]) & (steps < reals[:, None]))
+    # Behind a draft that failed the masks were conditioned on a wrong token: nothing of the block is left but its anchor.
+    return reals, held, torch.where(held == reals, masks, 0)
+
+
 def accept(tokens: Tensor, confidences: Tensor, drafts: Tensor, mask_id: int, rules: Rules) -> Accepted:
     """tokens, confidences [B, W]: chosen at each place, the last real token's first. drafts [B, W - 1]: what was fed
     behind that one, -1 where nothing was.
@@ -50,13 +61,8 @@ def accept(tokens: Tensor, confidences: Tensor, drafts: Tensor, mask_id: int, ru
     """
     width = tokens.shape[1]
     steps = torch.arange(width, device=tokens.device)
-    is_mask = drafts == mask_id
-    reals = _leading((drafts >= 0) & ~is_mask)
-    masks = _leading(is_mask | (steps[:-1] < reals[:, None])) - reals
-    held = _leading((drafts == tokens[:, :-1]) & (steps[:-1] < reals[:, None]))
+    reals, held, good = confirm(tokens, drafts, mask_id)
     places = held[:, None] + steps
-    # Behind a draft that failed the masks were conditioned on a wrong token: nothing of the block is left but its anchor.
-    good = torch.where(held == reals, masks, 0)
     fed = good[:, None]
     block = confidences.gather(1, places.clamp(max=width - 1))
     block = block.masked_fill((steps > fed) | ((steps >= rules.k[:, None]) & (steps > 0)), -1.0)

@@ -8,6 +8,7 @@ tokens: the text is that of next-token decoding with the same seed, and so is it
 Shapes: B requests, W places, N rows, V vocabulary.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,8 @@ from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from multitoken.decoding.sampling import noise_keys, with_noise
 from multitoken.decoding.step import likeliest
 
-from .accept import Accepted, accept, propose
+from .accept import Accepted, accept, confirm, propose
+from .drafts import DraftsInVllm
 from .pacing import Pacer
 from .private import step_of
 from .requests import Requests, Rows
@@ -76,10 +78,15 @@ class Sampler:
         self._settings = settings
         self._requests = Requests(settings, runner.model_config.seed, runner.device)
         self._pacer: Pacer | None = None
+        self._drafts: DraftsInVllm | None = None
 
     def pace(self, pacer: Pacer) -> None:
         """From now on feed verified requests as many masks as this one says; all that they may have, before."""
         self._pacer = pacer
+
+    def draft_with(self, drafts: DraftsInVllm) -> None:
+        """From now on choose the tokens of a block from left to right."""
+        self._drafts = drafts
 
     @torch.inference_mode()
     def __call__(self, logits: Tensor, metadata: Any) -> SamplerOutput:
@@ -99,11 +106,58 @@ class Sampler:
         if confidences is None:
             accepted = Accepted.of_one(tokens[:, None])
         else:
-            accepted = accept(grid.of(tokens, 0), grid.of(confidences, -1.0), drafts, mask_id, rows.rules)
+            chosen, sure = grid.of(tokens, 0), grid.of(confidences, -1.0)
+            if self._drafts is not None:
+                self._correct(chosen, sure, raw, grid, drafts, rows, lengths, step.metadata)
+            accepted = accept(chosen, sure, drafts, mask_id, rows.rules)
         self._hand_over(step, rows, accepted, lengths)
         return SamplerOutput(
             sampled_token_ids=accepted.emitted.int(),
             logprobs_tensors=self._logprobs(step.metadata, raw, scores, grid, accepted.emitted),
+        )
+
+    def _correct(
+        self,
+        chosen: Tensor,
+        sure: Tensor,
+        raw: Tensor,
+        grid: Grid,
+        drafts: Tensor,
+        rows: Rows,
+        lengths: Tensor,
+        metadata: Any,
+    ) -> None:
+        """Put what the draft head says at the masks of good blocks into chosen and sure, both [B, W]."""
+        assert self._drafts is not None
+        if not metadata.no_penalties or metadata.bad_words_token_ids or metadata.allowed_token_ids_mask is not None:
+            return  # these look at token ids: the places are drafted independently
+        _, held, good = confirm(chosen, drafts, self._settings.mask_id)
+        fed = good > 0
+        is_random = fed & False if metadata.all_greedy else fed & (metadata.temperature >= _GREEDY)
+        for who, warp in ((fed & ~is_random, None), (is_random, self._warp)):
+            who = who.nonzero()[:, 0]
+            if not len(who):
+                continue
+            at = held[who, None] + 1 + torch.arange(int(good[who].max()), device=raw.device)  # places of the masks
+            there = at <= (held + good)[who, None]
+            at = at.clamp(max=chosen.shape[1] - 1)
+            tokens, confidences = self._drafts.draft(
+                raw,
+                grid.rows[who[:, None], at],
+                chosen[who].gather(1, held[who, None])[:, 0],
+                warp=None if warp is None else functools.partial(warp, who=who, metadata=metadata),
+                keys=None if warp is None else noise_keys(rows.seeds[who, None], lengths[who, None] + at),
+            )
+            places = who[:, None].expand_as(at)[there], at[there]
+            chosen[places], sure[places] = tokens[there], confidences[there].to(sure.dtype)
+
+    @staticmethod
+    def _warp(scores: Tensor, *, who: Tensor, metadata: Any) -> Tensor:
+        """Scores [N, C] after the temperature, top-k and top-p of these N requests."""
+        return apply_top_k_top_p(
+            scores / metadata.temperature[who, None],
+            None if metadata.top_k is None else metadata.top_k[who].clamp(max=scores.shape[-1]),
+            None if metadata.top_p is None else metadata.top_p[who],
         )
 
     def _choose(
@@ -173,12 +227,7 @@ class Sampler:
         if not len(at):
             return greedy
         who = owner[at]
-        warped = scores[at] / temperature[at, None]
-        warped = apply_top_k_top_p(
-            warped,
-            None if metadata.top_k is None else metadata.top_k[who],
-            None if metadata.top_p is None else metadata.top_p[who],
-        )
+        warped = self._warp(scores[at], who=who, metadata=metadata)
         return greedy.index_copy(0, at, with_noise(warped, noise_keys(rows.seeds[who], positions[at])))
 
     def _hand_over(self, step: Any, rows: Rows, accepted: Accepted, lengths: Tensor) -> None:

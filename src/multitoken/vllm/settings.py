@@ -37,6 +37,7 @@ class Settings:
     k: int
     policy: Policy
     adapter: str | None = None  # the folder of a gated adapter
+    head: str | None = None  # the file of a draft head
     adaptive: bool = True  # verified requests are fed as many masks as pay
 
     @property
@@ -57,6 +58,7 @@ class Settings:
             "k": self.k,
             "policy": policy,
             "adapter": self.adapter,
+            "head": self.head,
             "adaptive": self.adaptive,
         }
 
@@ -64,7 +66,7 @@ class Settings:
     def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
         options = dict(values["policy"])
         policy = make_policy(options.pop("name"), **options)
-        return cls(values["mask_id"], values["k"], policy, values["adapter"], values["adaptive"])
+        return cls(values["mask_id"], values["k"], policy, values["adapter"], values["head"], values["adaptive"])
 
 
 def is_enabled(additional: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
+from .drafts import DraftsInVllm
 from .gate import attach
 from .pacing import Pacer, measure
 from .plugin import settings_of
@@ -30,6 +31,8 @@ class Worker(Base):
         settings = settings_of(self.vllm_config)
         if settings.adapter is not None:
             attach(self.model_runner.get_model(), Path(settings.adapter), settings.mask_id)
+        if settings.head is not None:
+            self.sampler.draft_with(DraftsInVllm(self.model_runner.get_model(), Path(settings.head)))
 
     def compile_or_warm_up_model(self) -> Any:
         times = super().compile_or_warm_up_model()

@@ -1,0 +1,84 @@
+"""The draft head in vLLM: `decoding/draft_head.py` for all requests of a step at once.
+
+vLLM gives a sampler logits. The hidden states that they come from are noted where the model turns the ones into the others.
+
+Shapes: B requests, J masks of the request that has most, N rows, D hidden, V vocabulary.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+from multitoken.decoding.draft_head import Drafter, DraftHead, unit
+from multitoken.decoding.head_file import head_of
+from multitoken.decoding.records import DecodingError
+from multitoken.errors import ModelError, UnsupportedModelError
+
+_PART = 4096  # tokens embedded at a time
+
+
+class DraftsInVllm:
+    """A head, made ready for one model of vLLM's. Raises `ModelError` where it does not fit."""
+
+    def __init__(self, model: nn.Module, file: Path) -> None:
+        embedding, output = _ends_of(model)
+        try:
+            head = head_of(load_file(file), int(embedding.embedding_dim), str(file))
+        except DecodingError as error:
+            raise ModelError(str(error)) from error
+        device = next(model.parameters()).device
+        head = head.to(device).eval().requires_grad_(False)
+        self._drafter = _drafter(head, embedding, output, device)
+        self._hidden: Tensor | None = None
+        compute: Callable[..., Any] = model.compute_logits  # pyright: ignore[reportAssignmentType]
+
+        def noting(hidden_states: Tensor, *args: Any, **named: Any) -> Any:
+            self._hidden = hidden_states
+            return compute(hidden_states, *args, **named)
+
+        model.compute_logits = noting  # pyright: ignore[reportAttributeAccessIssue]
+
+    def draft(
+        self,
+        raw: Tensor,
+        rows: Tensor,
+        first: Tensor,
+        *,
+        warp: Callable[[Tensor], Tensor] | None,
+        keys: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and confidences [B, J]. raw [N, V]: the logits; rows [B, J]: those of the masks; first [B]: the tokens at the
+        anchors; warp and keys [B, J] as `Drafter.draft` takes them."""
+        assert self._hidden is not None, "logits were computed from hidden states"
+        block = self._drafter.block(self._hidden[rows], raw[rows])
+        drafts = self._drafter.draft(block, first, self._drafter.no_state(len(first)), warp=warp, keys=keys)
+        return drafts.tokens, drafts.confidences
+
+
+@torch.no_grad()
+def _drafter(head: DraftHead, embedding: Any, output: Any, device: torch.device) -> Drafter:
+    """The two tables, through the layers' own methods: their weights may be packed away."""
+    ids = torch.arange(int(embedding.org_vocab_size), device=device)
+    method = embedding.quant_method
+    method = getattr(method, "_method", method)  # of a gated model, below its mask vector
+    tokens = torch.cat([F.linear(unit(method.embedding(embedding, part)), head.token) for part in ids.split(_PART)])
+    moved = output.quant_method.apply(output, head.up.t().to(output.params_dtype).contiguous())
+    return Drafter(head, tokens, moved[:, : len(ids)].t().float().contiguous())
+
+
+def _ends_of(model: nn.Module) -> tuple[Any, Any]:
+    """vLLM's input embedding and output matrix, which may be one."""
+    inputs = [m for m in model.modules() if type(m) is VocabParallelEmbedding]
+    outputs = [m for m in model.modules() if isinstance(m, ParallelLMHead)] or [getattr(model, "lm_head", None)]
+    if len(inputs) != 1 or len(outputs) != 1 or outputs[0] is None:
+        raise UnsupportedModelError(
+            f"vLLM's {type(model).__name__} has {len(inputs)} embeddings and {len(outputs)} output matrices; a draft head "
+            "needs one of each: adapt the model with --head-rank 0"
+        )
+    return inputs[0], outputs[0]
