@@ -20,6 +20,10 @@ class Entrant:
     adapted: Model
     plain: Model
 
+    @property
+    def is_gated(self) -> bool:
+        return self.plain is not self.adapted
+
 
 def load_entrant(label: str, folder: Path, base: Path | None = None) -> Entrant:
     """`base`: where the model of a gated adapter lies, if not where the adapter says."""

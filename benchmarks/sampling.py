@@ -171,7 +171,7 @@ def main() -> None:
             sampling_of(temperature, a.top_p, seed=a.seed)
     except ValueError as error:
         parser.error(str(error))
-    entrants = [load_entrant(*model, a.base) for model in a.model or [("gated", checkpoint("gated"))]]
+    entrants = [load_entrant(label, folder, a.base) for label, folder in a.model or [("gated", checkpoint("gated"))]]
     work = [(e, task) for e in entrants for task in tasks_of(e.adapted) if task in a.tasks]
     if not work:
         parser.error(f"none of the models can do {', '.join(a.tasks)}; {STORIES} is for one without a chat template")
