@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.performance import prompts_of
+from benchmarks.speed_prompts import prompts_of
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import Exact, NextToken, Policy
 from multitoken.models.model import Model

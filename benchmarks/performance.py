@@ -2,17 +2,19 @@
 
     python -m benchmarks.performance                     both parts, the embedded models (about fifteen minutes on 2 cores)
     python -m benchmarks.performance --part batches --pairs 8
+    python -m benchmarks.performance --part batches --model held-out=DIR --domain letters counting --temperature 0.8
 
 One process, one clock, warmed up. Batch 1: every method answers the same prompt in turn, and a ratio is the median over
 prompts of seconds per token after the first, generate's by the method's, with its 95% interval. Batches: as many prompts at
-once, all methods in turn; a ratio is that of tokens a second in total, prefill included. Every answer is checked against
-greedy decoding of the model that it should be that of. The last line is JSON.
+once, all methods in turn; a ratio is that of tokens a second in total, prefill included, by that of our own next-token
+decoding of the bare base. Every answer is checked against next-token decoding, with the same seed, of the model that it
+should be that of. The last line is JSON.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,22 +22,22 @@ from statistics import median
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
+from benchmarks.batches import PLAIN, together
+from benchmarks.curves import speed_picture
+from benchmarks.options import Entrant, add_sampling, labelled, load_entrant, sampling_in
+from benchmarks.speed_prompts import DOMAINS, NEW, prompts_of
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy, StaticK
+from multitoken.evaluation.measure import parse_policy
 from multitoken.evaluation.statistics import ratio_interval
 from multitoken.models.model import Model
-from multitoken.quickstart.corpus import examples
 from multitoken.quickstart.embedded import checkpoint
 
-DOMAINS = ("word-problems", "letters", "counting")
-NEW = 200
 WARM_UP = 2
 _PROGRESS = Console(stderr=True)
 
@@ -109,24 +111,6 @@ def our_way(model: Model, policy: Policy, **options: Any) -> Method:
     return answer
 
 
-def prompts_of(model: Model, domain: str, number: int, length: int | None) -> list[list[int]]:
-    """Fresh prompts; with `length`, each with solved examples before it until it has about so many tokens."""
-    prompts = []
-    shots = iter(examples(domain, "speed", 4000, start=10_000))
-    for example in examples(domain, "speed", number):
-        messages: list[dict[str, str]] = []
-        ids = model.encode([{"role": "user", "content": example.prompt}])
-        while length is not None:
-            shot = next(shots)
-            more = [{"role": "user", "content": shot.prompt}, {"role": "assistant", "content": shot.response}]
-            longer = model.encode([*messages, *more, {"role": "user", "content": example.prompt}])
-            if len(longer) > length:
-                break
-            messages, ids = [*messages, *more], longer
-        prompts.append(ids)
-    return prompts
-
-
 def single(models: dict[str, Model], draft: Any, pairs: int) -> Iterator[list[dict[str, Any]]]:
     """Every method at batch 1: a table for each domain and length of prompt."""
     base, gated, full = models["base"], models["gated"], models["full"]
@@ -179,45 +163,6 @@ def single(models: dict[str, Model], draft: Any, pairs: int) -> Iterator[list[di
         yield results
 
 
-def together(models: dict[str, Model], pairs: int) -> Iterator[list[dict[str, Any]]]:
-    """Tokens a second in total, at batches of 1 to 32, ours against our own plain decoding of the same prompts: a table for
-    each domain."""
-    base = models["base"]
-    kinds: dict[str, tuple[Model, Policy, dict[str, Any]]] = {
-        "next token": (base, NextToken(), {}),
-        "gated, Exact 0.7, adaptive": (models["gated"], Exact(0.7), {"adaptive": True}),
-        "full, Exact 0.5, adaptive": (models["full"], Exact(0.5), {"adaptive": True}),
-    }
-    for domain in DOMAINS:
-        results = []
-        for batch in (1, 2, 4, 8, 16, 32):
-            rounds = pairs if batch > 1 else 2 * pairs
-            prompts = prompts_of(base, domain, batch * (rounds + 1), None)
-            rates: dict[str, list[float]] = {name: [] for name in kinds}
-            for i in track(range(rounds + 1), description=f"{domain}, {batch} at once", console=_PROGRESS):
-                part = prompts[batch * i : batch * (i + 1)]
-                for name, (model, policy, options) in kinds.items():
-                    started, tokens = time.perf_counter(), 0
-                    for chunk in model.decoder.decode(part, policy=policy, max_new_tokens=NEW, **options):
-                        tokens += len(chunk.token_ids)
-                    if i:  # the first round warms up, and measures the machine's step times
-                        rates[name].append(tokens / (time.perf_counter() - started))
-            for name, mine in rates.items():
-                ratio = ratio_interval(list(zip(mine, rates["next token"], strict=True)))
-                results.append(
-                    {
-                        "part": "batches",
-                        "prompts": domain,
-                        "batch": batch,
-                        "method": name,
-                        "tokens_per_second": median(mine),
-                        "speedup": ratio.median,
-                        "interval": ratio.interval,
-                    }
-                )
-        yield results
-
-
 def show(results: list[dict[str, Any]]) -> None:
     """A table, as it stands in docs/performance.md."""
 
@@ -235,65 +180,68 @@ def show(results: list[dict[str, Any]]) -> None:
             same = f"{r['identical']} of {r['answers']}" if r["identical"] is not None else "-"
             print(f"| {r['method']} | {r['first_ms']:.1f} | {steps} | {same} | {speed(r)} |", flush=True)
         return
-    columns = "method | tokens per second in total | against plain decoding (95%)"
-    print(f"\n| {facts['prompts']}, at once | {columns} |\n|---|---|---|---|")
+    how = f", temperature {facts['temperature']:g}" if facts["temperature"] else ""
+    columns = "method | tokens per second in total | against plain decoding (95%) | differ"
+    print(f"\n| {facts['prompts']}{how}, at once | {columns} |\n|---|---|---|---|---|")
     for r in results:
-        print(f"| {r['batch']} | {r['method']} | {speed(r)} |", flush=True)
-
-
-def draw_panel(axes: Any, domain: str, curves: dict[str, tuple[str, str, list[tuple[int, float, Any]]]]) -> None:
-    """Speed-up by requests at once. curves: by label, (colour, marker, [(requests, ratio, its interval)])."""
-    axes.axhline(1, color="#1f2328", linestyle="--", linewidth=1)
-    for label, (color, marker, points) in curves.items():
-        at, values = [n for n, _, _ in points], [ratio for _, ratio, _ in points]
-        bars = [[v - low for _, v, (low, _) in points], [high - v for _, v, (_, high) in points]]
-        axes.errorbar(at, values, yerr=bars, color=color, marker=marker, capsize=3, label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
-    axes.set_title(domain, fontsize=10)
-    axes.set_xlabel("requests at once")
-    axes.grid(axis="y", color="#e6e8eb")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_ylim(bottom=0)
+        same = f"{r['different']} of {r['answers']}, {r['ties']} ties" if "different" in r else "-"
+        print(f"| {r['batch']} | {r['method']} | {speed(r)} | {same} |", flush=True)
 
 
 def picture(results: list[dict[str, Any]], path: Path) -> None:
-    """Speed-up over plain decoding by batch size, a panel a domain, with intervals."""
-    figure = Figure(figsize=(9, 3.2), dpi=200, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    styles = {"gated, Exact 0.7, adaptive": ("#0072B2", "o"), "full, Exact 0.5, adaptive": ("#D55E00", "s")}
-    panels: Any = figure.subplots(1, len(DOMAINS), sharey=True)
-    for axes, domain in zip(panels, DOMAINS, strict=True):
-        curves = {}
-        for name, style in styles.items():
-            mine = [r for r in results if r["part"] == "batches" and (r["prompts"], r["method"]) == (domain, name)]
-            points = [(r["batch"], r["speedup"], r["interval"]) for r in mine]
-            curves[name.replace(", adaptive", "")] = (*style, points)
-        draw_panel(axes, domain, curves)
-    panels[0].set_ylabel("tokens a second, plain decoding: 1")
-    panels[0].legend(fontsize=8, frameon=False)
-    figure.savefig(path, format="png")
+    """Speed-up over plain decoding by batch size, with intervals."""
+    domains: dict[str, dict[str, list[Any]]] = {}
+    for r in results:
+        if r["part"] == "batches" and r["method"] != PLAIN and r["interval"]:
+            curves = domains.setdefault(r["prompts"], {})
+            curves.setdefault(r["method"].replace(", adaptive", ""), []).append(
+                (r["batch"], r["speedup"], r["interval"])
+            )
+    if domains:
+        speed_picture(domains, "tokens a second, plain decoding: 1", path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("single", "batches"))
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--picture", type=Path, default=Path("docs/performance.png"))
+    batches = parser.add_argument_group("of the batches part")
+    batches.add_argument("--model", type=labelled, action="append", metavar="LABEL=DIR", help="adapted; several times")
+    batches.add_argument("--base", type=Path, help="of the gated adapters, if not where they say")
+    batches.add_argument("--policy", type=parse_policy, help="of the models given; the checkpoint's own if not given")
+    batches.add_argument("--domain", nargs="+", choices=DOMAINS, default=list(DOMAINS))
+    batches.add_argument("--rounds", type=int, help="for each size; half of --pairs, at least 6, if not given")
+    batches.add_argument("--picture", type=Path, help="docs/performance.png for the embedded models; none for others")
+    add_sampling(parser)
     a = parser.parse_args()
-    models = {name: Model.load(checkpoint(name)) for name in ("base", "gated", "full")}
+    sampling = sampling_in(parser, a)
+    for name in ("pairs", "rounds"):
+        if getattr(a, name) is not None and getattr(a, name) < 1:
+            parser.error(f"--{name} is {getattr(a, name)}; expected at least 1")
+    if a.part != "batches" and (a.model or a.base or a.policy or sampling):
+        parser.error("--model, --base, --policy and --temperature are for batches; add --part batches")
+    if not a.model and (a.base or a.policy):
+        parser.error("--base and --policy belong to a --model LABEL=DIR; add one")
+    contest: Sequence[tuple[Entrant, Policy]]
     results: list[dict[str, Any]] = []
-    tables = []
-    if a.part in (None, "single"):
-        draft = AutoModelForCausalLM.from_pretrained(checkpoint("draft"), dtype=torch.float32)
-        tables.append(single(models, draft, a.pairs))
+    tables: list[Iterator[list[dict[str, Any]]]] = []
+    if a.model:
+        entrants = [load_entrant(label, folder, a.base) for label, folder in a.model]
+        contest = [(entrant, a.policy or entrant.adapted.default_policy) for entrant in entrants]
+    else:
+        base, gated, full = (Model.load(checkpoint(name)) for name in ("base", "gated", "full"))
+        contest = [(Entrant("gated", gated, base), Exact(0.7)), (Entrant("full", full, full), Exact(0.5))]
+        if a.part in (None, "single"):
+            draft = AutoModelForCausalLM.from_pretrained(checkpoint("draft"), dtype=torch.float32)
+            tables.append(single({"base": base, "gated": gated, "full": full}, draft, a.pairs))
     if a.part in (None, "batches"):
-        tables.append(together(models, max(6, a.pairs // 2)))
+        tables.append(together(contest, a.domain, a.rounds or max(6, a.pairs // 2), sampling))
     for table in chain(*tables):
         show(table)
         results += table
-    if a.part in (None, "batches"):
-        picture(results, a.picture)
+    is_usual = not a.model and sampling is None and tuple(a.domain) == DOMAINS
+    if path := a.picture or (Path("docs/performance.png") if is_usual else None):
+        picture(results, path)
     facts = provenance(threads=torch.get_num_threads())
     print(json.dumps({"provenance": facts, "results": results}))
 

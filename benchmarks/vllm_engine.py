@@ -2,9 +2,14 @@
 
     python -m benchmarks.vllm_engine '{"model": FOLDER, ...}'       options of `vllm.LLM`
 
-The first line of standard output is {"vllm": version}. Then standard input brings {"prompts": [[ids]], "at_once": n,
-"tokens": most new tokens} a line, and the answer is {"answers": [[ids]], "seconds": s, "steps": engine steps}. An engine that
-is not asked waits and uses no processor.
+The first line of standard output is {"vllm": version}. Then standard input brings a line for each question:
+
+    prompts   [[ids]]
+    at_once   how many of them are in flight, as long as there are so many
+    params    of `vllm.SamplingParams`: max_tokens, temperature, extra_args, ...
+    seed      of the first prompt; the next one's is one more (left out: greedy)
+
+The answer is {"answers": [[ids]], "seconds": s, "steps": engine steps}. An engine that is not asked waits and uses no processor.
 """
 
 import json
@@ -18,19 +23,24 @@ from benchmarks.vllm_environment import IN_PROCESS
 _SETTLE = 0.3  # seconds: threads of the engine that was asked before may still be waiting actively
 
 
-def answer(engine: Any, prompts: list[list[int]], at_once: int, tokens: int) -> dict[str, Any]:
-    """Greedy answers to all prompts, `at_once` of them in flight as long as there are so many."""
+def answer(
+    engine: Any, prompts: list[list[int]], at_once: int, params: dict[str, Any], seed: int | None = None
+) -> dict[str, Any]:
+    """Answers to all prompts, `at_once` of them in flight as long as there are so many."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    params = SamplingParams(temperature=0.0, max_tokens=tokens, output_kind=RequestOutputKind.DELTA)
+    each = [
+        SamplingParams(**params, seed=None if seed is None else seed + i, output_kind=RequestOutputKind.DELTA)
+        for i in range(len(prompts))
+    ]
     answers: list[list[int]] = [[] for _ in prompts]
     added = finished = steps = 0
     time.sleep(_SETTLE)
     started = time.perf_counter()
     while finished < len(prompts):
         while added < len(prompts) and added - finished < at_once:
-            engine.add_request(str(added), {"prompt_token_ids": prompts[added]}, params)
+            engine.add_request(str(added), {"prompt_token_ids": prompts[added]}, each[added])
             added += 1
         for output in engine.step():
             answers[int(output.request_id)] += output.outputs[0].token_ids

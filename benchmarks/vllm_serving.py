@@ -1,22 +1,30 @@
 """Tokens a second of adapted models in vLLM, beside plain vLLM and vLLM's own speculative decoding, at 1 to 32 requests at once.
 
     multitoken export GATED runs/gated-export                 # GATED: the embedded gated adapter, or another
-    python -m benchmarks.vllm_serving --gated runs/gated-export                                 about 12 minutes on 2 cores
-    python -m benchmarks.vllm_serving --gated runs/gated-export --domain letters --at-once 1 8
+    python -m benchmarks.vllm_serving --gated runs/gated-export                                 about 6 minutes on 2 cores
+    python -m benchmarks.vllm_serving --gated runs/gated-export --domain letters --at-once 1 8 --temperature 0.8 --top-p 0.95
+    python -m benchmarks.vllm_serving --gated DIR --base ../runs/held-out --label held-out      # another model
+    python -m benchmarks.vllm_serving --gated runs/gated-export --only plain gated ngram suffix full
     python -m benchmarks.vllm_serving --show                  # table and picture of everything measured so far
 
 Each method has an engine in a process of its own (`vllm_engine`; `make .venv-vllm/.installed` builds its environment), warmed
 up, which waits while another is asked: all answer the same prompts in turn, with so many in flight as long as there are
 prompts left. A ratio is the median over such rounds of tokens a second against plain vLLM's, with its 95% interval. vLLM's
-options are its defaults (torch.compile included) but for float32. Every answer of the gated model is compared with plain
-vLLM's. Results are kept in a file, by domain and requests at once. The last line is JSON.
+options are its defaults (torch.compile included) but for float32.
+
+Greedy answers of the gated model are all compared with plain vLLM's. Sampled, vLLM's own sampler draws other noise: then the
+answers of the first rounds are compared with those that the gated server itself gives to the same seeds under the policy
+next-token, off the clock. Results are kept in a file, by label, domain, temperature, top-p and requests at once. The last
+line is JSON.
 """
 
 import argparse
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,18 +33,27 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.performance import DOMAINS, NEW, draw_panel, prompts_of
+from benchmarks.options import add_sampling, sampling_in
+from benchmarks.speed_prompts import DOMAINS, NEW, prompts_of
 from multitoken.checkpoints.provenance import provenance
+from multitoken.decoding.sampling import Sampling
 from multitoken.evaluation.identity import Float64Judge, Identity, compare
 from multitoken.evaluation.statistics import ratio_interval
 from multitoken.models.model import Model
 from multitoken.quickstart.embedded import checkpoint
 
-PLAIN, GATED, FULL = "vLLM", "multitoken, gated", "multitoken, full"
-NGRAM, SUFFIX = "vLLM, n-gram", "vLLM, suffix"
-COLOURS = {GATED: ("#0072B2", "o"), FULL: ("#D55E00", "s"), NGRAM: ("#009E73", "^"), SUFFIX: ("#CC79A7", "v")}
+METHODS = {
+    "plain": "vLLM",
+    "ngram": "vLLM, n-gram",
+    "suffix": "vLLM, suffix",
+    "gated": "multitoken, gated",
+    "full": "multitoken, full",
+}
+PLAIN, GATED = METHODS["plain"], METHODS["gated"]
 OPTIONS = {"dtype": "float32", "block_size": 32, "max_model_len": 1024, "max_num_seqs": 32}
 PROMPTS = {1: 3, 2: 4, 4: 8, 8: 16, 16: 24, 32: 48}  # of a round
+CHECKED = 3  # rounds whose sampled answers are compared, the warm-up among them
+KEY = ("label", "domain", "temperature", "top_p", "at_once")
 _PROGRESS = Console(stderr=True)
 
 
@@ -51,9 +68,18 @@ class Engine:
         """vLLM's version."""
         return self._read()["vllm"]
 
-    def answer(self, prompts: list[list[int]], at_once: int) -> dict[str, Any]:
+    def answer(
+        self, prompts: list[list[int]], at_once: int, sampling: Sampling | None = None, policy: str | None = None
+    ) -> dict[str, Any]:
+        """policy: of the plugin, where it is not to be the server's own."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompts": prompts, "at_once": at_once, "tokens": NEW}) + "\n")
+        params: dict[str, Any] = {"max_tokens": NEW, "temperature": sampling.temperature if sampling else 0.0}
+        if sampling and sampling.top_p is not None:
+            params["top_p"] = sampling.top_p
+        if policy:
+            params["extra_args"] = {"mtp_policy": policy}
+        question = {"prompts": prompts, "at_once": at_once, "params": params, "seed": sampling and sampling.seed}
+        self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         return self._read()
 
@@ -70,49 +96,72 @@ class Engine:
         self._process.wait()
 
 
-def engines_of(python: str, gated: Path) -> dict[str, Engine]:
-    base, full = str(checkpoint("base")), str(checkpoint("full"))
+def engines_of(python: str, base: Path, gated: Path, only: list[str]) -> dict[str, Engine]:
+    """By method, in the order of `METHODS`."""
     ngram = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2, "prompt_lookup_max": 5}
     kinds: dict[str, dict[str, Any]] = {
-        PLAIN: {"model": base},
-        NGRAM: {"model": base, "speculative_config": ngram},
-        SUFFIX: {"model": base, "speculative_config": {"method": "suffix", "num_speculative_tokens": 32}},
-        GATED: {"model": str(gated)},
-        FULL: {"model": full},
+        "plain": {"model": str(base)},
+        "ngram": {"model": str(base), "speculative_config": ngram},
+        "suffix": {"model": str(base), "speculative_config": {"method": "suffix", "num_speculative_tokens": 32}},
+        "gated": {"model": str(gated)},
+        "full": {"model": str(checkpoint("full"))},
     }
-    if subprocess.run([python, "-c", "import arctic_inference"], capture_output=True).returncode:
+    if "suffix" in only and subprocess.run([python, "-c", "import arctic_inference"], capture_output=True).returncode:
         _PROGRESS.print("arctic-inference is not installed: suffix decoding is left out")
-        del kinds[SUFFIX]
-    return {name: Engine(python, **options) for name, options in kinds.items()}
+        del kinds["suffix"]
+    return {METHODS[name]: Engine(python, **options) for name, options in kinds.items() if name in only}
 
 
-def measure(engines: dict[str, Engine], domain: str, sizes: list[int], rounds: int) -> Iterator[list[dict[str, Any]]]:
+class Check:
+    """Compares the gated model's answers with what they are to equal, token for token."""
+
+    def __init__(self, base: Model, gated: Path) -> None:
+        facts = json.loads((gated / "config.json").read_text())["mtp"]
+        self._judge = Float64Judge(base.hf, facts["mask_token_id"])
+        self.found = dict.fromkeys(Identity, 0)
+
+    def add(
+        self, prompts: list[list[int]], ours: list[list[int]], theirs: list[list[int]], sampling: Sampling | None
+    ) -> None:
+        for i, (prompt, mine, reference) in enumerate(zip(prompts, ours, theirs, strict=True)):
+            own = sampling and replace(sampling, seed=sampling.seed + i)
+            self.found[compare(mine, reference, gap=self._judge.after(prompt, own))] += 1
+
+
+def measure(
+    engines: dict[str, Engine], a: argparse.Namespace, sampling: Sampling | None
+) -> Iterator[list[dict[str, Any]]]:
     """The results of one number of requests at once after the other."""
-    base = Model.load(checkpoint("base"))
-    judge = Float64Judge(
-        base.hf, json.loads((checkpoint("gated") / "adapter_config.json").read_text())["mtp"]["mask_token_id"]
-    )
-    prompts = iter(prompts_of(base, domain, sum(PROMPTS[n] for n in sizes) * (rounds + 1), None))
-    for at_once in sizes:
-        results: list[dict[str, Any]] = []
+    base = Model.load(a.base)
+    prompts = iter(prompts_of(base, a.domain, sum(PROMPTS[n] for n in a.at_once) * (a.rounds + 1), None))
+    for at_once in a.at_once:
         rates: dict[str, list[float]] = {name: [] for name in engines}
         steps: dict[str, list[float]] = {name: [] for name in engines}
-        same = dict.fromkeys(Identity, 0)
-        for i in track(range(rounds + 1), description=f"{domain}, {at_once} at once", console=_PROGRESS):
+        check = Check(base, a.gated)
+        starts = list(accumulate([PROMPTS[at_once]] * a.rounds, initial=0))
+        for i, first in enumerate(track(starts, description=f"{a.domain}, {at_once} at once", console=_PROGRESS)):
             part = [next(prompts) for _ in range(PROMPTS[at_once])]
-            replies = {name: engine.answer(part, at_once) for name, engine in engines.items()}
+            drawn = sampling and replace(sampling, seed=sampling.seed + first)
+            replies = {name: engine.answer(part, at_once, drawn) for name, engine in engines.items()}
             for name, reply in replies.items():
                 tokens = sum(map(len, reply["answers"]))
                 if i:  # the first round warms up
                     rates[name].append(tokens / reply["seconds"])
                     steps[name].append(tokens / reply["steps"])
-            for prompt, ours, theirs in zip(part, replies[GATED]["answers"], replies[PLAIN]["answers"], strict=True):
-                same[compare(ours, theirs, gap=judge.after(prompt))] += 1
+            reference = replies[PLAIN] if drawn is None else None
+            if drawn and i < CHECKED:
+                reference = engines[GATED].answer(part, at_once, drawn, policy="next-token")
+            if reference:
+                check.add(part, replies[GATED]["answers"], reference["answers"], drawn)
+        results: list[dict[str, Any]] = []
         for name, mine in rates.items():
             ratio = ratio_interval(list(zip(mine, rates[PLAIN], strict=True)))
             results.append(
                 {
-                    "domain": domain,
+                    "label": a.label,
+                    "domain": a.domain,
+                    "temperature": sampling.temperature if sampling else 0.0,
+                    "top_p": sampling and sampling.top_p,
                     "at_once": at_once,
                     "method": name,
                     "tokens_per_second": median(mine),
@@ -120,19 +169,26 @@ def measure(engines: dict[str, Engine], domain: str, sizes: list[int], rounds: i
                     "ratio": ratio.median,
                     "interval": ratio.interval,
                     "rates": mine,
-                    "identity": {kind.value: n for kind, n in same.items()} if name == GATED else None,
+                    "identity": {kind.value: n for kind, n in check.found.items()} if name == GATED else None,
                 }
             )
         yield results
 
 
+def how(result: dict[str, Any]) -> str:
+    """How its tokens were chosen, behind a name: nothing for greedy."""
+    top_p = f", top-p {result['top_p']:g}" if result["top_p"] is not None else ""
+    return f", temperature {result['temperature']:g}{top_p}" if result["temperature"] else ""
+
+
 def show(results: list[dict[str, Any]]) -> None:
     """The tables, as they stand in docs/vllm.md."""
-    for domain in dict.fromkeys(r["domain"] for r in results):
-        mine = [r for r in results if r["domain"] == domain]
-        print(
-            f"\n| {domain}, at once | method | tokens per second | against vLLM (95%) | identical |\n|---|---|---|---|---|"
-        )
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for r in results:
+        tables.setdefault(f"{r['label']}, {r['domain']}{how(r)}", []).append(r)
+    for title, mine in tables.items():
+        columns = "method | tokens per second | against vLLM (95%) | identical"
+        print(f"\n| {title}, at once | {columns} |\n|---|---|---|---|---|")
         for r in mine:
             low, high = r["interval"] or (float("nan"), float("nan"))
             kinds = r["identity"]
@@ -143,27 +199,33 @@ def show(results: list[dict[str, Any]]) -> None:
 
 def picture(results: list[dict[str, Any]], path: Path) -> None:
     """Tokens a second against plain vLLM by requests at once, a panel a domain, with intervals."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from benchmarks.curves import speed_picture
 
-    domains = list(dict.fromkeys(r["domain"] for r in results))
-    figure = Figure(figsize=(1 + 3.2 * max(1.4, len(domains)), 3.4), dpi=200, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    panels: Any = figure.subplots(1, len(domains), sharey=True, squeeze=False)[0]
-    for axes, domain in zip(panels, domains, strict=True):
-        curves = {}
-        for name, style in COLOURS.items():
-            mine = [r for r in results if (r["domain"], r["method"]) == (domain, name) and r["interval"]]
-            curves[name] = (*style, [(r["at_once"], r["ratio"], r["interval"]) for r in mine])
-        draw_panel(axes, domain, curves)
-    panels[0].set_ylabel("tokens a second, plain vLLM: 1")
-    panels[-1].legend(fontsize=8, frameon=False)
-    figure.savefig(path, format="png")
+    several = len({r["label"] for r in results}) > 1
+    domains: dict[str, dict[str, list[Any]]] = {}
+    for r in results:
+        if r["method"] != PLAIN and r["interval"]:
+            name = f"{r['method']}{', ' + r['label'] if several else ''}{how(r)}"
+            curve = domains.setdefault(r["domain"], {}).setdefault(name, [])
+            curve.append((r["at_once"], r["ratio"], r["interval"]))
+    if domains:
+        speed_picture(domains, "tokens a second, plain vLLM: 1", path)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What was measured so far. Raises `SystemExit` for a file of another form."""
+    record = json.loads(path.read_text()) if path.exists() else {"provenance": [], "results": []}
+    if any(key not in result for result in record["results"] for key in KEY):
+        raise SystemExit(f"{path} has results without {', '.join(KEY)}: measure again, or give another --results")
+    return record
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gated", type=Path, help="folder that `multitoken export` wrote")
+    parser.add_argument("--base", type=Path, default=checkpoint("base"), help="the model that the adapter was made for")
+    parser.add_argument("--label", default="embedded", help="names the model in tables and in the results")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=["plain", "gated"], help="the methods to measure")
     parser.add_argument("--domain", choices=DOMAINS, default=DOMAINS[0])
     parser.add_argument("--at-once", type=int, nargs="+", choices=PROMPTS, default=list(PROMPTS))
     parser.add_argument("--rounds", type=int, default=12)
@@ -171,22 +233,28 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("runs/vllm.json"))
     parser.add_argument("--show", action="store_true", help="measure nothing")
     parser.add_argument("--picture", type=Path, default=Path("docs/vllm.png"))
+    add_sampling(parser)
     a = parser.parse_args()
-    record = json.loads(a.results.read_text()) if a.results.exists() else {"provenance": [], "results": []}
+    sampling = sampling_in(parser, a)
+    if a.rounds < 1:
+        parser.error(f"--rounds is {a.rounds}; expected at least 1")
+    record = read_results(a.results)
     if not a.show:
-        if a.gated is None:
-            parser.error("--gated is missing; expected a folder that `multitoken export` wrote")
-        engines = engines_of(a.python, a.gated)
+        check(parser, a)
+        engines = engines_of(a.python, a.base, a.gated, a.only)
         (version,) = {engine.ready() for engine in engines.values()}
         for engine in engines.values():
-            engine.answer([[2, 3, 4, 5]] * 4, 4)
+            engine.answer([[2, 3, 4, 5]] * 4, 4, sampling)
         record["provenance"].append(provenance(vllm=version, threads=torch.get_num_threads()))
         a.results.parent.mkdir(parents=True, exist_ok=True)
         order = {domain: i for i, domain in enumerate(DOMAINS)}
-        for new in measure(engines, a.domain, a.at_once, a.rounds):
-            where = (a.domain, new[0]["at_once"])
-            kept = [r for r in record["results"] if (r["domain"], r["at_once"]) != where]
-            record["results"] = sorted(kept + new, key=lambda r: (order[r["domain"]], r["at_once"]))
+        for new in measure(engines, a, sampling):
+            where = [new[0][key] for key in KEY]
+            kept = [r for r in record["results"] if [r[key] for key in KEY] != where]
+            record["results"] = sorted(
+                kept + new,
+                key=lambda r: (r["label"], order[r["domain"]], r["temperature"], r["top_p"] or 1.0, r["at_once"]),
+            )
             a.results.write_text(json.dumps(record))
         for engine in engines.values():
             engine.stop()
@@ -194,6 +262,23 @@ def main() -> None:
     if find_spec("matplotlib"):
         picture(record["results"], a.picture)
     print(json.dumps(record))
+
+
+def check(parser: argparse.ArgumentParser, a: argparse.Namespace) -> None:
+    """Ends the program for what cannot be measured, before an engine starts."""
+    if a.gated is None:
+        parser.error("--gated is missing; expected a folder that `multitoken export` wrote")
+    config = a.gated / "config.json"
+    if not config.is_file() or "mtp" not in json.loads(config.read_text()):
+        parser.error(f"--gated {a.gated} has no config.json with an mtp block; expected what `multitoken export` wrote")
+    if not {"plain", "gated"} <= set(a.only):
+        parser.error(f"--only {' '.join(a.only)}: plain and gated are what the others stand beside; add them")
+    if "full" in a.only and a.base != checkpoint("base"):
+        parser.error(
+            "--only full is the embedded full adaptation, which belongs to the embedded base; leave --base out"
+        )
+    if not Path(a.python).exists():
+        parser.error(f"--python {a.python} does not exist; expected that of an environment with vLLM")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from rich.progress import track
 
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy
+from multitoken.decoding.sampling import Sampling
 from multitoken.evaluation.identity import Float64Judge, compare
 from multitoken.evaluation.measure import label_of, parse_policy
 from multitoken.evaluation.results import percent
@@ -38,14 +39,29 @@ POLICIES: tuple[Policy, ...] = (
 )
 
 
-def answer_all(model: Model, prompts: list[list[int]], policy: Policy, batch: int, new: int, what: str) -> list[tuple]:
-    """(token ids, tokens of the prefill, forward passes that the row took part in) per prompt, in order."""
+def answer_all(
+    model: Model,
+    prompts: list[list[int]],
+    policy: Policy,
+    batch: int,
+    new: int,
+    what: str,
+    sampling: Sampling | None = None,
+) -> list[tuple]:
+    """(token ids, tokens of the prefill, forward passes that the row took part in) per prompt, in order; all masks fed.
+    Sampled, prompt i draws the noise of row i, whatever the batch."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     results: dict[int, tuple] = {}
     for start in track(range(0, len(order), batch), description=what, console=Console(stderr=True)):
         part = order[start : start + batch]
         chunks: dict[int, list] = {i: [] for i in range(len(part))}
-        for chunk in model.decoder.decode([prompts[i] for i in part], policy=policy, max_new_tokens=new):
+        requests = [
+            model.decoder.request(
+                prompts[i], policy=policy, max_new_tokens=new, sampling=sampling, row=i, name=f"prompt {i}"
+            )
+            for i in part
+        ]
+        for chunk in model.decoder.run(requests):
             chunks[chunk.row].append(chunk.token_ids)
         for row, i in enumerate(part):
             ids = tuple(t for c in chunks[row] for t in c)

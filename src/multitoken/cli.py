@@ -171,6 +171,14 @@ def evaluate_command(
     prompts: Annotated[int | None, typer.Option(help="How many questions (embedded tasks: 100 if not given).")] = None,
     grader: Annotated[str | None, typer.Option(help="last-number, exact, contains or none (JSONL files).")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample at this temperature; greedy if not given, or 0.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens of this share.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample among so many of the likeliest tokens.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the first question's noise (0 if not given); each next one's is one more.")
+    ] = None,
     base: BaseOption = None,
     device: DeviceOption = "cpu",
     trust_remote_code: TrustFlag = False,
@@ -180,8 +188,10 @@ def evaluate_command(
     """Measure accuracy, sameness and speed of MODEL under several policies, against --original."""
     from multitoken.checkpoints.atomic import check_output
     from multitoken.evaluation.measure import DEFAULT_POLICIES, measure, parse_policy, publish
+    from multitoken.evaluation.sampled import in_words, sampling_of
     from multitoken.models.model import Model
 
+    sampling = sampling_of(temperature, top_p, top_k, seed)
     policies = [parse_policy(text) for text in policy] if policy else DEFAULT_POLICIES
     check_output(output, overwrite=overwrite)
     questions = _task(task, prompts, grader, max_new_tokens)
@@ -192,14 +202,15 @@ def evaluate_command(
             where = base if label == "adapted" else None
             models[label] = Model.load(path, device=device, trust_remote_code=trust_remote_code, base=where)
     console = _console(json_output)
-    rows = measure(models, questions, policies, console)
+    rows = measure(models, questions, policies, console, sampling)
     against = f", against {models['original'].name}" if original else ""
+    how = f", {in_words(sampling)}" if sampling else ""
     facts = publish(
         output,
         rows,
         console,
-        title=f"{models['adapted'].name} on {questions.name}",
-        summary=f"{len(questions.questions)} questions of {questions.name}{against}.",
+        title=f"{models['adapted'].name} on {questions.name}{how}",
+        summary=f"{len(questions.questions)} questions of {questions.name}{against}{how}.",
     )
     if json_output:
         _print_json({"provenance": facts, "rows": [dataclasses.asdict(row) for row in rows]})

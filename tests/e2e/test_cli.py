@@ -89,6 +89,21 @@ def test_evaluate_writes_numbers_picture_and_page(project, capsys) -> None:
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_evaluate_samples_with_the_same_seeds(project, capsys) -> None:
+    """At a temperature "identical" compares answers of one seed: drafts change none, and the numbers say how they were drawn."""
+    out = project / "sampled"
+    assert run("evaluate", project / "adapted", "--task", project / "task.jsonl", "--output", out, "--policy", "exact:0",
+               "--max-new-tokens", 8, "--temperature", 5, "--top-p", 0.9, "--seed", 3) == 0  # fmt: skip
+    assert "temperature 5, top-p 0.9, seed 3" in " ".join(capsys.readouterr().out.split())
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert [row["identical_to_own_next_token"] + row["own_ties"] for row in rows] == [4, 4]
+    assert all(
+        (row["sampling"]["temperature"], row["sampling"]["top_p"], row["sampling"]["seed"]) == (5, 0.9, 3)
+        for row in rows
+    )
+    assert (out / "report.html").read_text().count("temperature 5, top-p 0.9, seed 3") >= 3  # title, summary and table
+
+
 def test_generate_samples_with_a_seed(project, capsys) -> None:
     """One seed, one text: with drafts or without, and not the greedy one."""
 
@@ -114,6 +129,7 @@ def test_recipe_holds_options_and_refuses_unknown_ones(project, capsys) -> None:
 
 
 BASE, DATA = "BASE", "DATA"
+EVALUATE = ("evaluate", "ADAPTED", "--task", "TASK", "--output", "OUT2")
 
 
 @pytest.mark.parametrize(
@@ -137,6 +153,11 @@ BASE, DATA = "BASE", "DATA"
         (["generate", "ADAPTED", "w7", "--max-new-tokens", "999"], 2, "256 positions"),
         (["evaluate", "ADAPTED", "--task", "poems", "--output", "OUT2"], 2, "no task 'poems'"),
         (["evaluate", "ADAPTED", "--task", "TASK", "--output", "OUT2", "--policy", "exact:2"], 2, "threshold is 2"),
+        ([*EVALUATE, "--temperature", "-1"], 2, "temperature is -1"),
+        ([*EVALUATE, "--temperature", "0.8", "--top-p", "1.5"], 2, "top_p is 1.5"),
+        ([*EVALUATE, "--temperature", "0.8", "--top-k", "0"], 2, "top_k is 0"),
+        ([*EVALUATE, "--top-p", "0.9"], 2, "add --temperature"),
+        ([*EVALUATE, "--temperature", "0", "--seed", "1"], 2, "add --temperature"),
         (["fly"], 2, "fly"),
     ],
 )

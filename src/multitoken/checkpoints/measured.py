@@ -37,7 +37,7 @@ class Measured:
         tables = []
         for task in dict.fromkeys(row["task"] for row in self.rows):
             mine = [row for row in self.rows if row["task"] == task]
-            lines = [f"{task}, {mine[0]['prompts']:,} prompts:", "", _line(_HEADINGS)]
+            lines = [f"{task}, {mine[0]['prompts']:,} prompts{_sampled(mine[0])}:", "", _line(_HEADINGS)]
             lines.append(_line("---" if i < 2 else "---:" for i in range(len(_HEADINGS))))
             tables.append("\n".join([*lines, *(_line(_cells(row)) for row in mine)]))
         return "\n\n".join(tables)
@@ -60,6 +60,13 @@ def read_evaluation(folder: str | Path) -> Measured:
     if missing or not rows:
         raise DataError(f"{place / RESULTS} lacks {missing or 'rows'}; evaluate again with this version of multitoken")
     return Measured(place, rows, provenance)
+
+
+def _sampled(row: dict[str, Any]) -> str:
+    """The temperature and top-p of sampled answers; nothing for greedy ones."""
+    found = row.get("sampling") or {}
+    parts = {"temperature": found.get("temperature"), "top-p": found.get("top_p"), "top-k": found.get("top_k")}
+    return "".join(f", {name} {value:g}" for name, value in parts.items() if value is not None)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

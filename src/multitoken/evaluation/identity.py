@@ -3,6 +3,10 @@
 Identical: equal token ids, EOS included. Two float32 computations of the same logits differ in their last bits, so
 where two tokens' logits are all but equal either may win. Such a first difference is a tie, judged in float64 and
 reported apart; after it the two outputs answer different texts, so nothing behind it is compared.
+
+A sampled token is the largest of scores to which its position's noise is added (`decoding/sampling.py`). There a tie is one of
+these sums, of the same seed. A token that rounding put on the other side of top-k's or top-p's edge is no tie: it counts as
+different.
 """
 
 import copy
@@ -12,7 +16,9 @@ from typing import Any
 
 import torch
 
-TIE_GAP = 1e-4  # in logits
+from multitoken.decoding.sampling import Sampling, gumbel, noise_key
+
+TIE_GAP = 1e-4  # in logits; in scores with their noise where tokens are sampled
 
 
 class Identity(Enum):
@@ -50,19 +56,23 @@ class Float64Judge:
         self._model = hf_model
         self._mask_token_id = mask_token_id
         self._twin: Any = None
-        self._known: dict[tuple[tuple[int, ...], int, int], float] = {}
+        self._known: dict[tuple[Any, ...], float] = {}
 
-    def after(self, prompt_ids: Sequence[int]) -> Gap:
-        """The `gap` of `compare` for outputs to this prompt."""
-        return lambda before, ours, reference: self.gap([*prompt_ids, *before], ours, reference)
+    def after(self, prompt_ids: Sequence[int], sampling: Sampling | None = None, row: int = 0) -> Gap:
+        """The `gap` of `compare` for outputs to this prompt, greedy or sampled; `row` keys the noise, as in decoding."""
+        return lambda before, ours, reference: self.gap([*prompt_ids, *before], ours, reference, sampling, row)
 
-    def gap(self, token_ids: Sequence[int], ours: int, reference: int) -> float:
-        """How far the lower of two tokens' logits lies under the top logit after `token_ids`."""
+    def gap(
+        self, token_ids: Sequence[int], ours: int, reference: int, sampling: Sampling | None = None, row: int = 0
+    ) -> float:
+        """How far the lower of two tokens' logits (sampled: scores with their noise) lies under the top after `token_ids`."""
         # Policies of one model tend to part from the reference at the same place: answer that once.
-        key = (tuple(token_ids), min(ours, reference), max(ours, reference))
+        key = (tuple(token_ids), min(ours, reference), max(ours, reference), sampling, row)
         if key not in self._known:
-            logits = self._logits(token_ids)
-            self._known[key] = float(logits.max() - torch.minimum(logits[ours], logits[reference]))
+            scores = self._logits(token_ids)
+            if sampling is not None:
+                scores = _with_noise(scores, sampling, row, len(token_ids))
+            self._known[key] = float(scores.max() - torch.minimum(scores[ours], scores[reference]))
         return self._known[key]
 
     @torch.inference_mode()
@@ -74,3 +84,11 @@ class Float64Judge:
         if self._mask_token_id is not None:
             logits[self._mask_token_id] = -torch.inf
         return logits
+
+
+def _with_noise(logits: torch.Tensor, sampling: Sampling, row: int, position: int) -> torch.Tensor:  # [vocabulary]
+    """What the token at a position is the largest of."""
+    shown = torch.zeros(1, 1, dtype=torch.long, device=logits.device)
+    scores = sampling.processors()(shown, logits[None])  # pyright: ignore[reportArgumentType]
+    tokens = torch.arange(scores.shape[-1], device=logits.device)[None]
+    return (scores + gumbel([noise_key(sampling.seed, row, position)], tokens))[0]

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from multitoken.checkpoints.atomic import disk_errors
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding.policies import ConfAdapt, Exact, Policy, StaticK, make_policy
+from multitoken.decoding.sampling import Sampling
 from multitoken.errors import UsageError
 
 from .picture import tradeoff_picture
@@ -51,7 +52,13 @@ def parse_policy(text: str) -> Policy:
         ) from error
 
 
-def measure(models: Mapping[str, ModelLike], task: Task, policies: Sequence[Policy], console: Console) -> list[Row]:
+def measure(
+    models: Mapping[str, ModelLike],
+    task: Task,
+    policies: Sequence[Policy],
+    console: Console,
+    sampling: Sampling | None = None,
+) -> list[Row]:
     """`evaluate` with a bar and the table afterwards."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
@@ -60,6 +67,7 @@ def measure(models: Mapping[str, ModelLike], task: Task, policies: Sequence[Poli
             models,
             task,
             {label_of(policy): policy for policy in policies},
+            sampling=sampling,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     console.print(results_table(rows))

@@ -78,7 +78,7 @@ def _draw_tradeoff(figure: Figure, rows: Sequence[Row]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
     axes.set_xlabel("tokens per step (next-token decoding: 1)")
     axes.set_ylabel("answers right")
-    _plain(axes, f"Speed against accuracy: {rows[0].task}, {rows[0].prompts:,} prompts")
+    _plain(axes, f"Speed against accuracy: {rows[0].heading}")
     axes.grid(color=_GRID, linewidth=0.8)
     legend = axes.legend(
         title="number: threshold; bar, band: 95%",
@@ -176,8 +176,7 @@ def _draw_speeds(figure: Figure, rows: Sequence[Row]) -> None:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=_GRID, linewidth=0.8)
     left.invert_yaxis()
-    title = f"{rows[0].task}, {rows[0].prompts:,} prompts"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold", color=_INK)
+    figure.suptitle(rows[0].heading, x=0.01, ha="left", fontsize=12.5, fontweight="bold", color=_INK)
 
 
 def _plain(axes: Axes, title: str) -> None:

@@ -106,7 +106,7 @@ def _sameness(row: Row) -> Headline:
     apart = row.prompts - row.identical_to_own_next_token - row.own_ties
     return Headline(
         f"{row.identical_to_own_next_token:,} of {row.prompts:,}",
-        "outputs identical to next-token decoding of the same weights",
+        f"outputs identical to next-token decoding of the same weights{' and seeds' if row.sampling else ''}",
         f"{row.own_ties} tied, {apart} different",
     )
 
@@ -129,7 +129,7 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
             {"first": last not in (None, row.model), "cells": table_cells(row)}
             for last, row in zip(before, mine, strict=True)
         ]
-        tables.append({"caption": f"{task}, {mine[0].prompts:,} prompts", "rows": lines})
+        tables.append({"caption": mine[0].heading, "rows": lines})
     return tables
 
 

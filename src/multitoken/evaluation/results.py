@@ -98,7 +98,7 @@ def _count(identical: int, ties: int) -> str:
 
 
 def _title(rows: Sequence[Row]) -> str | None:
-    return f"{rows[0].task}, {rows[0].prompts:,} prompts" if rows and not _several_tasks(rows) else None
+    return rows[0].heading if rows and not _several_tasks(rows) else None
 
 
 def _several_tasks(rows: Sequence[Row]) -> bool:

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from multitoken.decoding.sampling import Sampling
+
 from .identity import Identity
 from .protocols import GenerationLike
+from .sampled import in_words
 from .statistics import Interval, paired_difference, proportion_interval, ratio_interval
 
 
@@ -13,7 +16,8 @@ class Row:
     """A (model, policy) pair on a task. Shares are fractions (0.97), speeds tokens per second, intervals 95%.
 
     "Original" is the original model decoded one token a step on the same prompts; "own" is this row's model decoded
-    so. Ties are counted apart: an output is identical, a tie (see `identity`) or different.
+    so. Ties are counted apart: an output is identical, a tie (see `identity`) or different. Where answers are sampled, those
+    to one question have one seed.
     """
 
     task: str
@@ -38,6 +42,13 @@ class Row:
     accuracy_change_interval: Interval | None
     speedup: float  # median over the prompts of the original's seconds per token over ours
     speedup_interval: Interval | None  # None below six prompts
+    sampling: Sampling | None = None  # None: greedy; its seed is the first question's, and the next one's one more
+
+    @property
+    def heading(self) -> str:
+        """What rows of one task have in common: "sums, 1,500 prompts", and how they were sampled, if they were."""
+        how = f", {in_words(self.sampling)}" if self.sampling else ""
+        return f"{self.task}, {self.prompts:,} prompts{how}"
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Combination:
-    """What a row is about: the model's and the policy's names and numbers."""
+    """What a row is about: the model's and the policy's names and numbers, and how tokens are sampled."""
 
     model: str
     label: str
     policy: str
     threshold: float | None
     k: int
+    sampling: Sampling | None = None
 
 
 def make_row(
@@ -112,6 +124,7 @@ def make_row(
         accuracy_change_interval=change.interval if change else None,
         speedup=speedup.median,
         speedup_interval=speedup.interval,
+        sampling=what.sampling,
     )
 
 

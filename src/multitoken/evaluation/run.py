@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from multitoken.decoding.policies import NextToken, Policy
+from multitoken.decoding.sampling import Sampling
 from multitoken.errors import DataError, MultitokenError, UsageError
 
 from .identity import Float64Judge, Identity, compare
 from .protocols import ModelLike
 from .rows import Combination, Outcome, Row, make_row
+from .sampled import generate_options, of_question
 from .tasks import Task
 
 Progress = Callable[[int, int], None]
@@ -32,17 +34,23 @@ class _Run:
 
 
 def evaluate(
-    models: Mapping[str, ModelLike], task: Task, policies: Mapping[str, Policy], *, progress: Progress | None = None
+    models: Mapping[str, ModelLike],
+    task: Task,
+    policies: Mapping[str, Policy],
+    *,
+    sampling: Sampling | None = None,
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Rows of every model (one of them labelled "original") with next-token decoding, then with every policy, batch 1.
 
     `policies` maps the label of a row to its policy. Next-token decoding always runs, once, as the rest is compared
     with it; a model without a mask token runs nothing else. A single model is its own original.
+    Greedy, or with `sampling`: question i then has the seed `sampling.seed + i` under every combination.
     Raises `UsageError` for models and policies that cannot be compared and `DataError` for a prompt that cannot be
     answered, both before the measurement begins.
     """
     original = _original_of(models)
-    runs = _runs(models, policies)
+    runs = _runs(models, policies, sampling)
     prompt_ids = _encoded(models, task)
     # Not counted: the first answer pays for allocations and kernels. A policy that a model refuses is refused here.
     for run in runs:
@@ -65,8 +73,9 @@ def evaluate(
     }
 
     def identities(ours: list[Outcome], label: str) -> list[Identity]:
-        pairs = zip(ours, next_token[label], prompt_ids, strict=True)
-        return [compare(o.token_ids, r.token_ids, gap=judges[label].after(ids)) for o, r, ids in pairs]
+        gaps = [judges[label].after(ids, of_question(sampling, i)) for i, ids in enumerate(prompt_ids)]
+        pairs = zip(ours, next_token[label], gaps, strict=True)
+        return [compare(o.token_ids, r.token_ids, gap=gap) for o, r, gap in pairs]
 
     return [
         make_row(
@@ -83,8 +92,8 @@ def evaluate(
 
 def _answer(run: _Run, task: Task, i: int, max_new_tokens: int) -> Any:
     # All masks, whatever they cost here: tokens per step are to be the same on every machine.
-    question = task.questions[i].prompt
-    return run.model.generate(question, policy=run.policy, max_new_tokens=max_new_tokens, adaptive=False)
+    question, sampling = task.questions[i].prompt, generate_options(of_question(run.what.sampling, i))
+    return run.model.generate(question, policy=run.policy, max_new_tokens=max_new_tokens, adaptive=False, **sampling)
 
 
 def _original_of(models: Mapping[str, ModelLike]) -> str:
@@ -95,7 +104,7 @@ def _original_of(models: Mapping[str, ModelLike]) -> str:
     return "original"
 
 
-def _runs(models: Mapping[str, ModelLike], policies: Mapping[str, Policy]) -> list[_Run]:
+def _runs(models: Mapping[str, ModelLike], policies: Mapping[str, Policy], sampling: Sampling | None) -> list[_Run]:
     adaptive = {label: policy for label, policy in policies.items() if policy.name != NextToken.name}
     if adaptive and all(model.mtp is None for model in models.values()):
         raise UsageError(f"no model here has a mask token, which {', '.join(adaptive)} needs; adapt one first")
@@ -105,7 +114,7 @@ def _runs(models: Mapping[str, ModelLike], policies: Mapping[str, Policy]) -> li
         for label, policy in chosen.items():
             k = policy.k if policy.k is not None else _trained_k(model)
             threshold = getattr(policy, "threshold", None)
-            runs.append(_Run(Combination(model_label, label, policy.name, threshold, k), model, policy))
+            runs.append(_Run(Combination(model_label, label, policy.name, threshold, k, sampling), model, policy))
     return runs
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import comb, sqrt
+from random import Random
 from statistics import median
 from typing import NamedTuple
 
@@ -69,6 +70,24 @@ def _skipped(n: int) -> int:
         below += comb(n, d)
         d += 1
     return d
+
+
+def ratio_of_sums_interval(pairs: Sequence[tuple[float, float]], draws: int = 2000) -> Interval:
+    """The interval of sum(numerators) / sum(denominators) over other prompts of this kind, by bootstrap over the pairs.
+
+    For tokens per step, which sums both over prompts. The same input gives the same interval.
+    """
+    if not pairs or sum(denominator for _, denominator in pairs) <= 0:
+        raise ValueError("expected at least one pair, and denominators that sum to more than 0")
+    random = Random(0)
+    ratios = []
+    while len(ratios) < draws:
+        numerator, denominator = map(sum, zip(*random.choices(pairs, k=len(pairs)), strict=True))
+        if denominator > 0:
+            ratios.append(numerator / denominator)
+    ratios.sort()
+    cut = draws // 40
+    return Interval(ratios[cut], ratios[-cut - 1])
 
 
 def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Difference:

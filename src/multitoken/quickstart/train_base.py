@@ -12,15 +12,17 @@ import argparse
 import json
 import math
 import random
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from multitoken.models.model import Model
 
@@ -58,8 +60,9 @@ CHAT_TEMPLATE = (
 _SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def train_tokenizer(sample: int = 20_000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with split digits, learned from the first examples of the training stream."""
+def train_tokenizer(size: int = TOKENIZER_SIZE, sample: int = 20_000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of `size` tokens with split digits, learned from the first examples of the training
+    stream."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -69,7 +72,7 @@ def train_tokenizer(sample: int = 20_000) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=TOKENIZER_SIZE,
+        vocab_size=size,
         special_tokens=[PAD, END, USER, ASSISTANT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -101,10 +104,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast, size: str = "base") -> Llama
         initializer_range=0.02,
     )
     model = LlamaForCausalLM(config)
+    silence_branches(model)
+    return model
+
+
+def silence_branches(model: nn.Module) -> None:
+    """Residual branches start at zero: signals stay calm at a high learning rate."""
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            nn.init.zeros_(parameter)  # residual branches start at zero: signals stay calm at a high learning rate
-    return model
+            nn.init.zeros_(parameter)
 
 
 def encode(
@@ -161,16 +169,16 @@ def batches(
             yield ids, weights, used
 
 
-def loss_of(model: nn.Module, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def loss_of(model: nn.Module, ids: torch.Tensor, weights: torch.Tensor, autocast: bool = True) -> torch.Tensor:
     """Weighted sum of next-token cross-entropies. ids, weights: [B, T + 1]."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     token_losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     w = weights[:, 1:].flatten()
     return (token_losses * w).sum()
 
 
-def solved(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, number: int, split: str = "valid") -> float:
+def solved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, number: int, split: str = "valid") -> float:
     """The share of `number` word problems that greedy decoding answers right."""
     ours = Model(model, tokenizer)
     problems = sorted(examples("word-problems", split, number), key=lambda e: len(e.prompt))
@@ -194,21 +202,47 @@ def learning_rate_factor(step: int, steps: int, warmup: int = 100, floor: float 
     return 1.0 if step < flat else max(floor, (steps - step) / (steps - flat))
 
 
+def steps_in(minutes: float, step: int, seconds: float) -> int:
+    """How many steps there will be, at the pace of those so far; the one at hand is the last once the time is over."""
+    if step == 0 or seconds <= 0:
+        return sys.maxsize
+    return max(step + 1, round(step * 60 * minutes / seconds))
+
+
 def train(
-    output: Path, steps: int, tokens_per_batch: int, lr: float, seed: int, checkpoint_every: int, size: str = "base"
+    output: Path,
+    build: Callable[[PreTrainedTokenizerFast], PreTrainedModel],
+    *,
+    steps: int | None,
+    tokens_per_batch: int,
+    lr: float,
+    seed: int,
+    checkpoint_every: int,
+    tokenizer_size: int = TOKENIZER_SIZE,
+    minutes: float | None = None,
+    sums_from: int | None = SUMS_FROM,
+    autocast: bool = True,
 ) -> None:
-    """Train, log to `output/train_log.jsonl`, save to `output` (bf16). Picks up `output/state.pt` where one is."""
+    """Train what `build` makes, log to `output/train_log.jsonl`, save to `output` (bf16). Picks up `output/state.pt` where
+    one is.
+
+    Ends after `steps`, or, where `minutes` are given instead, when they are over: the learning rate then falls by the clock.
+    From step `sums_from` on (None: never) the model practises arithmetic too. Without `autocast` to bf16 the passes are in
+    float32, which is faster for small models on one core.
+    """
+    if (steps is None) == (minutes is None):
+        raise ValueError(f"steps is {steps} and minutes is {minutes}; expected exactly one of them")
     torch.manual_seed(seed)
     output.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer()
-    model = build_model(tokenizer, size)
+    tokenizer = train_tokenizer(tokenizer_size)
+    model = build(tokenizer)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
         torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    first, used, tokens = 0, 0, 0
+    first, used, tokens, spent = 0, 0, 0, 0.0
     state_file = output / "state.pt"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -216,22 +250,26 @@ def train(
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         first, used, tokens = state["step"], state["used"], state["tokens"]
-    started = time.time()
-    stream = None
+        spent = state["seconds"]
+    started = time.time() - spent
+    stream, done = None, first
     with (output / "train_log.jsonl").open("a") as log:
-        for step in range(first, steps):
-            if stream is None or step == SUMS_FROM:
-                stream = batches(tokenizer, tokens_per_batch // MICRO_BATCHES, used, practice=step >= SUMS_FROM)
+        for step in count(first) if steps is None else range(first, steps):
+            total = steps_in(minutes, step, time.time() - started) if minutes is not None else cast(int, steps)
+            is_last = step == total - 1
+            if stream is None or step == sums_from:
+                practice = sums_from is not None and step >= sums_from
+                stream = batches(tokenizer, tokens_per_batch // MICRO_BATCHES, used, practice=practice)
             micro = [next(stream) for _ in range(MICRO_BATCHES)]
             used = micro[-1][2]
             whole = sum(weights[:, 1:].sum() for _, weights, _ in micro)
-            factor = learning_rate_factor(step, steps)
+            factor = learning_rate_factor(step, total)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr * factor
             loss = torch.zeros(())
             for ids, weights, _ in micro:
-                part = loss_of(model, ids, weights) / whole
+                part = loss_of(model, ids, weights, autocast) / whole
                 part.backward()
                 loss += part.detach()
                 tokens += int((weights > 0).sum())
@@ -241,7 +279,7 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(f"loss is {loss.item()} at step {step}")
-            if step % 20 == 0 or step == steps - 1:
+            if step % 20 == 0 or is_last:
                 record = {
                     "step": step,
                     "loss": round(loss.item(), 4),
@@ -251,7 +289,7 @@ def train(
                     "seconds": round(time.time() - started, 1),
                 }
                 print(json.dumps(record), file=log, flush=True)
-            if (step + 1) % checkpoint_every == 0 or step == steps - 1:
+            if (step + 1) % checkpoint_every == 0 or is_last:
                 model.eval()
                 record = {
                     "step": step,
@@ -268,10 +306,14 @@ def train(
                         "step": step + 1,
                         "used": used,
                         "tokens": tokens,
+                        "seconds": time.time() - started,
                     },
                     temporary,
                 )
                 temporary.replace(state_file)
+            done = step + 1
+            if is_last:
+                break
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
@@ -279,7 +321,7 @@ def train(
     tokenizer.save_pretrained(output)
     facts = {
         "generator_version": GENERATOR_VERSION,
-        "steps": steps,
+        "steps": done,
         "tokens": tokens,
         "seed": seed,
         "lr": lr,
@@ -299,7 +341,15 @@ def main() -> None:
     parser.add_argument("--checkpoint-every", type=int, default=500)
     parser.add_argument("--size", choices=sorted(SIZES), default="base")
     a = parser.parse_args()
-    train(a.output, a.steps, a.tokens_per_batch, a.lr, a.seed, a.checkpoint_every, a.size)
+    train(
+        a.output,
+        lambda tokenizer: build_model(tokenizer, a.size),
+        steps=a.steps,
+        tokens_per_batch=a.tokens_per_batch,
+        lr=a.lr,
+        seed=a.seed,
+        checkpoint_every=a.checkpoint_every,
+    )
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class ScriptedModel:
         self.hf = hf if hf is not None else ScriptedLM()
         self.mtp = SimpleNamespace(k=k, mask_token_id=9) if k is not None else None
         self.calls: list[tuple[str, str, int]] = []
+        self.samplings: list[dict[str, Any]] = []
         self._script, self._speed = script, speed
 
     def encode(self, prompt: str) -> list[int]:
@@ -48,9 +49,10 @@ class ScriptedModel:
             raise ValueError("a prompt with a zero byte")
         return list(range(1, len(prompt) + 1))
 
-    def generate(self, prompt: str, *, policy: Any, max_new_tokens: int, adaptive: bool) -> Generation:
+    def generate(self, prompt: str, *, policy: Any, max_new_tokens: int, adaptive: bool, **sampling: Any) -> Generation:
         assert not adaptive, "tokens per step must not depend on the machine"
         self.calls.append((policy.name, prompt, max_new_tokens))
+        self.samplings.append(sampling)
         chunks = tuple(Chunk(0, tuple(ids), (0.9,) * len(ids)) for ids in self._script[policy.name, prompt])
         ids = tuple(i for chunk in chunks for i in chunk.token_ids)
         return Generation(" ".join(map(str, ids)), ids, chunks, len(chunks) / self._speed)

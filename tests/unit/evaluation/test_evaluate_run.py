@@ -1,6 +1,7 @@
 import pytest
 
 from multitoken.decoding.policies import ConfAdapt, Exact, StaticK
+from multitoken.decoding.sampling import Sampling
 from multitoken.errors import DataError, UsageError
 from multitoken.evaluation.graders import grader_named
 from multitoken.evaluation.run import evaluate
@@ -66,7 +67,7 @@ def test_combinations_take_turns_and_warm_up_once() -> None:
     order: list[str] = []
 
     class Noted(ScriptedModel):
-        def generate(self, prompt, *, policy, max_new_tokens, adaptive):
+        def generate(self, prompt, *, policy, max_new_tokens, adaptive, **sampling):
             order.append(f"{policy.name}:{prompt}:{max_new_tokens}")
             return super().generate(prompt, policy=policy, max_new_tokens=max_new_tokens, adaptive=adaptive)
 
@@ -81,6 +82,23 @@ def test_combinations_take_turns_and_warm_up_once() -> None:
     assert order == [*warm_up, "next-token:a:20", "exact:a:20", "exact:bb:20", "next-token:bb:20"]
     assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [row.forward_passes for row in rows] == [6, 4]
+
+
+def test_every_combination_samples_a_question_with_the_same_seed() -> None:
+    """Guards against policies that are given other noise, so that nothing could be identical, and against all questions
+    sharing one seed's noise. top_k is said, lest transformers sample among 50."""
+    models = {"original": ScriptedModel(ORIGINAL), "adapted": ScriptedModel(ADAPTED, k=8)}
+    rows = evaluate(models, TASK, {"e": Exact()}, sampling=Sampling(0.8, seed=7, top_p=0.9))
+    for model in models.values():
+        assert {(call[1], s["seed"]) for call, s in zip(model.calls, model.samplings, strict=True)} == {
+            ("a", 7),
+            ("bb", 8),
+        }
+        assert all((s["temperature"], s["top_p"], s["top_k"]) == (0.8, 0.9, 0) for s in model.samplings)
+    assert [row.heading for row in rows] == ["sums, 2 prompts, temperature 0.8, top-p 0.9, seed 7"] * 3
+    greedy = ScriptedModel(ORIGINAL)
+    assert evaluate({"original": greedy}, TASK, {})[0].heading == "sums, 2 prompts"
+    assert greedy.samplings == [{}] * 3
 
 
 def test_ties_are_counted_apart_and_judged_by_the_model_they_are_ties_of() -> None:

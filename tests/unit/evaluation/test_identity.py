@@ -3,6 +3,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from multitoken.decoding.sampling import Sampling, gumbel, noise_key, signed, with_noise
 from multitoken.evaluation.identity import Float64Judge, Identity, compare
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tests.unit.evaluation.scripted import ScriptedLM
@@ -52,6 +53,26 @@ def test_the_mask_token_is_out_of_the_running() -> None:
     model = ScriptedLM([1.0, 3.0, 3.0, 9.0])
     assert Float64Judge(model, mask_token_id=3).after([1])([], 1, 2) == 0.0
     assert Float64Judge(model).after([1])([], 1, 2) == 6.0
+
+
+def test_a_sampled_tie_is_one_of_the_scores_with_their_noise() -> None:
+    """Guards against judging a sampled difference by bare logits, or by another position's noise: the token that decoding
+    draws lies nothing under the top, one outside of top-k infinitely far, and any other by the gap of the sums."""
+    logits = torch.randn(20, generator=torch.Generator().manual_seed(0)).double()
+    judge = Float64Judge(ScriptedLM(logits.tolist()))
+    for seed in range(8):
+        sampling = Sampling(0.7, seed=seed, top_k=5)
+        scores = sampling.processors()(torch.zeros(1, 1, dtype=torch.long), logits[None])
+        key = torch.tensor(
+            [signed(noise_key(seed, 2, 4))]
+        )  # row 2; three tokens of prompt and one of output are before it
+        drawn = int(with_noise(scores, key))
+        gap = judge.after([1, 2, 3], sampling, row=2)
+        assert gap([5], drawn, drawn) == 0.0
+        sums = scores[0] + gumbel(key, torch.arange(20)[None])[0]
+        second = int(sums.topk(2).indices[1])
+        assert gap([5], second, drawn) == pytest.approx(float(sums[drawn] - sums[second]))
+        assert gap([5], int(logits.argmin()), drawn) == float("inf")
 
 
 def test_the_judge_reads_prompt_and_common_output_in_float64() -> None:

@@ -3,7 +3,13 @@ from math import comb
 
 import pytest
 
-from multitoken.evaluation.statistics import Interval, paired_difference, proportion_interval, ratio_interval
+from multitoken.evaluation.statistics import (
+    Interval,
+    paired_difference,
+    proportion_interval,
+    ratio_interval,
+    ratio_of_sums_interval,
+)
 
 
 def test_wilson_against_published_values() -> None:
@@ -82,3 +88,15 @@ def test_paired_difference_stays_within_its_range() -> None:
         for grades in product([False, True], repeat=2 * n):
             value, (low, high) = paired_difference(grades[:n], grades[n:])
             assert -1.0 <= low <= value <= high <= 1.0
+
+
+def test_ratio_of_sums_weighs_prompts_by_their_steps() -> None:
+    """Guards against the mean of rates, which a two-token answer would pull as far as a long one, and against an interval that
+    changes from run to run. Twenty prompts of 3 tokens in 1 step and 40 in 20: 860 / 420."""
+    pairs = [(3.0, 1.0)] * 20 + [(40.0, 20.0)] * 20
+    low, high = ratio_of_sums_interval(pairs)
+    assert low < 860 / 420 < high < 2.2
+    assert ratio_of_sums_interval(pairs) == (low, high)
+    assert ratio_of_sums_interval([(4.0, 2.0)] * 5) == (2.0, 2.0)
+    with pytest.raises(ValueError, match="more than 0"):
+        ratio_of_sums_interval([(0.0, 0.0)])
