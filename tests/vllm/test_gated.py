@@ -74,9 +74,9 @@ def test_however_many_masks_are_fed(
 
     asked: list[int] = []
 
-    def masks(pacer: Pacer, requests: int) -> int:
-        asked.append(requests)
-        return (15, 0, 0, 3, 7, 1)[len(asked) % 6]
+    def masks(pacer: Pacer, names: list[str], *_: object) -> list[int]:
+        asked.append(len(names))
+        return [(15, 0, 0, 3, 7, 1)[(len(asked) + i % 2) % 6] for i in range(len(names))]
 
     monkeypatch.setattr(Pacer, "masks", masks)
     cases = [Case(p, 90, Sampling(0.9, i) if i % 3 == 0 else None) for i, p in enumerate(prompts[:20])]

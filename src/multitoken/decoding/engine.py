@@ -116,8 +116,6 @@ class Engine:
             joined.append(self._waiting.popleft())
         # Prompts of about one length prefill side by side with little padding.
         self._rows += sorted(joined, key=lambda row: len(row.ids))
-        if joined and self._pace is not None:
-            self._pace.joined(len(joined) / len(self._rows))
 
     def _does_not_fit(self, rows: list[Row]) -> str | None:
         """Why a cache for these rows, should all of them become as long as they may, is too large."""
@@ -143,7 +141,7 @@ class Engine:
             if (part + 1) * widest > self._prefill_tokens:
                 break
             part += 1
-        pays = self._what_pays(self._rows[: first + part])
+        pays = self._most_masks(self._rows[: first + part])
         feeds = []
         for row in joining[:part]:
             pending = min(row.pending(), self._prefill_tokens)
@@ -154,9 +152,14 @@ class Engine:
         """One pass over all rows that have started, of one width; where drafts leave room in it, masks fill it."""
         if not started:
             return []
-        pays, rooms = self._what_pays(started), [self._masks_of(row) for row in started]
+        rooms, paced = [self._masks_of(row) for row in started], self._is_paced(started)
+        wanted = self._pace.masks([row.record for row in started]) if self._pace is not None and paced else rooms
         real = [row.pending() + len(row.drafts) for row in started]
-        width = max(n + min(pays, room) for n, room in zip(real, rooms, strict=True)) if pays else 0
+        width = (
+            max(n + min(want, room) for n, want, room in zip(real, wanted, rooms, strict=True) if want)
+            if any(wanted)
+            else 0
+        )
         return self._step(
             [
                 Feed(row, row.pending(), max(0, min(room, width - n)))
@@ -165,11 +168,13 @@ class Engine:
             0,
         )
 
-    def _what_pays(self, rows: list[Row]) -> int:
-        """Masks a row for a step of these rows. Only a policy whose output they do not change is paced."""
-        if self._pace is None or not all(row.policy.verifies for row in rows):
-            return sys.maxsize
-        return self._pace.masks(len(rows), max(row.cached for row in rows))
+    def _is_paced(self, rows: list[Row]) -> bool:
+        """Only policies whose output does not depend on the number of masks are."""
+        return self._pace is not None and all(row.policy.verifies for row in rows)
+
+    def _most_masks(self, rows: list[Row]) -> int:
+        """Of a row behind its prompt."""
+        return self._pace.most(len(rows)) if self._pace is not None and self._is_paced(rows) else sys.maxsize
 
     def _masks_of(self, row: Row) -> int:
         return row.room_for_masks(self._max_positions) if self._batch.mask_id is not None else 0
@@ -180,12 +185,16 @@ class Engine:
         self._batch.cache.grow(len(self._rows), _up(longest))
         if self._pace is None:
             return step(self._batch, feeds, first)
-        size = len(feeds), max(feed.row.cached for feed in feeds), max(feed.width for feed in feeds)
         begun = time.perf_counter()
         chunks = step(self._batch, feeds, first)
         spent = time.perf_counter() - begun
-        settled = [block for feed in feeds if (block := feed.row.settled) is not None]
-        self._pace.observe(settled, (*size, spent) if first == 0 and settled else None)
+        for feed in feeds:
+            if (block := feed.row.settled) is not None:
+                feed.row.record.settle(block[0], block[2])
+        if self._is_paced([feed.row for feed in feeds]) and all(feed.row.started for feed in feeds):
+            joined = any(len(chunk.token_ids) and feed.pending > 1 for chunk, feed in zip(chunks, feeds, strict=False))
+            tokens = sum(len(chunk.token_ids) for chunk in chunks)
+            self._pace.observe(len(feeds), tokens, None if joined else spent)
         return chunks
 
     def _keep(self, rows: list[Row]) -> None:

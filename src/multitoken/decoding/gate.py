@@ -118,7 +118,9 @@ class GatedAdapter(nn.Module):
         self.mask_vector = nn.Parameter(torch.zeros(embedding.weight.shape[1]))  # pyright: ignore[reportCallIssue, reportIndexIssue, reportAttributeAccessIssue, reportArgumentType]
         hidden = int(model.config.get_text_config().hidden_size)
         self.updates = nn.ModuleList(LowRank(*_sides(model.get_submodule(name), hidden), rank) for name in self.names)
-        self._hooks: dict[int, Any] = {}
+        self._merged: set[int] = set()  # layers whose update is added to a copy of their matrix
+        self._acts: list[tuple[nn.Module, Any]] = []  # layers, and what stands for their forward where there are masks
+        self._acting = False
         self.to(model.device)
 
     def attach(self, model: PreTrainedModel) -> None:
@@ -128,12 +130,18 @@ class GatedAdapter(nn.Module):
         embedding.register_forward_hook(self._put)
         for i, name in enumerate(self.names):
             # A partial of a method, not a closure: a deep copy of the model then gets a copy of the adapter as well.
-            self._hooks[i] = model.get_submodule(name).register_forward_hook(partial(self._add, i))
+            model.get_submodule(name).register_forward_hook(partial(self._add, i))
 
     def attach_for_decoding(self, model: PreTrainedModel) -> None:
-        """`attach`, and `merge`."""
-        self.attach(model)
+        """`merge`, and `attach`, but so that a pass without masks finds the adapted layers as they were."""
         self.merge(model)
+        for i, name in enumerate(self.names):
+            layer = model.get_submodule(name)
+            if i not in self._merged:
+                self._acts.append((layer, partial(self._run, i, layer, layer.forward)))
+        embedding: Any = model.get_input_embeddings()
+        embedding.register_forward_pre_hook(self._hide)
+        embedding.register_forward_hook(self._put)
 
     @torch.no_grad()
     def merge(self, model: PreTrainedModel) -> None:
@@ -149,16 +157,35 @@ class GatedAdapter(nn.Module):
             if 2 * (update.down.numel() + update.up.numel()) < layer.weight.numel():
                 continue
             whole = layer.weight.float() + update.up @ update.down
-            self._hooks.pop(i).remove()
             both = torch.stack([layer.weight.t(), whole.to(layer.weight.dtype).t()])
             layer.register_buffer("weights_by_kind", both, persistent=False)
-            layer.forward = partial(self._split, layer)  # pyright: ignore[reportAttributeAccessIssue]
+            self._merged.add(i)
+            self._acts.append((layer, partial(self._split, layer)))
 
     def _hide(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self._is_mask = self.gate.look(args[0])
+        self._act(self._is_mask is not None)
         if self._is_mask is None:
             return args
         return (args[0].masked_fill(self._is_mask, 0), *args[1:])
+
+    def _act(self, there: bool) -> None:
+        """Put the adapter's forward into the adapted layers, or take it out: a pass without masks pays nothing for it."""
+        if there == self._acting:
+            return
+        self._acting = there
+        for layer, forward in self._acts:
+            if there:
+                forward_before = layer.__dict__.pop("forward", None)  # of another library, such as accelerate
+                layer.__dict__["forward_before"] = forward_before
+                layer.__dict__["forward"] = forward
+            else:
+                del layer.__dict__["forward"]
+                if (before := layer.__dict__.pop("forward_before")) is not None:
+                    layer.__dict__["forward"] = before
+
+    def _run(self, i: int, layer: nn.Module, forward: Any, *args: Any, **named: Any) -> Tensor:
+        return self.gate.add(self.updates[i], args[0], forward(*args, **named))  # pyright: ignore[reportArgumentType]
 
     def _put(self, module: nn.Module, args: tuple[Tensor, ...], vectors: Tensor) -> Tensor:
         if self._is_mask is None:

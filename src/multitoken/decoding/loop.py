@@ -14,7 +14,6 @@ from .policies import NextToken, Policy, with_trained_k
 from .records import Chunk, DecodingError
 from .row import Request
 from .sampling import Sampling
-from .step_times import StepTimes, measure_on
 
 
 class Decoder:
@@ -69,12 +68,11 @@ class Decoder:
         return Request(list(prompt), policy, max_new_tokens, processors=processors, noise_row=row, **more)
 
     def engine(self, *, adaptive: bool = False, **options: Any) -> Engine:
-        """A new engine over this model. adaptive: have it choose the number of masks by what pays on this machine, whose
-        step times are then measured once. options: those of `Engine`."""
+        """A new engine over this model. adaptive: have it choose the number of masks by what pays on this machine. options:
+        those of `Engine`."""
         if adaptive and self.trained_k > 1:
             if self._pace is None:  # one for all engines: what was learnt from one answer serves the next
-                measure = measure_on(self.model, self.mask_id, self.rule)
-                self._pace = Pace(StepTimes(measure, 2 * self.trained_k - 1), self.trained_k - 1)
+                self._pace = Pace(self.trained_k - 1)
             options["pace"] = self._pace
         return Engine(
             self.model,

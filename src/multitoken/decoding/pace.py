@@ -1,184 +1,173 @@
-"""How many masks to feed: as many as make the most expected tokens a second, and none where they do not pay.
+"""How many masks to feed: what gives most tokens a second on the live traffic itself. Nothing is predicted.
 
-Two things decide. What masks yield: how often the draft of place j is made, and holds, learnt from what became of blocks.
-What they cost: the time of a step by its width, the number of rows and their length (`step_times.py`). Under Exact the output
-does not depend on the number of masks, so it may be chosen freely; a policy whose tokens are final would write another
-text, so only verified policies are paced.
+Under Exact the output does not depend on the number of masks, so it may be chosen freely; a policy whose tokens are final
+would write another text, so only verified policies are paced.
 
-For m masks, let c be the expected number of drafts that hold, r the probability that one fails, d the drafts of the row that
-has most. A row whose block is good is followed, with probability r, by a step in which its block is wasted: a share
-r / (1 + r) of its steps. A step is narrow only if that happens to all n rows at once, w = (r / (1 + r))^n, so
+A *level* is the most masks that a row is fed: 0 (plain decoding), 1, 3, 7, ... For each level, and each size of the batch, the
+tokens a second of its own steps are kept, old ones forgotten. The best level is fed. In between, the levels beside it, all
+masks and plain decoding have trials of a few steps, the more often the less they cost: a trial that loses the time of one step
+is repeated after `_PRICE` steps. A *purse* holds what masks have won against plain decoding, up to a few steps' time, and a small
+allowance: while it is empty nothing but plain decoding is fed, whatever was measured.
 
-    tokens per second (m) = n (1 + c + r) / (1 + r) / ((1 - w) time(1 + d + m) + w time(1 + m))
-
-What is not fed cannot be learnt about. So a small share of the time goes into trials of as many masks as would pay if all
-drafts were good. A trial whose drafts hold has cost nothing, and the next one follows at once.
+Within a level each row is fed what its own last blocks suggest (`Record`): one row counts, another reasons.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
 
-_PATIENCE = 4  # steps that a decision stands: deciding costs a good part of a millisecond
-_REST = 16  # and one that no masks are to be fed, for nothing is learnt meanwhile
-_WINDOW = 16  # blocks of each request, and of one more, that a place remembers of the present requests
-_TRAFFIC = 2  # times as many it remembers of all requests
-_WEIGHT = 3.0  # blocks of the present requests that weigh as much as all of the traffic
-_HOPE = 0.98  # how often a draft is made, and holds, as long as nothing is known, and in a trial
-_MARGIN = 1.15  # masks must promise so much more than plain decoding: an estimate is not a measurement
-_TRIALS = 0.01  # of the time may be lost in trials
-
-
-class Times(Protocol):
-    """Seconds of a step, by what is fed and what is already there."""
-
-    def seconds(self, rows: int, length: int, width: float) -> float:
-        """rows of at most `length` cached tokens, each fed `width` more."""
-        ...
-
-    def observe(self, rows: int, length: int, width: int, seconds: float) -> None:
-        """A step took so long."""
-        ...
+_STRETCH = (
+    4  # steps between two decisions; the first after a change is not counted, for its drafts are of another level
+)
+_PRICE = 120  # steps to the next trial of a level for each step's time that one has cost
+_LEAST = 0.3  # steps' time that a trial is taken to cost, however well it went
+_ALLOWANCE = 0.006  # of the time may be lost against plain decoding
+_PURSE = 8.0  # steps' time that the purse holds: with the allowance, no 1,000 steps lose 2%
+_MARGIN = 1.03  # by which another level must be better than the present one
+_MEMORY = 40  # steps that a level's average goes over
+_CROWD = 8  # rows that begin with plain decoding
+_IDLE = 12  # steps after which a row that accepts nothing is tried again
+_FADE = 0.8  # of what held at a time is remembered a block later
 
 
-class _Rate:
-    """How often something succeeds: among the present requests, and, where they say little, in all the traffic."""
+class Record:
+    """What the last blocks of one row gave."""
+
+    __slots__ = ("idle", "reach")
 
     def __init__(self) -> None:
-        self._traffic = [_WEIGHT, _WEIGHT * _HOPE]  # trials, successes
-        self._present = [0.0, 0.0]
+        self.reach = float("inf")  # drafts that held at a time, of late
+        self.idle = 0  # steps in which nothing was asked for
 
-    def count(self, success: bool, window: int) -> None:
-        """One more trial, at the expense of the oldest."""
-        for counts, most in ((self._present, window), (self._traffic, _TRAFFIC * window)):
-            if counts[0] >= most:
-                counts[:] = (count * (1 - 1 / most) for count in counts)
-            counts[0] += 1
-            counts[1] += success
+    def settle(self, fed: int, held: int) -> None:
+        """A block of so many masks gave so many drafts that held."""
+        if fed:
+            self.reach = max(held, _FADE * min(self.reach, fed))
+
+    def wants(self) -> int:
+        """Masks that may be of use in the next step: a row whose text turns easy has all of them after a few blocks, and one
+        that accepts nothing has one mask now and then."""
+        masks = int(min(3 * self.reach + 0.5, 1 << 20))
+        self.idle = 0 if masks else self.idle + 1
+        return masks or int(self.idle % _IDLE == 0)
+
+
+class _Level:
+    """Tokens of a row and seconds of a step, of the steps of one level at one size of the batch."""
+
+    def __init__(self, masks: int) -> None:
+        self.masks = masks
+        self.steps = 0.0
+        self.tokens = self.seconds = 0.0  # sums that forget
+        self.due = 0  # step from which it may have a trial
+
+    def usual(self, seconds: float) -> float:
+        """At most twice as long, or half as long, as a step of this level takes: a machine that stalls says nothing of it."""
+        usual = self.seconds / self.steps if self.steps else seconds
+        return min(max(seconds, usual / 2), usual * 2)
+
+    def add(self, tokens: float, seconds: float) -> None:
+        keep = 1 - 1 / _MEMORY
+        self.steps, self.tokens, self.seconds = (
+            keep * old + new for old, new in ((self.steps, 1.0), (self.tokens, tokens), (self.seconds, seconds))
+        )
 
     def forget(self, share: float) -> None:
-        """So many of the present requests are new."""
-        self._present = [count * (1 - share) for count in self._present]
+        self.steps, self.tokens, self.seconds = (share * v for v in (self.steps, self.tokens, self.seconds))
 
-    def value(self) -> float:
-        (trials, successes), (of_all, held) = self._present, self._traffic
-        return (successes + _WEIGHT * held / of_all) / (trials + _WEIGHT)
-
-
-class Acceptance:
-    """What becomes of blocks, by place of the block, 1 to k - 1."""
-
-    def __init__(self, places: int) -> None:
-        self.places = places
-        self._made = [_Rate() for _ in range(places)]  # at place j: of the blocks that could draft, those that did
-        self._held = [_Rate() for _ in range(places)]  # of the drafts behind held ones, those that held
-
-    def observe(self, blocks: Sequence[tuple[int, int, int]]) -> None:
-        """What the blocks of a step became: (masks fed, drafts made, drafts that held). Of a larger batch more is remembered, or
-        the luck of its last step would decide."""
-        window = _WINDOW * (len(blocks) + 1)
-        for fed, drafted, held in blocks:
-            for j in range(min(fed, self.places, drafted + 1)):
-                self._made[j].count(j < drafted, window)
-                if j <= held and j < drafted:
-                    self._held[j].count(j < held, window)
-
-    def joined(self, share: float) -> None:
-        """So many of the present requests are new, and may be of another kind."""
-        for rate in (*self._made, *self._held):
-            rate.forget(share)
-
-    def rates(self) -> list[tuple[float, float]]:
-        """By place: how often a draft is made, and how often it holds."""
-        return [(made.value(), held.value()) for made, held in zip(self._made, self._held, strict=True)]
-
-
-def expected(rates: Sequence[tuple[float, float]], rows: int = 1) -> Iterator[tuple[float, float, float]]:
-    """For 1, 2, ... masks a row: confirmed drafts, the probability that one fails, drafts of the row that has most."""
-    confirmed = fails = most = 0.0
-    reached = made = 1.0
-    for drafting, holding in rates:
-        fails += reached * drafting * (1 - holding)
-        reached *= drafting * holding
-        made *= drafting
-        confirmed += reached
-        most += 1 - (1 - made) ** rows
-        yield confirmed, fails, most
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """Masks a row; what a step then takes, and what it is expected to confirm, beside a plain one's time and one token."""
-
-    masks: int = 0
-    takes: float = 1.0
-    confirms: float = 0.0
+    @property
+    def rate(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 class Pace:
-    """Chooses the number of masks of each step."""
+    """Chooses the masks of each step. places: the most masks of a row."""
 
-    def __init__(self, times: Times, places: int) -> None:
-        self._times = times
-        self._acceptance = Acceptance(places)
-        self._stands = 0  # steps that the last decision still stands
-        self._rows = 0
-        self._choice = _Choice()
-        self._trial: _Choice | None = None  # what a trial stands in for, until its blocks are known
-        self._spare = 0.0  # time for trials, in plain steps
-        self._price = 0.0  # of the next one
+    def __init__(self, places: int) -> None:
+        ladder = [0]
+        while ladder[-1] < places:
+            ladder.append(min(2 * ladder[-1] + 1, places))
+        self._ladder = ladder
+        self._sizes: dict[int, list[_Level]] = {}
+        self._now = 0
+        self._size = -1
+        self._present = 0  # index of the level that is fed
+        self._before = -1  # and of the step before; -1: another batch
+        self._best = -1  # index of the level that trials are compared with
+        self._left = 0  # steps of the stretch
+        self._cost = 0.0  # of the trial so far
+        self._purse = _PURSE
 
-    def masks(self, rows: int, length: int) -> int:
-        """Masks a row for a step of so many rows, of at most `length` cached tokens."""
-        if self._stands <= 0 or rows != self._rows:
-            self._decide(rows, length)
-        return self._choice.masks
+    def most(self, rows: int) -> int:
+        """Masks of a row for a step of so many rows."""
+        size = rows.bit_length()
+        if size != self._size:
+            self._size, self._left, self._before, self._best = size, 0, -1, -1
+        if self._left <= 0:
+            self._decide(rows)
+        return self._ladder[self._present]
 
-    def observe(self, blocks: Sequence[tuple[int, int, int]], step: tuple[int, int, int, float] | None = None) -> None:
-        """What a step brought: (masks fed, drafts made, drafts that held) of the blocks that it settled, and its rows,
-        length, width and seconds."""
-        self._stands -= 1
-        self._spare += _TRIALS
-        if step is not None:
-            self._times.observe(*step)
-        self._acceptance.observe(blocks)
-        if (best := self._trial) is not None:
-            tried = [held for fed, _, held in blocks if fed > best.masks]
-            if tried:  # a step later
-                self._spare += sum(tried) / len(tried) - best.confirms
-                self._trial = None
+    def masks(self, rows: Sequence[Record]) -> list[int]:
+        """Masks of each of these rows for the next step."""
+        most = self.most(len(rows))
+        return [min(most, row.wants()) for row in rows] if most else [0] * len(rows)
 
-    def joined(self, share: float) -> None:
-        """New requests have joined; `share` of the batch is new."""
-        self._acceptance.joined(share)
-        self._stands = 0
-
-    def _decide(self, rows: int, length: int) -> None:
-        self._rows, self._stands = rows, _PATIENCE
-        self._choice = best = self._best(self._acceptance.rates(), rows, length, _MARGIN)
-        if not best.masks:
-            self._stands = _REST
-        if self._spare < self._price:
+    def observe(self, rows: int, tokens: int, seconds: float | None) -> None:
+        """A step of so many rows emitted so many tokens; seconds: None where something else was done meanwhile."""
+        if rows.bit_length() != self._size:
             return
-        trial = self._best([(_HOPE, _HOPE)] * self._acceptance.places, rows, length, 1.0)
-        self._price = max(_MARGIN - 1, trial.takes - best.takes)
-        self._spare = min(self._spare, self._price)
-        if trial.masks <= best.masks:
-            self._spare = 0.0
-        elif self._spare == self._price:
-            self._choice, self._trial = trial, best
-            self._spare -= self._price
-            self._stands = 1
+        self._now += 1
+        self._left -= 1
+        levels, gained = self._levels(), tokens / rows
+        if seconds is None:
+            self._before = -1
+            return
+        seconds = levels[self._present].usual(seconds)
+        if self._before == self._present:
+            levels[self._present].add(gained, seconds)
+        plain = levels[0].rate
+        if plain and (self._present or self._before > 0):
+            self._purse += gained - seconds * plain
+        self._purse = min(max(self._purse, -_PURSE) + _ALLOWANCE, _PURSE)
+        if self._purse <= 0 and self._present:
+            self._left = 0
+        if self._best >= 0 and self._best != self._present:
+            best = levels[self._best]
+            self._cost += max(0.0, seconds - gained / best.rate) * best.steps / best.seconds if best.rate else 0.0
+        self._before = self._present
 
-    def _best(self, rates: Sequence[tuple[float, float]], rows: int, length: int, margin: float) -> _Choice:
-        plain = self._times.seconds(rows, length, 1)
-        best, most = _Choice(), margin
-        for m, (confirmed, fails, drafts) in enumerate(expected(rates, rows), 1):
-            wasted = fails / (1 + fails)
-            narrow = wasted**rows
-            wide = self._times.seconds(rows, length, 1 + drafts + m)
-            spent = ((1 - narrow) * wide + narrow * self._times.seconds(rows, length, 1 + m)) / plain
-            rate = (1 + confirmed + fails) / (1 + fails) / spent
-            if rate > most:
-                best, most = _Choice(m, spent, confirmed), rate
-        return best
+    def _levels(self) -> list[_Level]:
+        """Of the present size. A new one begins with what the nearest known one found, as far as it goes."""
+        if self._size not in self._sizes:
+            levels = [_Level(masks) for masks in self._ladder]
+            near = min(self._sizes, key=lambda known: abs(known - self._size), default=None)
+            if near is not None:
+                for level, like in zip(levels, self._sizes[near], strict=True):
+                    level.steps, level.tokens, level.seconds = like.steps, like.tokens, like.seconds
+                    level.forget(2 / max(2.0, like.steps))
+            self._sizes[self._size] = levels
+        return self._sizes[self._size]
+
+    def _decide(self, rows: int) -> None:
+        levels = self._levels()
+        self._left = _STRETCH
+        if self._best >= 0 and self._present != self._best:  # a trial has ended
+            levels[self._present].due = self._now + int(_PRICE * max(self._cost, _LEAST))
+        known = [i for i, level in enumerate(levels) if level.steps]
+        if not known:
+            self._present = self._best = 0 if rows >= _CROWD else len(levels) - 1
+            self._left = _STRETCH if rows >= _CROWD else 2 * _STRETCH  # a first answer may be no longer
+            return
+        best = max(known, key=lambda i: levels[i].rate * (_MARGIN if i in (0, self._best) else 1))
+        if best != self._best:  # its neighbours may be better still
+            for i in (best - 1, best + 1):
+                if 0 <= i < len(levels):
+                    levels[i].due = min(levels[i].due, self._now)
+        self._best, self._cost = best, 0.0
+        self._present = 0 if self._purse <= 0 else best
+        rivals = {0, best - 1, best + 1} - {best, -1, len(levels)}
+        if rows < _CROWD and best:
+            rivals |= {len(levels) - 1} - {best}
+        due = [i for i in rivals if levels[i].due <= self._now and (i == 0 or self._purse > _STRETCH / 2)]
+        if due and self._present == best:
+            self._present = min(due, key=lambda i: (levels[i].steps > 0, levels[i].due))
+            if not levels[self._present].steps:
+                self._left = _STRETCH + 2

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from .draft_head import Block
+from .pace import Record
 from .policies import Policy
 from .records import Chunk, DecodingError, Finish
 
@@ -58,6 +59,7 @@ class Row:
         self.started = False
         self.finish: Finish | None = None
         self.error: DecodingError | None = None
+        self.record = Record()  # what its blocks give, for the pace
         self.settled: tuple[int, int, int] | None = None  # by the last step: masks fed, drafts made, drafts that held
         self.remains: Remains | None = None  # of the last good block, where there is a draft head
         self.again: tuple[list[int], list[float]] | None = None  # drafts, and how sure, behind one that was rejected

@@ -89,12 +89,12 @@ def cut_behind(drafts: Tensor, ends: Tensor) -> Tensor:
 
 
 def propose(
-    drafts: Tensor, rules: Rules, room: Tensor, mask_id: int, width: int, ends: Tensor, most: int
+    drafts: Tensor, rules: Rules, room: Tensor, mask_id: int, width: int, ends: Tensor, most: Tensor | int
 ) -> tuple[Tensor, Tensor]:
     """What is fed next behind the last real token: drafts, then masks. -> ([B, width] ids, [B] how many of them).
 
-    room [B]: tokens that may still be emitted. Neither drafts nor masks go beyond it, and none stand behind an EOS. most:
-    masks of a request whose tokens are verified; without them it writes the same text.
+    room [B]: tokens that may still be emitted. Neither drafts nor masks go beyond it, and none stand behind an EOS. most: masks
+    of each request [B] whose tokens are verified; without them it writes the same text.
     """
     drafts = cut_behind(drafts, ends)
     n = (drafts >= 0).sum(1)
@@ -102,7 +102,7 @@ def propose(
     ended = (last == ends).any(1) & (n > 0)
     # A verified mask becomes a draft, and the last token of all is never a draft: it comes out of the confirmation.
     left = (room - n - torch.where(rules.verifies, 2, 1)).clamp(min=0)
-    ceiling = torch.where(rules.verifies, (rules.k - 1).clamp(max=most), rules.k - 1)
+    ceiling = torch.where(rules.verifies, torch.minimum(rules.k - 1, torch.as_tensor(most)), rules.k - 1)
     masks = torch.minimum(left, ceiling).masked_fill(ended, 0)
     steps = torch.arange(width, device=drafts.device)
     padded = torch.nn.functional.pad(drafts, (0, width), value=-1)[:, :width]

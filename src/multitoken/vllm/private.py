@@ -23,7 +23,6 @@ _CALLS = {  # module, then the qualified name: the parameters that we call it by
     "vllm.engine.arg_utils:EngineArgs.create_model_config": ("self",),
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs": ("self", "request_id", "prompt", "params"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample": ("self", "logits", "spec_decode_metadata"),
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._dummy_run": ("self", "num_tokens"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._input_fits_in_drafter": ("self", "common_attn_metadata"),
     "vllm.v1.core.sched.scheduler:Scheduler._update_request_with_output": (
         "self",
@@ -78,9 +77,6 @@ _READ = {  # attributes of instances, by the class whose source must speak of th
         "self.sampler",
         "self.drafter",
         "self.discard_request_mask",
-        "self.input_ids.gpu",
-        "self.lora_config",
-        "self.max_num_reqs",
     ),
     "vllm.v1.worker.gpu_input_batch:InputBatch": (
         "self.num_tokens_no_spec",

@@ -94,7 +94,7 @@ class Sampler:
         step, mask_id = step_of(self._runner), self._settings.mask_id
         rows = self._requests.rows(step.names, step.states)
         if self._pacer is not None:
-            self._pacer.clock(rows, len(step.names), len(logits), bool(step.discarded.any()))
+            self._pacer.clock(rows, bool(step.discarded.any()))
         alone = len(logits) == len(step.names)  # nobody fed drafts or masks
         grid = grid_of(None if alone else metadata.num_draft_tokens, len(step.names), logits.device)
         logits[:, mask_id] = -torch.inf
@@ -232,11 +232,14 @@ class Sampler:
 
     def _hand_over(self, step: Any, rows: Rows, accepted: Accepted, lengths: Tensor) -> None:
         """Let the proposer have the ids that are fed next behind each request's last real token."""
-        most = 0 if rows.plain else self._settings.k - 1
+        most: Any = 0 if rows.plain else self._settings.k - 1
         if most and self._pacer is not None and rows.paced:
-            self._pacer.settle(step.names, *accepted.blocks.tolist())
-            most = self._pacer.masks(len(step.names))
-        if not most and rows.paced and accepted.emitted.shape[1] == 1:
+            alone = accepted.emitted.shape[1] == 1
+            _, held, good = (None, None, None) if alone else accepted.blocks.tolist()
+            tokens = len(step.names) if alone else int((accepted.emitted >= 0).sum())
+            numbers = self._pacer.masks(step.names, tokens, held, good)
+            most = torch.tensor(numbers, device=lengths.device) if any(numbers) else 0
+        if isinstance(most, int) and not most and rows.paced and accepted.emitted.shape[1] == 1:
             return  # nothing to draft, nobody to draft it for: plain decoding
         room = rows.limits - lengths - (accepted.emitted >= 0).sum(1)
         width = self._settings.drafts

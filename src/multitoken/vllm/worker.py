@@ -7,7 +7,7 @@ from vllm.platforms import current_platform
 
 from .drafts import DraftsInVllm
 from .gate import attach
-from .pacing import Pacer, measure
+from .pacing import Pacer
 from .plugin import settings_of
 from .private import take_over
 from .sampler import Sampler
@@ -16,8 +16,6 @@ if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as Base
 else:
     from vllm.v1.worker.gpu_worker import Worker as Base
-
-_WIDEST = 512  # tokens of a step that is measured; times of wider ones follow from the last two
 
 
 class Worker(Base):
@@ -36,8 +34,7 @@ class Worker(Base):
 
     def compile_or_warm_up_model(self) -> Any:
         times = super().compile_or_warm_up_model()
-        settings, scheduler = settings_of(self.vllm_config), self.vllm_config.scheduler_config
+        settings = settings_of(self.vllm_config)
         if settings.adaptive and settings.policy.verifies:
-            most = min(scheduler.max_num_batched_tokens // 2, _WIDEST)  # the number above is measured
-            self.sampler.pace(Pacer(settings.k - 1, measure(self.model_runner, settings.mask_id, most)))
+            self.sampler.pace(Pacer(settings.k - 1))
         return times

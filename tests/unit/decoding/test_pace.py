@@ -1,0 +1,189 @@
+"""The number of masks, chosen in simulated servers whose costs and luck are known. No clock."""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from multitoken.decoding.pace import Pace, Record
+
+PLACES = 15
+
+
+@dataclass
+class Server:
+    """Rows that emit by luck. cost(tokens fed, masks among them) are the seconds of a step; holds: how often a draft holds."""
+
+    cost: Callable[[int, int], float]
+    holds: list[float]
+    seed: int = 0
+    noise: float = 0.15
+    luck: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.luck = random.Random(self.seed)
+        self.drafts = [0] * len(self.holds)
+
+    def step(self, masks: list[int]) -> tuple[int, list[tuple[int, int]], float]:
+        """(tokens, what became of each row's block as (masks fed, drafts that held), seconds)."""
+        fed = sum(1 + d + m for d, m in zip(self.drafts, masks, strict=True))
+        seconds = self.cost(fed, sum(masks)) * math.exp(
+            self.luck.gauss(-(self.noise**2) / 2, self.noise)
+        )  # 1 on average
+        tokens, settled = 0, []
+        for i, (drafts, row_masks) in enumerate(zip(list(self.drafts), masks, strict=True)):
+            held = 0
+            while held < drafts and self.luck.random() < self.holds[i]:
+                held += 1
+            tokens += 1 + held
+            settled.append((drafts, held))
+            self.drafts[i] = row_masks if held == drafts else 0
+        return tokens, settled, seconds
+
+
+def paced(server: Server, pace: Pace, records: list[Record], steps: int):
+    """[(tokens, seconds, masks of each row)] of the steps."""
+    trace = []
+    for _ in range(steps):
+        masks = pace.masks(records)
+        tokens, settled, seconds = server.step(masks)
+        for record, (fed, held) in zip(records, settled, strict=True):
+            record.settle(fed, held)
+        pace.observe(len(records), tokens, seconds)
+        trace.append((tokens, seconds, masks))
+    return trace
+
+
+def rate(trace) -> float:
+    return sum(step[0] for step in trace) / sum(step[1] for step in trace)
+
+
+def constant(server: Server, masks: int, steps: int = 3000) -> float:
+    return rate(
+        [(tokens, seconds) for tokens, _, seconds in (server.step([masks] * len(server.holds)) for _ in range(steps))]
+    )
+
+
+def best(cost, holds: list[float]) -> float:
+    return max(constant(Server(cost, holds, noise=0), n) for n in (0, 1, 3, 7, 15))
+
+
+def flat(fed: int, masks: int) -> float:
+    return 0.004 + 0.00005 * fed + (0.001 if masks else 0)
+
+
+def steep(fed: int, masks: int) -> float:
+    return 0.002 + 0.0004 * fed + (0.0005 if masks else 0)
+
+
+CASES = {
+    "one row that reasons": (flat, [0.9]),
+    "one row that counts badly": (flat, [0.05]),
+    "eight rows, dear tokens": (steep, [0.6] * 8),
+    "thirty-two rows, dear tokens, poor drafts": (steep, [0.3] * 32),
+    "thirty-two rows, cheap tokens": (flat, [0.85] * 32),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_near_the_best_constant_choice_after_200_steps(name: str) -> None:
+    """Mean over seeds: one run of 1,000 steps scatters by more than the bound."""
+    cost, holds = CASES[name]
+    found = []
+    for seed in range(8):
+        pace, records = Pace(PLACES), [Record() for _ in holds]
+        found.append(rate(paced(Server(cost, holds, seed), pace, records, 1200)[200:]))
+    assert sum(found) / len(found) > 0.95 * best(cost, holds)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_never_below_plain_decoding(name: str) -> None:
+    """Two hundredths over 1,000 steps, trials and first steps included."""
+    cost, holds = CASES[name]
+    plain = constant(Server(cost, holds, noise=0), 0)
+    found = [rate(paced(Server(cost, holds, seed), Pace(PLACES), [Record() for _ in holds], 1000)) for seed in range(8)]
+    assert sum(found) / len(found) > 0.98 * plain
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_costs_that_change_in_the_middle(factor: float) -> None:
+    """Masks become dear, or cheap, while the server runs: what was measured before is wrong by then."""
+    state = {"factor": 1.0}
+
+    def cost(fed: int, masks: int) -> float:
+        return 0.002 + 0.0002 * (fed - masks) + state["factor"] * (0.0003 * masks + 0.0005 * (masks > 0))
+
+    found, holds = [], [0.6] * 8
+    for seed in range(8):
+        state["factor"] = 1.0
+        server, pace, records = Server(cost, holds, seed), Pace(PLACES), [Record() for _ in holds]
+        paced(server, pace, records, 400)
+        state["factor"] = factor
+        found.append(rate(paced(server, pace, records, 1200)[200:]))
+    assert sum(found) / len(found) > 0.95 * best(cost, holds)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.9, 0.05), (0.05, 0.9)])
+def test_acceptance_that_jumps(before: float, after: float) -> None:
+    """Another kind of text: masks stop paying, or begin to."""
+    found = []
+    for seed in range(8):
+        server, pace, records = Server(steep, [before] * 4, seed), Pace(PLACES), [Record() for _ in range(4)]
+        paced(server, pace, records, 400)
+        server.holds = [after] * 4
+        found.append(rate(paced(server, pace, records, 1200)[200:]))
+    assert sum(found) / len(found) > 0.95 * best(steep, [after] * 4)
+
+
+def test_a_machine_that_stalls() -> None:
+    """One step in fifty takes thirty times as long, whatever it feeds: it must not decide."""
+    rng = random.Random(1)
+
+    def cost(fed: int, masks: int) -> float:
+        return flat(fed, masks) * (30 if rng.random() < 0.02 else 1)
+
+    pace, records, server = Pace(PLACES), [Record()], Server(cost, [0.9], 3)
+    paced(server, pace, records, 200)
+    fed = [masks[0] for _, _, masks in paced(server, pace, records, 600)]
+    assert sum(n >= 7 for n in fed) > 0.8 * len(fed)
+
+
+def test_rows_that_differ() -> None:
+    """Of eight rows two reason and six count: each is fed what its own blocks are worth."""
+    holds = [0.9, 0.9] + [0.02] * 6
+
+    def cost(fed: int, masks: int) -> float:
+        return 0.004 + 0.0001 * fed
+
+    pace, records, server = Pace(PLACES), [Record() for _ in holds], Server(cost, holds)
+    trace = paced(server, pace, records, 1000)
+    fed = [sum(masks[i] for _, _, masks in trace) for i in range(len(holds))]
+    assert min(fed[:2]) > 2 * max(fed[2:])
+    assert rate(trace[200:]) > 1.05 * best(cost, holds)
+
+
+def test_rows_that_come_and_go() -> None:
+    """Short answers at sizes that change all the time: what one size has learnt serves the next."""
+    rng, pace = random.Random(0), Pace(PLACES)
+    total = {"tokens": 0, "seconds": 0.0}
+    for answer in range(60):
+        rows = rng.choice([1, 2, 4])
+        server, records = Server(flat, [0.9] * rows, answer), [Record() for _ in range(rows)]
+        for tokens, seconds, _ in paced(server, pace, records, 12):
+            if answer >= 10:
+                total["tokens"] += tokens / rows
+                total["seconds"] += seconds
+    plain = constant(Server(flat, [0.9], noise=0), 0)
+    assert total["tokens"] / total["seconds"] > 2 * plain
+
+
+def test_the_first_answer_is_fed_all_masks() -> None:
+    """An answer of a few steps must not be spent on trials."""
+    pace = Pace(PLACES)
+    fed = []
+    for _ in range(6):
+        fed.append(pace.most(1))
+        pace.observe(1, 6, 0.01)
+    assert fed == [PLACES] * 6
