@@ -70,9 +70,7 @@ def test_drafts_are_those_that_training_sees() -> None:
         hidden = torch.randn(1, batch.slots, model.config.hidden_size)
         trained, sure = propose(head, student, batch, hidden)
         blocks = hidden.view(2, 4, -1)
-        drafter = Drafter.of(head, model)
-        said = drafter.block(blocks[:, 1:], student.logits(blocks)[:, 1:])
-        drafts = drafter.draft(said, trained.view(2, 4)[:, 0], drafter.no_state(2))
+        drafts = Drafter.of(head, model).draft(blocks[:, 1:], student.logits(blocks)[:, 1:], trained.view(2, 4)[:, 0])
     assert drafts.tokens.tolist() == trained.view(2, 4)[:, 1:].tolist()
     assert torch.allclose(drafts.confidences, sure.view(2, 4)[:, 1:].float(), atol=0.02)
 
@@ -83,25 +81,10 @@ def test_a_sampled_draft_is_drawn_by_the_noise_of_its_place() -> None:
     head = head_for(model, scale=0.0)
     logits = torch.randn(3, 5, 96) * 2
     keys = torch.arange(15).view(3, 5) * 977 + 13
-    drafter = Drafter.of(head, model)
-    block = drafter.block(torch.randn(3, 5, model.config.hidden_size), logits)
-    drafts = drafter.draft(
-        block, torch.tensor([1, 2, 3]), drafter.no_state(3), warp=lambda scores: scores / 0.5, keys=keys
+    drafts = Drafter.of(head, model).draft(
+        torch.randn(3, 5, model.config.hidden_size), logits, torch.tensor([1, 2, 3]), warp=lambda s: s / 0.5, keys=keys
     )
     everything = torch.arange(96).expand(15, -1)
     drawn = (logits.view(15, 96).double() / 0.5 + gumbel(keys.flatten(), everything)).argmax(-1)
     among = torch.isin(drawn, logits.view(15, 96).topk(32, -1).indices)
     assert (drafts.tokens.flatten() == drawn)[among].all() and among.float().mean() > 0.9
-
-
-def test_behind_a_rejected_draft_the_rest_of_the_block_is_drafted_again_from_the_right_token() -> None:
-    """The states of a block go on from the last right token: drafting a block whose first token is known in two parts is
-    drafting it at once."""
-    model = SUPPORTED["llama"]()
-    drafter = Drafter.of(head_for(model), model)
-    block = drafter.block(torch.randn(1, 6, model.config.hidden_size), torch.randn(1, 6, 96))
-    whole = drafter.draft(block, torch.tensor([4]), drafter.no_state(1))
-    rest = drafter.draft(block.part((slice(None), slice(2, None))), whole.tokens[:, 1], whole.states[:, 1])
-    assert rest.tokens.tolist() == whole.tokens[:, 2:].tolist()
-    other = drafter.draft(block.part((slice(None), slice(2, None))), (whole.tokens[:, 1] + 1) % 90, whole.states[:, 1])
-    assert not torch.equal(other.states, whole.states[:, 2:])

@@ -17,14 +17,13 @@ Shapes: R rank, D hidden, V vocabulary, N blocks, J masks of a block, C candidat
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from .sampling import gumbel
@@ -82,37 +81,11 @@ Warp = Callable[[Tensor], Tensor]  # scores [N, C] -> those after temperature, t
 
 
 @dataclass(frozen=True)
-class Block:
-    """What the masks of a block say, kept until its places are used up: of one block [J, ...] or of several [N, J, ...].
-
-    Masks see the tokens up to the anchor and nothing behind it, so what they say still stands when a draft is rejected: the
-    places behind it are drafted again from the right token.
-    """
-
-    fed: Tensor  # [.., J, R] what the masks bring to the states
-    scores: Tensor  # [.., J, C] logits of the candidates, the likeliest first
-    candidates: Tensor  # [.., J, C]
-    rest: Tensor  # [.., J] log of the weight of all other tokens
-
-    def part(self, where: Any) -> "Block":
-        return Block(*(tensor[where] for tensor in (self.fed, self.scores, self.candidates, self.rest)))
-
-    @staticmethod
-    def side_by_side(blocks: Sequence["Block"]) -> "Block":
-        """Several of one block each as [N, J, ...], J of the longest."""
-        if len(blocks) == 1:
-            return blocks[0].part(None)
-        columns = zip(*((b.fed, b.scores, b.candidates, b.rest) for b in blocks), strict=True)
-        return Block(*(pad_sequence(list(column), batch_first=True) for column in columns))
-
-
-@dataclass(frozen=True)
 class Drafts:
-    """tokens [N, J] int64, confidences [N, J] and states [N, J, R], in the order of the places."""
+    """tokens [N, J] int64 and confidences [N, J], in the order of the places."""
 
     tokens: Tensor
     confidences: Tensor
-    states: Tensor
 
 
 class Drafter:
@@ -132,45 +105,44 @@ class Drafter:
         embedding: Any = model.get_input_embeddings()
         return cls(head, F.linear(unit(embedding.weight), head.token), columns(head, model).contiguous())
 
-    def block(self, hidden: Tensor, logits: Tensor) -> Block:
-        """hidden [.., J, D] at masks; logits [.., J, V] float32, the mask token's at -inf."""
-        scores, candidates = logits.topk(min(CANDIDATES, logits.shape[-1]), -1)
-        rest = (logits.logsumexp(-1).exp() - scores.logsumexp(-1).exp()).clamp_min(1e-30).log()
-        return Block(self._head.inputs(hidden), scores, candidates, rest)
-
-    def no_state(self, blocks: int) -> Tensor:
-        """[N, R], of blocks of which no place is drafted yet."""
-        return self._state.new_zeros(blocks, self._head.rank)
-
     def draft(
-        self, block: Block, first: Tensor, state: Tensor, *, warp: Warp | None = None, keys: Tensor | None = None
+        self,
+        hidden: Tensor,
+        logits: Tensor,
+        first: Tensor,
+        *,
+        warp: Warp | None = None,
+        keys: Tensor | None = None,
     ) -> Drafts:
         """Tokens for the masks of N blocks, place by place.
 
-        first [N]: the token in front of the first place, and state [N, R] the one that it is added to. With `keys` [N, J], of
-        the noise of each place, tokens are drawn by it from what `warp` makes of the scores.
+        hidden [N, J, D] at the masks; logits [N, J, V] float32, the mask token's at -inf; first [N]: the tokens at the anchors.
+        With `keys` [N, J], of the noise of each place, tokens are drawn by it from what `warp` makes of the scores.
 
         A confidence is the probability of the token among the corrected scores. Where it is drawn, these include the noise: the
         confidence says how far the token is ahead of the next one, whatever its own probability.
         """
-        moves = self._columns[block.candidates]  # [N, J, C, R]
+        scores, candidates = logits.topk(min(CANDIDATES, logits.shape[-1]), -1)  # [N, J, C]
+        moves = F.embedding(candidates, self._columns).unbind(1)  # of each place [N, C, R]
         noise = None
         if keys is not None:
-            noise = gumbel(keys.flatten(), block.candidates.flatten(0, 1)).view(block.scores.shape).float()
-        token, tokens, states, chosen_by = first, [], [], []
-        for j in range(block.fed.shape[1]):
-            state = torch.addmm(block.fed[:, j] + self._tokens[token], state, self._state).tanh_()
-            here = torch.baddbmm(block.scores[:, j, :, None], moves[:, j], state[:, :, None])[..., 0]
+            noise = gumbel(keys.flatten(), candidates.flatten(0, 1)).view(scores.shape).float().unbind(1)
+        alone, which = scores[..., None].unbind(1), candidates.unbind(1)
+        state, token = self._state.new_zeros(len(first), self._head.rank), first
+        tokens, chosen_by = [], []
+        for j, fed in enumerate(self._head.inputs(hidden).unbind(1)):  # decoding waits for every call in here
+            state = torch.addmm(F.embedding(token, self._tokens) + fed, state, self._state).tanh_()
+            here = torch.baddbmm(alone[j], moves[j], state[:, :, None]).squeeze(-1)
             if noise is not None:
-                here = (warp(here) if warp is not None else here) + noise[:, j]
-            token = block.candidates[:, j].gather(-1, here.argmax(-1, keepdim=True))[:, 0]
+                here = (warp(here) if warp is not None else here) + noise[j]
+            token = which[j].gather(-1, here.argmax(-1, keepdim=True)).squeeze(-1)
             tokens.append(token)
-            states.append(state)
             chosen_by.append(here)
         final = torch.stack(chosen_by, 1)
         if noise is not None:
             final = final * _CALM
-        weight = final.logsumexp(-1)
-        if noise is None:
-            weight = torch.logaddexp(weight, block.rest)
-        return Drafts(torch.stack(tokens, 1), (final.amax(-1) - weight).exp(), torch.stack(states, 1))
+            weight = final.logsumexp(-1)
+        else:  # what the tokens that are no candidates weigh, as the mask alone says
+            rest = (logits.logsumexp(-1).exp() - scores.logsumexp(-1).exp()).clamp_min(1e-30).log()
+            weight = torch.logaddexp(final.logsumexp(-1), rest)
+        return Drafts(torch.stack(tokens, 1), (final.amax(-1) - weight).exp())

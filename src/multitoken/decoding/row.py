@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from .draft_head import Block
 from .pace import Record
 from .policies import Policy
 from .records import Chunk, DecodingError, Finish
@@ -34,14 +32,6 @@ class Request:
     keep_scores: bool = False
 
 
-@dataclass(frozen=True)
-class Remains:
-    """The block that a row's drafts are of, and the states of the draft head at its places [J, R]."""
-
-    block: Block
-    states: Tensor
-
-
 class Row:
     """`ids` holds the prompt and everything emitted; its first `cached` tokens are in slots.
 
@@ -61,8 +51,6 @@ class Row:
         self.error: DecodingError | None = None
         self.record = Record()  # what its blocks give, for the pace
         self.settled: tuple[int, int, int] | None = None  # by the last step: masks fed, drafts made, drafts that held
-        self.remains: Remains | None = None  # of the last good block, where there is a draft head
-        self.again: tuple[list[int], list[float]] | None = None  # drafts, and how sure, behind one that was rejected
         self._fed: int | None = None  # masks of the block that the drafts are of, if it was good
 
     @property
@@ -110,12 +98,8 @@ class Row:
                 drafts = behind
             else:
                 emitted += behind
-        elif self.again is not None:
-            tokens_again, sure = self.again
-            drafts = tokens_again[: self.policy.kept([1.0, *sure]) - 1]
-        self.again = None
         self.drafts = self._up_to_eos(drafts)
-        if self._fed is not None and len(self.drafts) < len(drafts):
+        if len(self.drafts) < len(drafts):
             self._fed = len(self.drafts)  # what stands behind EOS says nothing of acceptance
         emitted = self._stopped(self._up_to_eos(emitted))
         self.cached, self.started = cached, True

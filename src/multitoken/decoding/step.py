@@ -103,8 +103,8 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
                 continue
         picks.append(Picks(i, row, feed.masks, tokens, certainty))
         scored.append((raw, scores))
-    if batch.drafter is not None:
-        draft_blocks(batch.drafter, picks, logits, heard[0] if heard else None)
+    if batch.drafter is not None and drafts:
+        draft_blocks(batch.drafter, picks, logits, heard[0])
     return [
         _with_scores(pick.row, pick.row.take(pick.tokens, pick.confidences), *both)
         for pick, both in zip(picks, scored, strict=True)

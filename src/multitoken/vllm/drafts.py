@@ -56,8 +56,7 @@ class DraftsInVllm:
         """Tokens and confidences [B, J]. raw [N, V]: the logits; rows [B, J]: those of the masks; first [B]: the tokens at the
         anchors; warp and keys [B, J] as `Drafter.draft` takes them."""
         assert self._hidden is not None, "logits were computed from hidden states"
-        block = self._drafter.block(self._hidden[rows], raw[rows])
-        drafts = self._drafter.draft(block, first, self._drafter.no_state(len(first)), warp=warp, keys=keys)
+        drafts = self._drafter.draft(self._hidden[rows], raw[rows], first, warp=warp, keys=keys)
         return drafts.tokens, drafts.confidences
 
 
