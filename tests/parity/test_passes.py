@@ -57,6 +57,7 @@ def rows(shared: bool) -> dict[str, torch.Tensor]:
                 "anchors": [start + anchor for start, sample in placed for anchor in ANCHORS[sample]],
                 "ends": [start + LENGTHS[sample] for start, sample in placed for _ in KS],
                 "ks": [*KS] * len(group),
+                "sampled": [0] * len(KS) * len(group),
             }
         )
     return collate(made)
