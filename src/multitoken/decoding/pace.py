@@ -22,7 +22,8 @@ _LEAST = 0.3  # steps' time that a trial is taken to cost, however well it went
 _ALLOWANCE = 0.006  # of the time may be lost against plain decoding
 _PURSE = 8.0  # steps' time that the purse holds: with the allowance, no 1,000 steps lose 2%
 _MARGIN = 1.03  # by which another level must be better than the present one
-_MEMORY = 40  # steps that a level's average goes over
+_DOUBT = 0.4  # and, in steps, by what more while few of its own are known
+_MEMORY = 60  # steps that a level's average goes over
 _CROWD = 8  # rows that begin with plain decoding
 _IDLE = 12  # steps after which a row that accepts nothing is tried again
 _FADE = 0.8  # of what held at a time is remembered a block later
@@ -146,6 +147,10 @@ class Pace:
             self._sizes[self._size] = levels
         return self._sizes[self._size]
 
+    def _doubt(self, level: _Level) -> float:
+        """By what a level that few steps speak for must be better: a burst of other work on the machine is as long as they."""
+        return 1.0 if level.masks == self._ladder[self._best] else 1 + _DOUBT / level.steps
+
     def _decide(self, rows: int) -> None:
         levels = self._levels()
         self._left = _STRETCH
@@ -156,7 +161,9 @@ class Pace:
             self._present = self._best = 0 if rows >= _CROWD else len(levels) - 1
             self._left = _STRETCH if rows >= _CROWD else 2 * _STRETCH  # a first answer may be no longer
             return
-        best = max(known, key=lambda i: levels[i].rate * (_MARGIN if i in (0, self._best) else 1))
+        best = max(
+            known, key=lambda i: levels[i].rate * (_MARGIN if i in (0, self._best) else 1) / self._doubt(levels[i])
+        )
         if best != self._best:  # its neighbours may be better still
             for i in (best - 1, best + 1):
                 if 0 <= i < len(levels):
@@ -164,7 +171,7 @@ class Pace:
         self._best, self._cost = best, 0.0
         self._present = 0 if self._purse <= 0 else best
         rivals = {0, best - 1, best + 1} - {best, -1, len(levels)}
-        if rows < _CROWD and best:
+        if rows < _CROWD:
             rivals |= {len(levels) - 1} - {best}
         due = [i for i in rivals if levels[i].due <= self._now and (i == 0 or self._purse > _STRETCH / 2)]
         if due and self._present == best:
