@@ -120,5 +120,5 @@ def _adapt(options: DemoOptions, console: Console) -> Model:
 
 def demo_recipe() -> dict[str, object]:
     """As the embedded adapter was made, in minutes: shorter blocks, for minutes do not teach the places beyond (docs/ablations.md),
-    and a little faster, for the learning rate falls to zero sooner."""
-    return {**RECIPES["gated"], "k_max": 8, "learning_rate": 6e-3}
+    and a little faster, for the learning rate falls to zero sooner. The demo decodes greedily, so all responses are greedy."""
+    return {**RECIPES["gated"], "k_max": 8, "learning_rate": 6e-3, "responses": "greedy", "temperature": 1.0}
