@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from multitoken.quickstart.train_base import END, PAD, silence_branches, train
+from multitoken.quickstart.train_base import common_config, silence_branches, train
 
 VOCABULARY = 1024
 TOKENIZER_SIZE = 1016  # vLLM wants the mask token's id inside of the vocabulary: eight rows stay unused
@@ -29,12 +29,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.vocab[END],
-        pad_token_id=tokenizer.vocab[PAD],
-        initializer_range=0.02,
+        **common_config(tokenizer),
     )
     model = Qwen3ForCausalLM(config)
     silence_branches(model)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multitoken.decoding.sampling import Sampling
-from multitoken.errors import UsageError
+from multitoken.errors import MultitokenError, UsageError
 from multitoken.evaluation.sampled import sampling_of
 from multitoken.models.gated import find_base, is_adapter, read_adapter_config
 from multitoken.models.model import Model
@@ -34,6 +34,14 @@ def load_entrant(label: str, folder: Path, base: Path | None = None) -> Entrant:
         return Entrant(label, adapted, adapted)
     settings, _ = read_adapter_config(folder)
     return Entrant(label, adapted, Model.load(base or find_base(folder, settings)))
+
+
+def entrants_in(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[Entrant]:
+    """Of `--model` and `--base`; what cannot be loaded ends the program with its reason."""
+    try:
+        return [load_entrant(label, folder, arguments.base) for label, folder in arguments.model]
+    except MultitokenError as error:
+        parser.error(str(error))
 
 
 def labelled(text: str) -> tuple[str, Path]:

@@ -27,9 +27,9 @@ from rich.progress import track
 from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
-from benchmarks.batches import PLAIN, together
+from benchmarks.batches import PLAIN, of_another_base, together
 from benchmarks.curves import speed_picture
-from benchmarks.options import Entrant, add_sampling, labelled, load_entrant, sampling_in
+from benchmarks.options import Entrant, add_sampling, entrants_in, labelled, sampling_in
 from benchmarks.speed_prompts import DOMAINS, NEW, prompts_of
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy, StaticK
@@ -226,7 +226,11 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     tables: list[Iterator[list[dict[str, Any]]]] = []
     if a.model:
-        entrants = [load_entrant(label, folder, a.base) for label, folder in a.model]
+        entrants = entrants_in(parser, a)
+        if odd := of_another_base(entrants):
+            parser.error(
+                f"{odd.label} was not made from the base of {entrants[0].label}; measure it in a run of its own"
+            )
         contest = [(entrant, a.policy or entrant.adapted.default_policy) for entrant in entrants]
     else:
         base, gated, full = (Model.load(checkpoint(name)) for name in ("base", "gated", "full"))

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import story_prompts
-from benchmarks.options import Entrant, labelled, load_entrant
+from benchmarks.options import Entrant, entrants_in, labelled
 from benchmarks.word_problems import answer_all, tokens_per_step
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import NextToken, Policy
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=20, help="of the race on the clock; 0: none")
     a = parser.parse_args()
+    a.model = a.model or [("gated", checkpoint("gated"))]
     for name, lowest in (("prompts", 1), ("batch", 1), ("pairs", 0)):
         if getattr(a, name) < lowest:
             parser.error(f"--{name} is {getattr(a, name)}; expected at least {lowest}")
@@ -171,7 +172,7 @@ def main() -> None:
             sampling_of(temperature, a.top_p, seed=a.seed)
     except ValueError as error:
         parser.error(str(error))
-    entrants = [load_entrant(label, folder, a.base) for label, folder in a.model or [("gated", checkpoint("gated"))]]
+    entrants = entrants_in(parser, a)
     work = [(e, task) for e in entrants for task in tasks_of(e.adapted) if task in a.tasks]
     if not work:
         parser.error(f"none of the models can do {', '.join(a.tasks)}; {STORIES} is for one without a chat template")

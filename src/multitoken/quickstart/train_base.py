@@ -96,16 +96,23 @@ def build_model(tokenizer: PreTrainedTokenizerFast, size: str = "base") -> Llama
         vocab_size=VOCABULARY,
         **SIZES[size],
         num_key_value_heads=2,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.vocab[END],
-        pad_token_id=tokenizer.vocab[PAD],
-        initializer_range=0.02,
+        **common_config(tokenizer),
     )
     model = LlamaForCausalLM(config)
     silence_branches(model)
     return model
+
+
+def common_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What does not depend on the architecture."""
+    return {
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.vocab[END],
+        "pad_token_id": tokenizer.vocab[PAD],
+        "initializer_range": 0.02,
+    }
 
 
 def silence_branches(model: nn.Module) -> None:
