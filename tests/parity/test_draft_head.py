@@ -6,10 +6,10 @@ from torch import nn
 
 from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken, Sampling
 from multitoken.decoding.blocks import pack_blocks
-from multitoken.decoding.draft_head import Drafter, DraftHead
+from multitoken.decoding.draft_head import Drafter, DraftHead, columns
 from multitoken.decoding.sampling import gumbel
 from multitoken.training.head import Head
-from multitoken.training.left_to_right import propose
+from multitoken.training.left_to_right import moved_by, propose
 from tests.parity.families import MASK, SUPPORTED
 
 PROMPTS = [[1, 5, 9], [7, 7, 3, 22, 41, 6, 2], [30], [12, 50, 2, 2, 9]]
@@ -68,7 +68,9 @@ def test_drafts_are_those_that_training_sees() -> None:
     batch = pack_blocks(torch.tensor([[1, 5, 9, 4, 7]]), [5], torch.tensor([[1, 4]]), (4, 4), MASK)
     with torch.no_grad():
         hidden = torch.randn(1, batch.slots, model.config.hidden_size)
-        trained, sure = propose(head, student, batch, hidden)
+        moves = columns(head, model)
+        trained = propose(head, moves, student, batch, hidden)
+        _, sure = student.best_and_sure(hidden, moved_by(head, moves, student, batch, hidden, trained))
         blocks = hidden.view(2, 4, -1)
         drafts = Drafter.of(head, model).draft(blocks[:, 1:], student.logits(blocks)[:, 1:], trained.view(2, 4)[:, 0])
     assert drafts.tokens.tolist() == trained.view(2, 4)[:, 1:].tolist()

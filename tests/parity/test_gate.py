@@ -27,9 +27,10 @@ def gated(family: str, mask_id: int = BEYOND, *, merged: bool = False):
     torch.manual_seed(0)
     for parameter in adapter.parameters():
         nn.init.normal_(parameter, std=0.15 if merged else 0.3)
-    adapter.attach(model)
     if merged:
-        adapter.merge(model)
+        adapter.attach_for_decoding(model)
+    else:
+        adapter.attach(model)
     return model, bare, adapter
 
 
@@ -134,7 +135,7 @@ def test_fused_experts_are_adapted_too() -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen3 mixture of experts", "gpt2"])
 def test_merged_updates_say_the_same(family: str) -> None:
     """Added to the matrix beforehand or behind the layer: rounding apart it is one adapter, wherever masks stand. What
-    cannot be merged (experts, GPT-2's transposed layers) keeps its hook."""
+    cannot be merged (experts, GPT-2's transposed layers) is added behind its layer."""
     model, _, adapter = gated(family)
     ids = torch.randint(6, 90, (2, 12), generator=torch.Generator().manual_seed(1))
     ids[0, 9:], ids[1, 4:6] = BEYOND, BEYOND
@@ -144,12 +145,41 @@ def test_merged_updates_say_the_same(family: str) -> None:
         up = nn.Parameter(torch.zeros(update.up.shape[0], 64))
         wide.data[:4], up.data[:, :4] = update.down.data, update.up.data
         update.down, update.up = wide, up
-    adapter.merge(model)
+    model = SUPPORTED[family]().requires_grad_(False)  # without the hooks of training
+    adapter.attach_for_decoding(model)
     after = model(input_ids=ids, use_cache=False).logits
     assert torch.allclose(before, after, atol=1e-4)
     buffers = [name for name, _ in model.named_buffers() if name.endswith("weights_by_kind")]
     assert len(buffers) == {"llama": 21, "qwen3 mixture of experts": 12, "gpt2": 0}[family]
     assert not any("weights_by_kind" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3 mixture of experts", "gpt2"])
+def test_a_pass_without_masks_finds_the_adapted_layers_as_they_were(family: str) -> None:
+    """Plain decoding must not pay for the adapter: neither hook nor forward of ours stays on a layer, and what another library
+    had put there comes back. With masks the adapter acts again, in a deep copy of the model too."""
+    model, _, adapter = gated(family, merged=True)
+    layers = [model.get_submodule(name) for name in adapter.names]
+    ids = torch.randint(6, 90, (2, 12), generator=torch.Generator().manual_seed(1))
+    masked = ids.masked_fill(torch.arange(12) > 8, BEYOND)
+    first = model(input_ids=masked, use_cache=False).logits
+    assert all("forward" in layer.__dict__ for layer in layers)
+    model(input_ids=ids, use_cache=False)
+    assert not any("forward" in layer.__dict__ or layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+    assert torch.equal(model(input_ids=masked, use_cache=False).logits, first)
+    assert torch.equal(copy.deepcopy(model)(input_ids=masked, use_cache=False).logits, first)
+
+
+def test_another_librarys_forward_comes_back() -> None:
+    """Accelerate puts a forward of its own on layers that it moves between devices."""
+    model = SUPPORTED["gpt2"]().requires_grad_(False)
+    adapter = GatedAdapter(model, mask_id=BEYOND, rank=4, layers=adaptable_layers(model))
+    layer = model.get_submodule(adapter.names[0])
+    own = layer.__dict__["forward"] = layer.forward
+    adapter.attach_for_decoding(model)
+    for ids in ([[7, BEYOND]], [[7, 8]]):
+        model(input_ids=torch.tensor(ids), use_cache=False)
+    assert layer.__dict__["forward"] is own
 
 
 @pytest.mark.parametrize(("real", "masks"), [(1, 15), (8, 15), (20, 3), (7, 7), (0, 9), (90, 5), (3, 90), (60, 200)])

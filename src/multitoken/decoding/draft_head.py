@@ -57,9 +57,13 @@ class DraftHead(nn.Module):
         fed = self.inputs(hidden) + F.linear(unit(before), self.token)
         state, states = fed.new_zeros(len(fed), self.rank), []
         for j in range(fed.shape[1]):
-            state = torch.addmm(fed[:, j], state, self.state.t()).tanh()
+            state = self.advance(state, fed[:, j])
             states.append(state)
         return torch.stack(states, 1)
+
+    def advance(self, state: Tensor, fed: Tensor) -> Tensor:
+        """The next state. fed: what mask and token before it bring. Both [..., R]"""
+        return (fed + F.linear(state, self.state)).tanh()
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .draft_head import Drafter
 from .row import Row
-from .sampling import noise_key, scale_free, signed
+from .sampling import noise_key, scale_free, signed, without_prefix
 
 
 @dataclass
@@ -61,7 +62,7 @@ def _draft(drafter: Drafter, group: Sequence[Picks], logits: Tensor, hidden: Ten
         hidden[lines, places],
         logits[lines, places],
         torch.tensor([p.tokens[len(p.row.drafts)] for p in group], device=device),
-        warp=lambda scores: request.processors(scores.new_zeros(len(scores), 1, dtype=torch.long), scores),  # pyright: ignore[reportArgumentType]
+        warp=partial(without_prefix, request.processors),
         keys=None
         if request.seed is None
         else torch.tensor([[_key(pick, j) for j in range(most)] for pick in group], device=device),

@@ -141,7 +141,8 @@ class Engine:
             if (part + 1) * widest > self._prefill_tokens:
                 break
             part += 1
-        pays = self._most_masks(self._rows[: first + part])
+        pace = self._pace_of(self._rows[: first + part])
+        pays = sys.maxsize if pace is None else pace.most(first + part)
         feeds = []
         for row in joining[:part]:
             pending = min(row.pending(), self._prefill_tokens)
@@ -152,14 +153,11 @@ class Engine:
         """One pass over all rows that have started, of one width; where drafts leave room in it, masks fill it."""
         if not started:
             return []
-        rooms, paced = [self._masks_of(row) for row in started], self._is_paced(started)
-        wanted = self._pace.masks([row.record for row in started]) if self._pace is not None and paced else rooms
+        rooms, pace = [self._masks_of(row) for row in started], self._pace_of(started)
+        wanted = rooms if pace is None else pace.masks([row.record for row in started])
         real = [row.pending() + len(row.drafts) for row in started]
-        width = (
-            max(n + min(want, room) for n, want, room in zip(real, wanted, rooms, strict=True) if want)
-            if any(wanted)
-            else 0
-        )
+        fed = zip(real, wanted, rooms, strict=True)
+        width = max((n + min(want, room) for n, want, room in fed if want), default=0)
         return self._step(
             [
                 Feed(row, row.pending(), max(0, min(room, width - n)))
@@ -168,13 +166,9 @@ class Engine:
             0,
         )
 
-    def _is_paced(self, rows: list[Row]) -> bool:
-        """Only policies whose output does not depend on the number of masks are."""
-        return self._pace is not None and all(row.policy.verifies for row in rows)
-
-    def _most_masks(self, rows: list[Row]) -> int:
-        """Of a row behind its prompt."""
-        return self._pace.most(len(rows)) if self._pace is not None and self._is_paced(rows) else sys.maxsize
+    def _pace_of(self, rows: list[Row]) -> Pace | None:
+        """What paces these rows, if anything: only policies whose output does not depend on the number of masks are paced."""
+        return self._pace if all(row.policy.verifies for row in rows) else None
 
     def _masks_of(self, row: Row) -> int:
         return row.room_for_masks(self._max_positions) if self._batch.mask_id is not None else 0
@@ -191,10 +185,11 @@ class Engine:
         for feed in feeds:
             if (block := feed.row.settled) is not None:
                 feed.row.record.settle(block[0], block[2])
-        if self._is_paced([feed.row for feed in feeds]) and all(feed.row.started for feed in feeds):
-            joined = any(len(chunk.token_ids) and feed.pending > 1 for chunk, feed in zip(chunks, feeds, strict=False))
+        pace = self._pace_of([feed.row for feed in feeds])
+        if pace is not None and all(feed.row.started for feed in feeds):
+            prompts = any(feed.pending > 1 for feed in feeds)
             tokens = sum(len(chunk.token_ids) for chunk in chunks)
-            self._pace.observe(len(feeds), tokens, None if joined else spent)
+            pace.observe(len(feeds), tokens, None if prompts else spent)
         return chunks
 
     def _keep(self, rows: list[Row]) -> None:

@@ -7,7 +7,7 @@ low-rank adapter for mask tokens: arXiv 2507.11851, section 3.1.)
 The model itself is not touched: hooks look at the ids on their way into the embedding, put the mask's own vector in, and
 add the update behind each adapted layer. The mask's id may therefore lie beyond the vocabulary. For decoding, an update that
 is not much smaller than the matrix it stands behind is better added to it beforehand: masks then go through the one, real
-tokens through the other (`merge`).
+tokens through the other (`_merge`).
 
 Shapes: B rows, S tokens, N masks among them, D in, E out, R rank.
 """
@@ -118,36 +118,40 @@ class GatedAdapter(nn.Module):
         self.mask_vector = nn.Parameter(torch.zeros(embedding.weight.shape[1]))  # pyright: ignore[reportCallIssue, reportIndexIssue, reportAttributeAccessIssue, reportArgumentType]
         hidden = int(model.config.get_text_config().hidden_size)
         self.updates = nn.ModuleList(LowRank(*_sides(model.get_submodule(name), hidden), rank) for name in self.names)
-        self._merged: set[int] = set()  # layers whose update is added to a copy of their matrix
-        self._acts: list[tuple[nn.Module, Any]] = []  # layers, and what stands for their forward where there are masks
+        # Layers, what stands for their forward where there are masks, and a forward of another library's, such as accelerate.
+        self._acts: list[tuple[nn.Module, Any, Any]] = []
         self._acting = False
         self.to(model.device)
 
     def attach(self, model: PreTrainedModel) -> None:
         """Let the adapter act in `model`, which it was made for."""
-        embedding: Any = model.get_input_embeddings()
-        embedding.register_forward_pre_hook(self._hide)
-        embedding.register_forward_hook(self._put)
+        self._watch(model)
         for i, name in enumerate(self.names):
             # A partial of a method, not a closure: a deep copy of the model then gets a copy of the adapter as well.
             model.get_submodule(name).register_forward_hook(partial(self._add, i))
 
     def attach_for_decoding(self, model: PreTrainedModel) -> None:
-        """`merge`, and `attach`, but so that a pass without masks finds the adapted layers as they were."""
-        self.merge(model)
+        """As `attach`, with updates merged (`_merge`), but so that a pass without masks finds the adapted layers as they were."""
+        merged = self._merge(model)
         for i, name in enumerate(self.names):
             layer = model.get_submodule(name)
-            if i not in self._merged:
-                self._acts.append((layer, partial(self._run, i, layer, layer.forward)))
+            forward = partial(self._split, layer) if i in merged else partial(self._run, i, layer.forward)
+            self._acts.append((layer, forward, layer.__dict__.get("forward")))
+        self._acting = False  # whatever passes it has seen in training
+        self._watch(model)
+
+    def _watch(self, model: PreTrainedModel) -> None:
+        """See every pass's ids, and put the mask's vector in."""
         embedding: Any = model.get_input_embeddings()
         embedding.register_forward_pre_hook(self._hide)
         embedding.register_forward_hook(self._put)
 
     @torch.no_grad()
-    def merge(self, model: PreTrainedModel) -> None:
-        """Make ready for decoding: where an update has at least half the numbers of its layer's matrix, add it to a copy of
+    def _merge(self, model: PreTrainedModel) -> set[int]:
+        """Make ready for decoding, and say which layers were: where an update has at least half the numbers of its layer's matrix, add it to a copy of
         the matrix, which masks then go through. A second copy, for real tokens, lies beside it, so that both are one product
         (`Gate.split`). The adapter, at work in `model`, can be trained no more."""
+        merged = set()
         for i, name in enumerate(self.names):
             layer, update = model.get_submodule(name), self.updates[i]
             assert isinstance(update, LowRank)
@@ -159,8 +163,8 @@ class GatedAdapter(nn.Module):
             whole = layer.weight.float() + update.up @ update.down
             both = torch.stack([layer.weight.t(), whole.to(layer.weight.dtype).t()])
             layer.register_buffer("weights_by_kind", both, persistent=False)
-            self._merged.add(i)
-            self._acts.append((layer, partial(self._split, layer)))
+            merged.add(i)
+        return merged
 
     def _hide(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self._is_mask = self.gate.look(args[0])
@@ -174,17 +178,13 @@ class GatedAdapter(nn.Module):
         if there == self._acting:
             return
         self._acting = there
-        for layer, forward in self._acts:
-            if there:
-                forward_before = layer.__dict__.pop("forward", None)  # of another library, such as accelerate
-                layer.__dict__["forward_before"] = forward_before
-                layer.__dict__["forward"] = forward
+        for layer, forward, before in self._acts:
+            if there or before is not None:
+                layer.__dict__["forward"] = forward if there else before
             else:
                 del layer.__dict__["forward"]
-                if (before := layer.__dict__.pop("forward_before")) is not None:
-                    layer.__dict__["forward"] = before
 
-    def _run(self, i: int, layer: nn.Module, forward: Any, *args: Any, **named: Any) -> Tensor:
+    def _run(self, i: int, forward: Any, *args: Any, **named: Any) -> Tensor:
         return self.gate.add(self.updates[i], args[0], forward(*args, **named))  # pyright: ignore[reportArgumentType]
 
     def _put(self, module: nn.Module, args: tuple[Tensor, ...], vectors: Tensor) -> Tensor:
@@ -195,7 +195,8 @@ class GatedAdapter(nn.Module):
     def _add(self, i: int, module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         return self.gate.add(self.updates[i], args[0], y)  # pyright: ignore[reportArgumentType]
 
-    def _split(self, layer: nn.Linear, x: Tensor) -> Tensor:
+    def _split(self, layer: nn.Module, x: Tensor) -> Tensor:
+        assert isinstance(layer, nn.Linear)
         if not self.gate.is_open:
             return F.linear(x, layer.weight, layer.bias)
         y = self.gate.split(x, layer.weights_by_kind)  # pyright: ignore[reportArgumentType]

@@ -91,6 +91,12 @@ class Sampling:
 _SCALE_FREE = tuple(kind for kind in _BLIND if kind is not SuppressTokensLogitsProcessor)
 
 
+def without_prefix(processors: LogitsProcessorList, scores: Tensor) -> Tensor:
+    """What processors that do not look at the prefix make of scores [N, V]."""
+    shown = torch.zeros(len(scores), 1, dtype=torch.long, device=scores.device)
+    return processors(shown, scores)  # pyright: ignore[reportArgumentType]
+
+
 def scale_free(processors: LogitsProcessorList) -> Hashable | None:
     """What names these processors, if each looks at nothing but the scores, whichever tokens they are of; None otherwise."""
     if any(type(processor) not in _SCALE_FREE for processor in processors):
@@ -112,8 +118,7 @@ def choose(row: "Row", logits: Tensor) -> tuple[list[int], Tensor]:
     request = row.request
     start = len(row.ids)
     if all(type(processor) in _BLIND for processor in request.processors):  # a subclass may look all the same
-        shown = torch.zeros(len(logits), 1, dtype=torch.long, device=logits.device)
-        scores = request.processors(shown, logits) if request.processors else logits  # pyright: ignore[reportArgumentType]
+        scores = without_prefix(request.processors, logits) if request.processors else logits
         return _pick(row, scores, start), scores
     before = [*request.shown_before, *row.ids]
     prefix = torch.zeros(1, len(before) + len(logits), dtype=torch.long, device=logits.device)

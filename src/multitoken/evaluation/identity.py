@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from multitoken.decoding.sampling import Sampling, gumbel, noise_key
+from multitoken.decoding.sampling import Sampling, gumbel, noise_key, without_prefix
 
 TIE_GAP = 1e-4  # in logits; in scores with their noise where tokens are sampled
 
@@ -88,7 +88,6 @@ class Float64Judge:
 
 def _with_noise(logits: torch.Tensor, sampling: Sampling, row: int, position: int) -> torch.Tensor:  # [vocabulary]
     """What the token at a position is the largest of."""
-    shown = torch.zeros(1, 1, dtype=torch.long, device=logits.device)
-    scores = sampling.processors()(shown, logits[None])  # pyright: ignore[reportArgumentType]
+    scores = without_prefix(sampling.processors(), logits[None])
     tokens = torch.arange(scores.shape[-1], device=logits.device)[None]
     return (scores + gumbel([noise_key(sampling.seed, row, position)], tokens))[0]

@@ -21,15 +21,15 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
 )
-from transformers.utils.hub import cached_file
 
 from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.gate import GatedAdapter
-from multitoken.decoding.head_file import HEAD_WEIGHTS, read_head
+from multitoken.decoding.head_file import read_head
 from multitoken.decoding.records import DecodingError
 from multitoken.errors import ModelError, UnsupportedModelError, UsageError
 
 from .gated import fetch_adapter, find_base, is_hub_name, read_adapter, read_adapter_config, read_own_adapter
+from .heads import find_head
 from .mtp_config import MtpConfig
 from .quantize import quantize_weights
 
@@ -140,13 +140,7 @@ def _read_head(model: PreTrainedModel, source: str, mtp: MtpConfig | None) -> Dr
     """The draft head of a folder or a hub name, if the `mtp` block says that there is one. Raises `ModelError`."""
     if mtp is None or not mtp.draft_head:
         return None
-    try:
-        file = cached_file(source, HEAD_WEIGHTS)
-    except OSError as error:
-        raise ModelError(
-            f"{source}: the mtp block names a draft head, but {HEAD_WEIGHTS} is not there; copy the folder again"
-        ) from error
-    assert file is not None, "cached_file raises where there is none"
+    file = find_head(source, mtp.draft_head)
     try:
         return read_head(model, file, mtp.draft_head)
     except DecodingError as error:

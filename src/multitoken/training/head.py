@@ -107,7 +107,10 @@ class Head:
     @torch.no_grad()
     def best(self, hidden: Tensor, moved: "Moved | None" = None) -> Tensor:
         """The argmax at each place. [..., D] -> [...]."""
-        return self.best_and_sure(hidden, moved)[0]
+        flat, moved = hidden.reshape(-1, hidden.shape[-1]), moved and moved.flat()
+        return torch.cat([self._moved(flat, moved, part).argmax(-1) for part in self._parts(len(flat))]).view(
+            hidden.shape[:-1]
+        )
 
     @torch.no_grad()
     def best_and_sure(self, hidden: Tensor, moved: "Moved | None" = None) -> tuple[Tensor, Tensor]:

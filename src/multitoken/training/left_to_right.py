@@ -5,40 +5,40 @@ Shapes: B rows, M slots (all blocks' places, one behind the other), N blocks of 
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from multitoken.decoding.blocks import BlockBatch
-from multitoken.decoding.draft_head import DraftHead, columns, unit
+from multitoken.decoding.draft_head import DraftHead, unit
 
 from .head import Head, Moved
 
 
-def moved_by(drafter: DraftHead, student: Head, batch: BlockBatch, hidden: Tensor, tokens: Tensor) -> Moved:
-    """The corrections of all places, given the token at every place. hidden [B, M, D], tokens [B, M]; a mask's state depends
-    on the tokens at the earlier places of its block. Nothing is added at anchors."""
+def moved_by(
+    drafter: DraftHead, columns: Tensor, student: Head, batch: BlockBatch, hidden: Tensor, tokens: Tensor
+) -> Moved:
+    """The corrections of all places, given the token at every place. columns [V, R]: W U; hidden [B, M, D], tokens [B, M]; a
+    mask's state depends on the tokens at the earlier places of its block. Nothing is added at anchors."""
     slots, valid = _by_block(batch)
     rows = len(hidden)
     at_masks = hidden[:, slots]  # [B, N, J, D]
     before = student.embed(tokens[:, slots - 1])
     states = drafter.states(at_masks.flatten(0, 1), before.flatten(0, 1)).view(rows, *slots.shape, -1)
     everywhere = states.new_zeros(rows, batch.slots, drafter.rank)
-    everywhere = everywhere.index_copy(1, slots[valid], states[:, valid])
-    return Moved(everywhere, columns(drafter, student.model))
+    return Moved(everywhere.index_copy(1, slots[valid], states[:, valid]), columns)
 
 
 @torch.no_grad()
-def propose(drafter: DraftHead, student: Head, batch: BlockBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """The student's own tokens from left to right, as decoding chooses them, and their probabilities. -> [B, M], [B, M]"""
-    tokens, sure = student.best_and_sure(hidden)
+def propose(drafter: DraftHead, columns: Tensor, student: Head, batch: BlockBatch, hidden: Tensor) -> Tensor:
+    """The student's own tokens from left to right, as decoding chooses them. columns, hidden: as above. -> [B, M]"""
+    tokens = student.best(hidden)
     slots, valid = _by_block(batch)
-    moves = columns(drafter, student.model)
     state = hidden.new_zeros(len(hidden), len(slots), drafter.rank, dtype=torch.float32)
     for j in range(slots.shape[1]):
         here, there = slots[:, j], valid[:, j]
-        fed = drafter.inputs(hidden[:, here]) + unit(student.embed(tokens[:, here - 1])) @ drafter.token.t()
-        state = (fed + state @ drafter.state.t()).tanh()
-        chosen, how_sure = student.best_and_sure(hidden[:, here[there]], Moved(state[:, there], moves))
-        tokens[:, here[there]], sure[:, here[there]] = chosen, how_sure
-    return tokens, sure
+        before = unit(student.embed(tokens[:, here - 1]))
+        state = drafter.advance(state, drafter.inputs(hidden[:, here]) + F.linear(before, drafter.token))
+        tokens[:, here[there]] = student.best(hidden[:, here[there]], Moved(state[:, there], columns))
+    return tokens
 
 
 def _by_block(batch: BlockBatch) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,9 @@ def _full(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptati
     mask = add_mask_token(student, loaded.tokenizer, texts=texts, seed=config.seed)
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     passes = PackedPasses(_student(student, mask, config), Head(teacher, mask.id), AttentionRule(teacher))
-    return _adaptation(mask, student, passes, lambda head: partial(_save_whole, student, loaded, config, head), config)
+    head = _draft_head(student, config)
+    save = partial(_save_whole, student, loaded, config, head)
+    return Adaptation(mask, _beside(student, head), passes, save, head)
 
 
 def _lora(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
@@ -69,16 +71,17 @@ def _lora(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptati
     layers = _layers(model, config)
     row = model.get_input_embeddings().weight[mask.id]  # pyright: ignore[reportIndexIssue]
     vector = _adapter(model, mask.id, 1, [], config.seed, row)  # over no layers: the mask's own vector alone
+    head = _draft_head(model, config)
     adapted = with_lora(model, layers, rank=config.rank, seed=config.seed)
 
-    def save(head: DraftHead | None, mtp: MtpConfig, files: Mapping[str, str]) -> None:
+    def save(mtp: MtpConfig, files: Mapping[str, str]) -> None:
         whole = adapted.merge_and_unload()
         whole.get_input_embeddings().weight.data[mask.id] = vector.mask_vector.detach()
         _save_whole(whole, loaded, config, head, mtp, files)
 
     student, teacher = _student(model, mask, config), Head(model, mask.id, under=adapted.disable_adapter)
-    trained = only_trained(model, vector)
-    return _adaptation(mask, trained, PackedPasses(student, teacher, rule), lambda head: partial(save, head), config)
+    trained = _beside(only_trained(model, vector), head)
+    return Adaptation(mask, trained, PackedPasses(student, teacher, rule), save, head)
 
 
 def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
@@ -91,7 +94,9 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
     if config.start_from is not None:
         _begin_with(adapter, Path(config.start_from))
 
-    def save(head: DraftHead | None, mtp: MtpConfig, files: Mapping[str, str]) -> None:
+    head = _draft_head(model, config)
+
+    def save(mtp: MtpConfig, files: Mapping[str, str]) -> None:
         save_adapter(
             adapter,
             loaded.tokenizer,
@@ -104,7 +109,7 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
         )
 
     passes = GatedPasses(Head(model, mask.id), AttentionRule(model))
-    return _adaptation(mask, adapter, passes, lambda head: partial(save, head), config)
+    return Adaptation(mask, _beside(adapter, head), passes, save, head)
 
 
 def _begin_with(adapter: GatedAdapter, folder: Path) -> None:
@@ -117,17 +122,18 @@ def _begin_with(adapter: GatedAdapter, folder: Path) -> None:
         ) from error
 
 
-def _adaptation(
-    mask: MaskToken, trained: nn.Module, passes: Passes, save: Callable[[DraftHead | None], Save], config: AdaptConfig
-) -> Adaptation:
-    """With a draft head beside what trains, unless none is wanted."""
+def _draft_head(model: PreTrainedModel, config: AdaptConfig) -> DraftHead | None:
+    """Untrained; None if none is wanted."""
     if not config.head_rank:
-        return Adaptation(mask, trained, passes, save(None), None)
-    model = passes.student.model
+        return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        head = DraftHead(int(model.config.get_text_config().hidden_size), config.head_rank).to(model.device)
-    return Adaptation(mask, nn.ModuleDict({"main": trained, "draft_head": head}), passes, save(head), head)
+        return DraftHead(int(model.config.get_text_config().hidden_size), config.head_rank).to(model.device)
+
+
+def _beside(trained: nn.Module, head: DraftHead | None) -> nn.Module:
+    """What trains: the adapter or the model, and the draft head."""
+    return trained if head is None else nn.ModuleDict({"main": trained, "draft_head": head})
 
 
 def _student(model: PreTrainedModel, mask: MaskToken, config: AdaptConfig) -> Head:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from multitoken.decoding.blocks import REAL, BlockBatch, pack_blocks
-from multitoken.decoding.draft_head import DraftHead
+from multitoken.decoding.draft_head import DraftHead, columns
 
 from .head import Moved
 from .left_to_right import moved_by, propose
@@ -159,7 +159,7 @@ class Distillation(nn.Module):
         ours = passes.propose(batch)
         online = objective.labels == "online"
         sampled = inputs["sampled"][:, batch.block_of] & (not online)
-        proposals, _, moved = self._propose(batch, ours.blocks)
+        proposals, moved = self._propose(batch, ours.blocks)
         asks = online or objective.next_token_weight or bool(sampled.any())
         theirs = passes.read(batch, proposals if online else None) if asks else None
         labels = self._labels(batch, theirs, inputs["ends"])
@@ -182,17 +182,18 @@ class Distillation(nn.Module):
             loss = loss + objective.next_token_weight * (drift * weights).sum()
         return loss, _statistics(batch, proposals, labels, self.eos_ids)
 
-    def _propose(self, batch: BlockBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Moved | None]:
-        """Proposals and their probabilities, [B, M] each, and the draft head's corrections. With labels from the text, places
-        are given the text's tokens before them: up to the first that is wrong, the student's own are the same."""
+    def _propose(self, batch: BlockBatch, hidden: Tensor) -> tuple[Tensor, Moved | None]:
+        """Proposals [B, M], and the draft head's corrections. With labels from the text, places are given the text's tokens
+        before them: up to the first that is wrong, the student's own are the same."""
         student, (drafter,) = self.passes.student, self._drafter
         if drafter is None:
-            return *student.best_and_sure(hidden), None
+            return student.best(hidden), None
+        moves = columns(drafter, student.model)
         if self.objective.labels == "data":
-            moved = moved_by(drafter, student, batch, hidden, data_labels(batch))
-            return *student.best_and_sure(hidden, moved), moved
-        proposals, sure = propose(drafter, student, batch, hidden)
-        return proposals, sure, moved_by(drafter, student, batch, hidden, proposals)
+            moved = moved_by(drafter, moves, student, batch, hidden, data_labels(batch))
+            return student.best(hidden, moved), moved
+        proposals = propose(drafter, moves, student, batch, hidden)
+        return proposals, moved_by(drafter, moves, student, batch, hidden, proposals)
 
     def _loss(
         self,
@@ -226,7 +227,9 @@ class Distillation(nn.Module):
     def examine(self, inputs: dict[str, Tensor]) -> "Examined":
         """What is proposed, how surely, and what would have been right. inputs: as for `forward`."""
         batch = self._lay_out(inputs)
-        proposals, confidences, _ = self._propose(batch, self.passes.propose(batch).blocks)
+        hidden = self.passes.propose(batch).blocks
+        _, moved = self._propose(batch, hidden)
+        proposals, confidences = self.passes.student.best_and_sure(hidden, moved)
         theirs = self.passes.read(batch, proposals) if self.objective.labels == "online" else None
         return Examined(batch, proposals, confidences, self._labels(batch, theirs, inputs["ends"]))
 

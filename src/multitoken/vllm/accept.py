@@ -38,7 +38,10 @@ class Accepted:
         return cls(tokens, torch.full_like(tokens, -1), tokens.new_zeros(3, len(tokens)))
 
 
-def confirm(tokens: Tensor, drafts: Tensor, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
+Confirmed = tuple[Tensor, Tensor, Tensor]
+
+
+def confirm(tokens: Tensor, drafts: Tensor, mask_id: int) -> Confirmed:
     """([B] drafts that were fed, [B] those that held, [B] masks behind them all if they all held, else 0)."""
     steps = torch.arange(drafts.shape[1], device=tokens.device)
     is_mask = drafts == mask_id
@@ -49,9 +52,11 @@ def confirm(tokens: Tensor, drafts: Tensor, mask_id: int) -> tuple[Tensor, Tenso
     return reals, held, torch.where(held == reals, masks, 0)
 
 
-def accept(tokens: Tensor, confidences: Tensor, drafts: Tensor, mask_id: int, rules: Rules) -> Accepted:
+def accept(
+    tokens: Tensor, confidences: Tensor, drafts: Tensor, mask_id: int, rules: Rules, confirmed: Confirmed | None = None
+) -> Accepted:
     """tokens, confidences [B, W]: chosen at each place, the last real token's first. drafts [B, W - 1]: what was fed
-    behind that one, -1 where nothing was.
+    behind that one, -1 where nothing was. confirmed: what `confirm` says, if that is known already.
 
     >>> rules = Rules(torch.tensor([0.5]).double(), torch.tensor([False]), torch.tensor([True]), torch.tensor([3]))
     >>> tokens, confidences = torch.tensor([[7, 8, 9, 4]]), torch.tensor([[0.1, 0.2, 0.9, 0.3]])
@@ -61,7 +66,7 @@ def accept(tokens: Tensor, confidences: Tensor, drafts: Tensor, mask_id: int, ru
     """
     width = tokens.shape[1]
     steps = torch.arange(width, device=tokens.device)
-    reals, held, good = confirm(tokens, drafts, mask_id)
+    reals, held, good = confirmed or confirm(tokens, drafts, mask_id)
     places = held[:, None] + steps
     fed = good[:, None]
     block = confidences.gather(1, places.clamp(max=width - 1))

@@ -74,6 +74,8 @@ def _read(args: Any, additional: Any) -> Settings | None:
     """What the checkpoint says; None for one that is to be served as it is."""
     from vllm.transformers_utils.config import get_config, try_get_generation_config
 
+    from multitoken.models.heads import find_head
+
     config = get_config(args.model, args.trust_remote_code, args.revision)
     block = getattr(config, KEY, None)
     if block is None:
@@ -92,25 +94,8 @@ def _read(args: Any, additional: Any) -> Settings | None:
     generation = try_get_generation_config(args.model, args.trust_remote_code, args.revision)
     settings = resolve(block, getattr(generation, KEY, None), additional, config.get_text_config().vocab_size)
     if version := block.get("draft_head", 0):
-        settings = replace(settings, head=_head(args, version))
+        settings = replace(settings, head=find_head(args.model, version, args.revision))
     return replace(settings, adapter=_adapter(args)) if block["method"] == "gated" else settings
-
-
-def _head(args: Any, version: int) -> str:
-    """The file of a checkpoint's draft head, fetched from the Hub if need be."""
-    from transformers.utils.hub import cached_file
-
-    from multitoken.decoding.head_file import HEAD_WEIGHTS, check_version
-
-    try:
-        check_version(version)
-        return str(cached_file(args.model, HEAD_WEIGHTS, revision=args.revision))
-    except DecodingError as error:
-        raise ModelError(f"{args.model}: {error}") from error
-    except OSError as error:
-        raise ModelError(
-            f"{args.model}: the mtp block names a draft head, but {HEAD_WEIGHTS} is not there; copy the folder again"
-        ) from error
 
 
 def _adapter(args: Any) -> str:

@@ -23,7 +23,7 @@ from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from multitoken.decoding.sampling import noise_keys, with_noise
 from multitoken.decoding.step import likeliest
 
-from .accept import Accepted, accept, confirm, propose
+from .accept import Accepted, Confirmed, accept, confirm, propose
 from .drafts import DraftsInVllm
 from .pacing import Pacer
 from .private import step_of
@@ -107,9 +107,10 @@ class Sampler:
             accepted = Accepted.of_one(tokens[:, None])
         else:
             chosen, sure = grid.of(tokens, 0), grid.of(confidences, -1.0)
+            confirmed = confirm(chosen, drafts, mask_id)
             if self._drafts is not None:
-                self._correct(chosen, sure, raw, grid, drafts, rows, lengths, step.metadata)
-            accepted = accept(chosen, sure, drafts, mask_id, rows.rules)
+                self._correct(chosen, sure, raw, grid, confirmed, rows, lengths, step.metadata)
+            accepted = accept(chosen, sure, drafts, mask_id, rows.rules, confirmed)
         self._hand_over(step, rows, accepted, lengths)
         return SamplerOutput(
             sampled_token_ids=accepted.emitted.int(),
@@ -122,7 +123,7 @@ class Sampler:
         sure: Tensor,
         raw: Tensor,
         grid: Grid,
-        drafts: Tensor,
+        confirmed: Confirmed,
         rows: Rows,
         lengths: Tensor,
         metadata: Any,
@@ -131,7 +132,7 @@ class Sampler:
         assert self._drafts is not None
         if not metadata.no_penalties or metadata.bad_words_token_ids or metadata.allowed_token_ids_mask is not None:
             return  # these look at token ids: the places are drafted independently
-        _, held, good = confirm(chosen, drafts, self._settings.mask_id)
+        _, held, good = confirmed
         fed = good > 0
         is_random = fed & False if metadata.all_greedy else fed & (metadata.temperature >= _GREEDY)
         for who, warp in ((fed & ~is_random, None), (is_random, self._warp)):
