@@ -184,9 +184,13 @@ def _objective(config: AdaptConfig, report: DataReport) -> Objective:
     until_disagreement = config.loss_until == "first-disagreement"
     teachers_own_words = config.train_on == "response" and report.written == report.records - report.no_room
     labels = "online" if config.labels == "auto" else config.labels
-    # Of sampled ones the objective teaches the teacher's distribution. Where every counted place has seen only the teacher's own tokens this is the teacher's word itself; else, under auto,
-    # what it would have written without the student's slip: measured to be no worse, for no pass (docs/ablations.md).
-    if teachers_own_words and config.teacher == "hard" and (until_disagreement or config.labels == "auto"):
+    # Where every counted place has seen only the teacher's own tokens this is the teacher's word itself; else, under auto,
+    # what it would have written without the student's slip: measured to be no worse, for no pass (docs/ablations.md). Of a
+    # sampled text the objective teaches the teacher's distribution; where a draw differs from a proposal nobody has slipped,
+    # so a loss that ends there needs the teacher's reading.
+    may_skip_the_teacher = config.responses == "greedy" or not until_disagreement
+    asked_for = until_disagreement or config.labels == "auto"
+    if teachers_own_words and config.teacher == "hard" and may_skip_the_teacher and asked_for:
         labels = "data"
     return Objective(
         labels=labels,

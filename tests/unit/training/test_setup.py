@@ -1,0 +1,30 @@
+"""Which labels a run learns from, by how the responses came to be."""
+
+from pathlib import Path
+
+import pytest
+
+from multitoken.config import make_config
+from multitoken.training.dataset import DataReport
+from multitoken.training.setup import _objective
+
+
+@pytest.mark.parametrize(
+    ("options", "written", "labels"),
+    [
+        ({}, 10, "data"),
+        ({"responses": "greedy"}, 10, "data"),
+        ({"responses": "greedy", "loss_until": "first-disagreement", "labels": "online"}, 10, "data"),
+        ({"loss_until": "first-disagreement"}, 10, "online"),
+        ({"responses": "sampled", "loss_until": "first-disagreement"}, 10, "online"),
+        ({"labels": "online"}, 10, "online"),
+        ({}, 9, "online"),
+        ({"teacher": "soft"}, 10, "online"),
+    ],
+)
+def test_labels(options: dict[str, str], written: int, labels: str) -> None:
+    """The text stands for the teacher where it is the teacher's word. A draw is one word of many: a loss that ends where a
+    proposal differs from it would end almost at once."""
+    config = make_config(model="m", data="d", output=Path("o"), **options)
+    report = DataReport(10, written, unfinished=0, cut=0, too_short=0, no_room=0, last_turn_only=0)
+    assert _objective(config, report).labels == labels
