@@ -90,35 +90,10 @@ def test_a_sampled_draft_is_drawn_by_the_noise_of_its_place() -> None:
         logits,
         likeliest(logits)[1],
         torch.tensor([1, 2, 3]),
-        warp=lambda scores, _: scores / 0.5,
+        warp=lambda s: s / 0.5,
         keys=keys,
     )
     everything = torch.arange(96).expand(15, -1)
     drawn = (logits.view(15, 96).double() / 0.5 + gumbel(keys.flatten(), everything)).argmax(-1)
     among = torch.isin(drawn, logits.view(15, 96).topk(32, -1).indices)
     assert (drafts.tokens.flatten() == drawn)[among].all() and among.float().mean() > 0.9
-
-
-@pytest.mark.parametrize("sampled", [False, True])
-def test_a_block_is_given_up_behind_its_first_doubt_and_its_neighbours_go_on(sampled: bool) -> None:
-    """What is walked is what a walk to the end says; behind the stretch of a block's first confidence below its own bound there
-    is nothing that a policy would keep; and `warp` is told which blocks are left."""
-    model = SUPPORTED["llama"]()
-    drafter = Drafter.of(head_for(model, scale=0.3), model)
-    torch.manual_seed(1)
-    hidden, logits = torch.randn(6, 15, model.config.hidden_size), torch.randn(6, 15, 96) * 4
-    first, sure = torch.arange(6), likeliest(logits)[1]
-    temperatures = torch.linspace(0.3, 1.2, 6)[:, None]
-    more = {}
-    if sampled:
-        keys = torch.arange(90).view(6, 15) * 31 + 7
-        more = {"keys": keys, "warp": lambda scores, blocks: scores / temperatures[blocks]}
-    whole = drafter.draft(hidden, logits, sure, first, **more)
-    least = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.99, 0.3], dtype=torch.float64)
-    short = drafter.draft(hidden, logits, sure, first, least=least, **more)
-    walked = short.confidences > 0
-    assert walked[0].all() and not walked.all()
-    assert torch.equal(short.tokens[walked], whole.tokens[walked])
-    assert torch.allclose(short.confidences[walked], whole.confidences[walked], atol=1e-6)
-    kept = [(row >= bound).long().cumprod(0).sum() for row, bound in zip(whole.confidences, least, strict=True)]
-    assert [(row >= bound).long().cumprod(0).sum() for row, bound in zip(short.confidences, least, strict=True)] == kept

@@ -30,7 +30,6 @@ from .sampling import gumbel
 
 VERSION = 1  # of the formula above, as the `mtp` block of a checkpoint names it
 _CALM = 0.5  # of scores with noise: one threshold then serves greedy and sampled drafts (docs/drafts.md)
-_STRETCH = 4  # places between two looks at whether a block goes on
 CANDIDATES = 32  # tokens of a place that may be drafted: the likeliest ones by the mask alone
 
 
@@ -82,11 +81,7 @@ def columns(head: DraftHead, model: Any) -> Tensor:
     return (moved if bias is None else moved - bias).t().to(head.up.dtype)
 
 
-Warp = Callable[[Tensor, Tensor], Tensor]  # (scores [N, C], blocks [N]) -> those after temperature, top-k and top-p
-
-
-def _for(warp: Warp, blocks: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda scores: warp(scores, blocks)
+Warp = Callable[[Tensor], Tensor]  # scores [N, C] -> those after temperature, top-k and top-p
 
 
 @dataclass(frozen=True)
@@ -121,7 +116,6 @@ class Drafter:
         sure: Tensor,
         first: Tensor,
         *,
-        least: Tensor | None = None,
         warp: Warp | None = None,
         keys: Tensor | None = None,
     ) -> Drafts:
@@ -129,56 +123,18 @@ class Drafter:
 
         hidden [N, J, D] at the masks; logits [N, J, V] float32, the mask token's at -inf; sure [N, J]: the probability of the
         likeliest token of each; first [N]: the tokens at the anchors. With `keys` [N, J], of the noise of each place, tokens
-        are drawn by it from what `warp` makes of the scores. least [N]: a block is given up soon behind the first confidence
-        below its own; places behind it have a confidence of 0.
+        are drawn by it from what `warp` makes of the scores.
 
         A confidence is the probability of the token among the corrected scores. Where it is drawn, these include the noise: the
         confidence says how far the token is ahead of the next one, whatever its own probability.
         """
-        number, places = logits.shape[:2]
-        drafts = Drafts(first.new_zeros(number, places), logits.new_zeros(number, places))
-        blocks = torch.arange(number, device=first.device)
-        state = self._state.new_zeros(number, self._head.rank)
-        # To ask whether any block goes on costs little here; an accelerator would stand still meanwhile.
-        stretch = _STRETCH if least is not None and logits.device.type == "cpu" else places
-        for start in range(0, places, stretch):
-            part = slice(start, start + stretch)
-            of_all = len(blocks) == number
-            mine = [
-                None if x is None else x[:, part] if of_all else x[blocks, part] for x in (hidden, logits, sure, keys)
-            ]
-            tokens, sureness, state = self._walk(state, first, *mine, warp and _for(warp, blocks))  # pyright: ignore
-            if of_all:
-                drafts.tokens[:, part], drafts.confidences[:, part] = tokens, sureness
-            else:
-                drafts.tokens[blocks, part], drafts.confidences[blocks, part] = tokens, sureness
-            if least is None or part.stop >= places:
-                continue
-            going = (sureness >= least[blocks, None]).all(1)
-            first = tokens[:, -1]
-            if not going.all():
-                blocks, state, first = blocks[going], state[going], first[going]
-            if not len(blocks):
-                break
-        return drafts
-
-    def _walk(
-        self,
-        state: Tensor,
-        token: Tensor,
-        hidden: Tensor,
-        logits: Tensor,
-        sure: Tensor,
-        keys: Tensor | None,
-        warp: Callable[[Tensor], Tensor] | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(tokens [N, J], confidences [N, J], the last state [N, R]) of places that follow `token` [N] in `state` [N, R]."""
         scores, candidates = logits.topk(min(CANDIDATES, logits.shape[-1]), -1)  # [N, J, C]
         moves = F.embedding(candidates, self._columns).unbind(1)  # of each place [N, C, R]
         noise = None
         if keys is not None:
             noise = gumbel(keys.flatten(), candidates.flatten(0, 1)).view(scores.shape).float().unbind(1)
         alone, which = scores[..., None].unbind(1), candidates.unbind(1)
+        state, token = self._state.new_zeros(len(first), self._head.rank), first
         tokens, chosen_by = [], []
         for j, fed in enumerate(self._head.inputs(hidden).unbind(1)):  # decoding waits for every call in here
             state = torch.addmm(F.embedding(token, self._tokens) + fed, state, self._state).tanh_()
@@ -190,10 +146,10 @@ class Drafter:
             chosen_by.append(here)
         final = torch.stack(chosen_by, 1)
         if noise is not None:
-            return torch.stack(tokens, 1), (final * _CALM).softmax(-1).amax(-1), state
-        total = (
-            scores[..., 0] - sure.log()
-        )  # what all tokens weigh; those that are no candidates, as the mask alone says
-        rest = (1 - (scores - total[..., None]).exp().sum(-1)).clamp_min(1e-30).log() + total
-        weight = torch.logaddexp(final.logsumexp(-1), rest)
-        return torch.stack(tokens, 1), (final.amax(-1) - weight).exp(), state
+            final = final * _CALM
+            weight = final.logsumexp(-1)
+        else:  # what the tokens that are no candidates weigh, as the mask alone says
+            total = scores[..., 0] - sure.log()
+            rest = (1 - (scores - total[..., None]).exp().sum(-1)).clamp_min(1e-30).log() + total
+            weight = torch.logaddexp(final.logsumexp(-1), rest)
+        return Drafts(torch.stack(tokens, 1), (final.amax(-1) - weight).exp())

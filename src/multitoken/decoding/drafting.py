@@ -2,13 +2,13 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .draft_head import Drafter
-from .policies import as_numbers
 from .row import Row
 from .sampling import noise_key, scale_free, signed, without_prefix
 
@@ -64,8 +64,7 @@ def _draft(drafter: Drafter, group: Sequence[Picks], logits: Tensor, sure: Tenso
         logits[lines, places],
         sure[lines, places],
         torch.tensor([p.tokens[len(p.row.drafts)] for p in group], device=device),
-        least=torch.tensor([as_numbers(p.row.policy)[0] for p in group], dtype=torch.float64, device=device),
-        warp=lambda scores, blocks: without_prefix(request.processors, scores),
+        warp=partial(without_prefix, request.processors),
         keys=None
         if request.seed is None
         else torch.tensor([[_key(pick, j) for j in range(most)] for pick in group], device=device),

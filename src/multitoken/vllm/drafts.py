@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-from multitoken.decoding.draft_head import Drafter, DraftHead, Warp, unit
+from multitoken.decoding.draft_head import Drafter, DraftHead, unit
 from multitoken.decoding.head_file import head_of
 from multitoken.decoding.records import DecodingError
 from multitoken.errors import ModelError, UnsupportedModelError
@@ -51,17 +51,13 @@ class DraftsInVllm:
         rows: Tensor,
         first: Tensor,
         *,
-        least: Tensor,
-        warp: Warp | None,
+        warp: Callable[[Tensor], Tensor] | None,
         keys: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Tokens and confidences [B, J]. raw [N, V]: the logits; sure [N]: the probability of the likeliest token; rows [B, J]:
-        those of the masks; first [B]: the tokens at the anchors; least [B], warp and keys [B, J] as `Drafter.draft` takes
-        them."""
+        those of the masks; first [B]: the tokens at the anchors; warp and keys [B, J] as `Drafter.draft` takes them."""
         assert self._hidden is not None, "logits were computed from hidden states"
-        drafts = self._drafter.draft(
-            self._hidden[rows], raw[rows], sure[rows], first, least=least, warp=warp, keys=keys
-        )
+        drafts = self._drafter.draft(self._hidden[rows], raw[rows], sure[rows], first, warp=warp, keys=keys)
         return drafts.tokens, drafts.confidences
 
 

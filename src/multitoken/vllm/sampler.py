@@ -149,7 +149,7 @@ class Sampler:
         _, held, good = confirmed
         fed = good > 0
         is_random = fed & False if metadata.all_greedy else fed & (metadata.temperature >= _GREEDY)
-        for who, warp in ((fed & ~is_random, None), (is_random, self._warp_blocks)):
+        for who, warp in ((fed & ~is_random, None), (is_random, self._warp)):
             who = who.nonzero()[:, 0]
             if not len(who):
                 continue
@@ -161,16 +161,11 @@ class Sampler:
                 confidences,
                 grid.rows[who[:, None], at],
                 chosen[who].gather(1, held[who, None])[:, 0],
-                least=rows.rules.thresholds[who],
                 warp=None if warp is None else functools.partial(warp, who=who, metadata=metadata),
                 keys=None if warp is None else noise_keys(rows.seeds[who, None], lengths[who, None] + at),
             )
             places = who[:, None].expand_as(at)[there], at[there]
             chosen[places], sure[places] = tokens[there], confidences[there].to(sure.dtype)
-
-    def _warp_blocks(self, scores: Tensor, blocks: Tensor, *, who: Tensor, metadata: Any) -> Tensor:
-        """Scores [N, C] of these blocks [N], counted among the requests `who`."""
-        return self._warp(scores, who=who[blocks], metadata=metadata)
 
     @staticmethod
     def _warp(scores: Tensor, *, who: Tensor, metadata: Any) -> Tensor:
