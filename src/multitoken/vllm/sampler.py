@@ -156,7 +156,7 @@ class Sampler:
             at = held[who, None] + 1 + torch.arange(int(good[who].max()), device=raw.device)  # places of the masks
             there = at <= (held + good)[who, None]
             at = at.clamp(max=chosen.shape[1] - 1)
-            tokens, confidences = self._drafts.draft(
+            tokens, corrected = self._drafts.draft(
                 raw,
                 confidences,
                 grid.rows[who[:, None], at],
@@ -165,7 +165,7 @@ class Sampler:
                 keys=None if warp is None else noise_keys(rows.seeds[who, None], lengths[who, None] + at),
             )
             places = who[:, None].expand_as(at)[there], at[there]
-            chosen[places], sure[places] = tokens[there], confidences[there].to(sure.dtype)
+            chosen[places], sure[places] = tokens[there], corrected[there].to(sure.dtype)
 
     @staticmethod
     def _warp(scores: Tensor, *, who: Tensor, metadata: Any) -> Tensor:
