@@ -92,6 +92,40 @@ def test_compiled(checkpoint: Path, generate: Generate, original: Reference, pro
         assert generate(llm, cases) == original.plain(cases)
 
 
+def test_a_pass_without_masks_knows_nothing_of_the_adapter(
+    llm: Any, generate: Generate, original: Reference, prompts, monkeypatch
+) -> None:
+    """Plain decoding must cost what it costs without us: such a pass goes through the original layers, and to the model runner
+    it is an ordinary step; and the original shares every weight and the KV cache with the gated model."""
+    from multitoken.vllm.gate import Gated
+
+    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    adapted, speculative = [], []
+    run, sample = Gated.run, runner._sample
+    monkeypatch.setattr(Gated, "run", lambda *args: adapted.append(1) or run(*args))
+    monkeypatch.setattr(
+        runner, "_sample", lambda *args: speculative.append(runner.speculative_config is not None) or sample(*args)
+    )
+    plain = [Case(p, 40, extra={"mtp_policy": "next-token"}) for p in prompts[:4]]
+    assert generate(llm, plain) == original.plain(plain)
+    assert not adapted and not any(speculative)
+    cases = [Case(p, 40) for p in prompts[:4]]
+    assert generate(llm, cases) == original.plain(cases)
+    assert adapted and any(speculative)
+
+
+def test_the_original_has_no_weights_of_its_own(llm: Any) -> None:
+    """Twice the weights would be twice the memory."""
+    from multitoken.vllm.original import original_of
+
+    worker = llm.llm_engine.model_executor.driver_worker.worker
+    gated = worker.model_runner.get_model()
+    original = original_of(gated, worker.vllm_config)
+    ours = {id(tensor) for tensor in [*gated.parameters(), *gated.buffers()]}
+    assert {id(tensor) for tensor in [*original.parameters(), *original.buffers()]} <= ours
+    assert not any(tensor.is_meta for tensor in original.state_dict().values())
+
+
 def test_confadapt_is_that_of_our_decoder(checkpoint: Path, generate: Generate, prompts) -> None:
     """What is emitted at masks is the adapter's word: it must be the same adapter, layer by layer."""
     reference = Reference(checkpoint)
