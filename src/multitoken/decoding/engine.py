@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from .attention import AttentionRule
 from .cache import SlotCache
 from .draft_head import Drafter
+from .lock import lock_of
 from .memory import available_memory
 from .pace import Pace
 from .records import Chunk, DecodingError
@@ -83,18 +84,20 @@ class Engine:
     def step(self) -> list[Chunk]:
         """Let rows join, and run their prompts and everyone's next step: at most two forward passes.
 
-        A row that fails leaves with its error in `failed`; the others go on.
+        A row that fails leaves with its error in `failed`; the others go on. Another thread's step of the same model is
+        waited for.
         """
-        self._admit()
-        started = [row for row in self._rows if row.started]
-        chunks = self._prefill(len(started))
-        chunks += self._decode(started)
-        for line, row in enumerate(self._rows):
-            if row.error is not None:
-                self.failed[row.number] = row.error
-                self._batch.cache.clear(line)
-        self._keep([row for row in self._rows if not row.done])
-        return chunks
+        with lock_of(self._batch.model):
+            self._admit()
+            started = [row for row in self._rows if row.started]
+            chunks = self._prefill(len(started))
+            chunks += self._decode(started)
+            for line, row in enumerate(self._rows):
+                if row.error is not None:
+                    self.failed[row.number] = row.error
+                    self._batch.cache.clear(line)
+            self._keep([row for row in self._rows if not row.done])
+            return chunks
 
     def run(self) -> Iterator[Chunk]:
         """Steps until nothing is left to do."""
