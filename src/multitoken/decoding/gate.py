@@ -106,6 +106,8 @@ class LowRank(nn.Module):
 class GatedAdapter(nn.Module):
     """The adapter of one model: the mask's own vector and a `LowRank` for each adapted layer, by the layer's name.
 
+    The vector is one more row of the embedding matrix: what a family does to its rows (Gemma scales them) is done to it.
+
     Holds nothing of the model, so its `state_dict` is the adapter alone.
     """
 
@@ -115,13 +117,16 @@ class GatedAdapter(nn.Module):
         self.rank = rank
         self.names = list(layers)
         embedding = model.get_input_embeddings()
+        self._scale = _scale_of(embedding)
         self.mask_vector = nn.Parameter(torch.zeros(embedding.weight.shape[1]))  # pyright: ignore[reportCallIssue, reportIndexIssue, reportAttributeAccessIssue, reportArgumentType]
         hidden = int(model.config.get_text_config().hidden_size)
         self.updates = nn.ModuleList(LowRank(*_sides(model.get_submodule(name), hidden), rank) for name in self.names)
         # Layers, what stands for their forward where there are masks, and a forward of another library's, such as accelerate.
         self._acts: list[tuple[nn.Module, Any, Any]] = []
         self._acting = False
-        self.to(model.device)
+        self.mask_vector.data = self.mask_vector.data.to(_place_of(embedding))
+        for name, update in zip(self.names, self.updates, strict=True):
+            update.to(_place_of(model.get_submodule(name)))
 
     def attach(self, model: PreTrainedModel) -> None:
         """Let the adapter act in `model`, which it was made for."""
@@ -156,7 +161,7 @@ class GatedAdapter(nn.Module):
             layer, update = model.get_submodule(name), self.updates[i]
             assert isinstance(update, LowRank)
             # Quantised layers, and their weights, are of other types.
-            if type(layer) is not nn.Linear or type(layer.weight.data) is not Tensor:
+            if type(layer) is not nn.Linear or type(layer.weight.data) is not Tensor or layer.weight.is_meta:
                 continue
             if 2 * (update.down.numel() + update.up.numel()) < layer.weight.numel():
                 continue
@@ -190,7 +195,7 @@ class GatedAdapter(nn.Module):
     def _put(self, module: nn.Module, args: tuple[Tensor, ...], vectors: Tensor) -> Tensor:
         if self._is_mask is None:
             return vectors
-        return torch.where(self._is_mask[..., None], self.mask_vector.to(vectors.dtype), vectors)
+        return torch.where(self._is_mask[..., None], (self.mask_vector * self._scale).to(vectors.dtype), vectors)
 
     def _add(self, i: int, module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         return self.gate.add(self.updates[i], args[0], y)  # pyright: ignore[reportArgumentType]
@@ -225,6 +230,27 @@ def adaptable_layers(model: PreTrainedModel, pattern: str | None = None) -> list
         kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in able})) or "none"
         raise DecodingError(f"no layer of {type(model).__name__} matches {pattern!r}; those that could: {kinds}")
     return chosen
+
+
+@torch.no_grad()
+def _scale_of(embedding: Any) -> float:
+    """What an embedding multiplies its rows by. Raises `DecodingError` for one that does something else to them."""
+    scale, weight = float(getattr(embedding, "embed_scale", 1.0)), embedding.weight
+    ids = torch.arange(min(8, len(weight)), device=weight.device)
+    # Weights that wait elsewhere for their turn (accelerate's offload) are on "meta": nothing to look at.
+    if not weight.is_meta and not torch.allclose(
+        embedding.forward(ids).float(), weight[ids].float() * scale, rtol=0.02, atol=1e-6
+    ):
+        raise DecodingError(
+            f"{type(embedding).__name__} does more to its rows than scale them: it takes no mask vector"
+        )
+    return scale
+
+
+def _place_of(module: nn.Module) -> torch.device:
+    """The device that a layer computes on: weights may wait elsewhere for their turn (accelerate's offload)."""
+    moved_to = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return torch.device(moved_to) if moved_to is not None else next(module.parameters()).device
 
 
 def _is_linear(module: nn.Module) -> bool:
