@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -105,26 +105,33 @@ class Model:
         cls,
         path: str | Path,
         *,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | str = "auto",
+        device_map: str | Mapping[str, Any] | None = None,
         attn_implementation: str = "sdpa",
         trust_remote_code: bool = False,
         base: str | Path | None = None,
         quantize: str = "none",
+        **more: Any,
     ) -> "Model":
         """A folder or Hub name, adapted or not. An ordinary model decodes with NextToken only.
 
-        `base`: where the model of a gated adapter lies, if not where the adapter says. `quantize="int8"`: linear layers
-        with 8-bit weights (torchao, weight-only); next-token decoding of *that* model is then what Exact keeps to.
+        `device="auto"`: an accelerator if there is one. `dtype="auto"`: the checkpoint's own on an accelerator, float32 on a CPU.
+        `device_map` ("auto" or a dict), and `max_memory` and `offload_folder` with it: a model over several devices and the
+        disk, as in transformers. `base`: where the model of a gated adapter lies, if not where the adapter says.
+        `quantize="int8"`: linear layers with 8-bit weights (torchao, weight-only); next-token decoding of *that* model is then
+        what Exact keeps to.
         """
         loaded = load_causal_lm(
             path,
             device=device,
             dtype=dtype,
+            device_map=device_map,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             base=base,
             quantize=quantize,
+            **more,
         )
         return cls(loaded.model, loaded.tokenizer, loaded.mtp, loaded.name, loaded.head)
 
