@@ -11,6 +11,7 @@ from .draft_head import Drafter, DraftHead
 from .engine import Engine
 from .pace import Pace
 from .policies import NextToken, Policy, with_trained_k
+from .positions import is_shortened, position_limit
 from .records import Chunk, DecodingError
 from .row import Request
 from .sampling import Sampling
@@ -34,8 +35,7 @@ class Decoder:
         self.trained_k = trained_k if mask_id is not None else 1
         self.eos_ids = frozenset(eos_ids)
         self.processors = processors or LogitsProcessorList()
-        config = model.config.get_text_config()
-        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_positions = position_limit(model)
         self.rule = AttentionRule(model)
         self._pace: Pace | None = None
         self.drafter = Drafter.of(head, model) if head is not None and self.trained_k > 1 else None
@@ -132,8 +132,9 @@ class Decoder:
             if not 0 <= token < vocabulary:
                 raise DecodingError(f"{name} contains token id {token}; the model knows 0 to {vocabulary - 1}")
         if self.max_positions is not None and len(prompt) + max_new_tokens > self.max_positions:
+            why = " (longrope changes the frequencies of all tokens beyond these)" if is_shortened(self.model) else ""
             raise DecodingError(
                 f"{name} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, together more than the "
-                f"model's {self.max_positions} positions; shorten the prompt or ask for at most "
+                f"model's {self.max_positions} positions{why}; shorten the prompt or ask for at most "
                 f"{max(0, self.max_positions - len(prompt))} tokens"
             )
