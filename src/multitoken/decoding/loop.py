@@ -12,7 +12,7 @@ from .engine import Engine
 from .pace import Pace
 from .policies import NextToken, Policy, with_trained_k
 from .positions import is_shortened, position_limit
-from .records import Chunk, DecodingError
+from .records import Chunk, DecodingError, RowsFailed
 from .row import Request
 from .sampling import Sampling
 
@@ -111,14 +111,16 @@ class Decoder:
         return self.run(requests, first_row=first_row, **options)
 
     def run(self, requests: Sequence[Request], *, first_row: int = 0, **options: Any) -> Iterator[Chunk]:
-        """Chunks of checked requests as they come. What goes wrong with one row is raised when the others are done."""
+        """Chunks of checked requests as they come. What goes wrong with one row is raised, as `RowsFailed`, when the others are
+        done."""
         engine = self.engine(**options)
         for request in requests:
             engine.add(request)
         for chunk in engine.run():
             yield replace(chunk, row=chunk.row + first_row) if first_row else chunk
-        for number, error in sorted(engine.failed.items()):
-            raise DecodingError(f"row {number + first_row}: {error}") from error
+        if engine.failed:
+            failed = RowsFailed({number + first_row: error for number, error in engine.failed.items()})
+            raise failed from failed.errors[min(failed.errors)]
 
     def _check_prompt(self, name: str, prompt: Sequence[int], max_new_tokens: int) -> None:
         if not len(prompt):

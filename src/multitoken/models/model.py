@@ -21,7 +21,7 @@ from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.generate import Prepared, prepare, run
 from multitoken.decoding.loop import Decoder
 from multitoken.decoding.policies import Exact, NextToken, Policy, make_policy
-from multitoken.decoding.records import Chunk, DecodingError
+from multitoken.decoding.records import Chunk, DecodingError, RowsFailed
 from multitoken.errors import UsageError
 
 from .loading import load_causal_lm
@@ -181,7 +181,8 @@ class Model:
         `adaptive`: feed as many masks as pay on this machine, which changes no output and is measured once. What is not
         supported raises. With `num_return_sequences` above 1 the answers to a prompt follow each other in a list.
 
-        Raises `DecodingError` (a ValueError) for what cannot be decoded and `UsageError` for a prompt that cannot be.
+        Raises `DecodingError` (a ValueError) for what cannot be decoded and `UsageError` for a prompt that cannot be. Where some
+        answers fail (`RowsFailed`), the others are finished and in its `answers`.
         """
         started = self._now()
         prompts = prompt if _is_many(prompt) else [prompt]
@@ -189,9 +190,18 @@ class Model:
             return []
         prepared = self._prepare(prompts, policy, max_new_tokens, options)
         rows: list[list[Chunk]] = [[] for _ in prepared.requests]
-        for chunk in run(self.decoder, prepared):
-            rows[chunk.row].append(chunk)
+        failed: RowsFailed | None = None
+        try:
+            for chunk in run(self.decoder, prepared):
+                rows[chunk.row].append(chunk)
+        except RowsFailed as error:
+            failed = error
         seconds = self._now() - started
+        if failed is not None:
+            failed.answers = [
+                None if i in failed.errors else Generation.of(self._with_text(row), seconds) for i, row in enumerate(rows)
+            ]
+            raise failed
         answers = [Generation.of(self._with_text(row), seconds) for row in rows]
         return answers if _is_many(prompt) or len(answers) > 1 else answers[0]
 
