@@ -200,7 +200,7 @@ def evaluate_command(
 ) -> None:
     """Measure accuracy, sameness and speed of MODEL under several policies, against --original."""
     from multitoken.checkpoints.atomic import check_output
-    from multitoken.evaluation.measure import DEFAULT_POLICIES, measure, parse_policy, publish
+    from multitoken.evaluation.measure import DEFAULT_POLICIES, measure, of_type, parse_policy, publish
     from multitoken.evaluation.sampled import in_words, sampling_of
     from multitoken.models.model import Model
 
@@ -224,7 +224,7 @@ def evaluate_command(
         rows,
         console,
         title=f"{models['adapted'].name} on {questions.name}{how}",
-        summary=f"{len(questions.questions)} questions of {questions.name}{against}{how}.",
+        summary=f"{len(questions.questions)} questions of {questions.name}{against}{how}{of_type(models)}.",
     )
     if json_output:
         _print_json({"provenance": facts, "rows": [dataclasses.asdict(row) for row in rows]})

@@ -13,7 +13,7 @@ from multitoken.decoding.positions import position_limit
 from multitoken.decoding.sampling import Sampling
 from multitoken.errors import DataError, MultitokenError, UsageError
 
-from .identity import Float64Judge, Identity, compare
+from .identity import Identity, Judge, compare
 from .protocols import ModelLike
 from .rows import Combination, Outcome, Row, make_row
 from .sampled import generate_options, of_question
@@ -69,7 +69,7 @@ def evaluate(
 
     next_token = {run.what.model: outcomes[run.what] for run in runs if run.what.policy == NextToken.name}
     judges = {
-        label: Float64Judge(model.hf, model.mtp.mask_token_id if model.mtp is not None else None)
+        label: Judge(model.hf, model.mtp.mask_token_id if model.mtp is not None else None)
         for label, model in models.items()
     }
 

@@ -199,7 +199,8 @@ class Model:
         seconds = self._now() - started
         if failed is not None:
             failed.answers = [
-                None if i in failed.errors else Generation.of(self._with_text(row), seconds) for i, row in enumerate(rows)
+                None if i in failed.errors else Generation.of(self._with_text(row), seconds)
+                for i, row in enumerate(rows)
             ]
             raise failed
         answers = [Generation.of(self._with_text(row), seconds) for row in rows]

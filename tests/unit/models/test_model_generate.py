@@ -190,7 +190,9 @@ def test_finished_answers_survive_one_that_fails(model: Model) -> None:
     """Guards against an hour's answers lost for one row: the error carries those that were finished, in their places."""
     whole = model.generate(PROMPTS, **HOW)
     broken = LogitsProcessorList([BreaksFor(model.encode("xyz")[0])])
-    with pytest.raises(mt.RowsFailed, match="row 1: a logits processor failed: RuntimeError: no such grammar") as caught:
+    with pytest.raises(
+        mt.RowsFailed, match="row 1: a logits processor failed: RuntimeError: no such grammar"
+    ) as caught:
         model.generate(PROMPTS, **HOW, logits_processor=broken)
     assert isinstance(caught.value, DecodingError) and list(caught.value.errors) == [1]
     answers = caught.value.answers
