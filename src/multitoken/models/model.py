@@ -28,6 +28,7 @@ from .loading import load_causal_lm
 from .mtp_config import MtpConfig
 from .prompts import Message, encode_prompt
 from .selftest import check_blocks
+from .text import with_text
 
 Prompt = str | list[Message]
 
@@ -284,22 +285,7 @@ class Model:
         return text
 
     def _with_text(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Texts by difference of the whole so far: a character may be spread over tokens, and tokens over chunks.
-
-        Nothing is held back but the first bytes of a character whose rest is still to come; the last chunk shows even
-        those, as the replacement character.
-        """
-        ids: list[int] = []
-        shown = ""
-        for chunk in chunks:
-            ids += chunk.token_ids
-            text = self._decode_text(ids)
-            if chunk.finish or not text.endswith("\ufffd"):
-                fresh, shown = text[len(shown) :], text
-            else:
-                whole = text.rstrip("\ufffd")
-                fresh, shown = whole[len(shown) :], max(shown, whole, key=len)
-            yield replace(chunk, text=fresh)
+        return with_text(chunks, self._decode_text)
 
 
 def eos_ids(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
