@@ -14,8 +14,8 @@ Shapes: B rows, S tokens, N masks among them, D in, E out, R rank.
 
 import math
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -38,18 +38,35 @@ class Gate:
         self._tail = 0  # masks at the end of every row, where they stand there in all rows alike
         self._places: Tensor | None = None  # [N] indices into the flattened [B * S] tokens, otherwise
         self._is_mask: Tensor | None = None  # [B * S]
+        self._count = 0  # masks of all rows
         self._halves: Halves | None = None  # made when a merged layer asks for it
+        self._expected: Sequence[int] | None = None
+
+    @contextmanager
+    def expecting(self, masks: Sequence[int]) -> Iterator[None]:
+        """Say of the pass within that so many tokens at the end of each row are masks: the device need not be asked, and waited
+        for."""
+        self._expected = masks
+        try:
+            yield
+        finally:
+            self._expected = None
 
     def look(self, ids: Tensor) -> Tensor | None:
         """Note where the masks are. ids [B, S] -> [B, S] bool, or None where there are none."""
         is_mask = ids == self.mask_id
         self._rows, self._tail, self._places, self._halves = ids.shape[0], 0, None, None
-        if not bool(is_mask.any()):
+        masks = self._expected
+        counts = masks if masks is not None else is_mask.sum(1).tolist()
+        self._count = sum(counts)
+        if not self._count:
             return None
-        counts = is_mask.sum(1)
-        n = int(counts[0])
-        if n and bool((counts == n).all()) and bool(is_mask[:, -n:].all()):
+        n, width = counts[0], ids.shape[1]
+        if all(count == n for count in counts) and (masks is not None or bool(is_mask[:, -n:].all())):
             self._tail = n
+        elif masks is not None:
+            ends = [range((row + 1) * width - count, (row + 1) * width) for row, count in enumerate(masks)]
+            self._places = torch.tensor([place for end in ends for place in end], device=ids.device)
         else:
             self._places = is_mask.flatten().nonzero()[:, 0]
         self._is_mask = is_mask.flatten()
@@ -79,7 +96,7 @@ class Gate:
         """x [B, S, D], or flattened, times both[0] at real tokens and times both[1] at masks. both: [2, D, E]."""
         if self._halves is None:
             assert self._is_mask is not None
-            self._halves = Halves(self._is_mask, in_order=self._tail > 0 and self._rows == 1)
+            self._halves = Halves(self._is_mask, self._count, in_order=self._tail > 0 and self._rows == 1)
         return self._halves.product(x.reshape(-1, x.shape[-1]), both).view(*x.shape[:-1], both.shape[-1])
 
 
@@ -147,6 +164,7 @@ class GatedAdapter(nn.Module):
 
     def _watch(self, model: PreTrainedModel) -> None:
         """See every pass's ids, and put the mask's vector in."""
+        model.__dict__["_mtp_gate"] = self.gate
         embedding: Any = model.get_input_embeddings()
         embedding.register_forward_pre_hook(self._hide)
         embedding.register_forward_hook(self._put)
@@ -215,6 +233,12 @@ class GatedAdapter(nn.Module):
             yield
         finally:
             self.gate.closed = before
+
+
+def expecting_masks(model: PreTrainedModel, masks: Sequence[int]) -> AbstractContextManager[None]:
+    """`Gate.expecting` of the gate at work in the model, if there is one."""
+    gate: Gate | None = model.__dict__.get("_mtp_gate")
+    return gate.expecting(masks) if gate is not None else nullcontext()
 
 
 def adaptable_layers(model: PreTrainedModel, pattern: str | None = None) -> list[str]:
