@@ -12,6 +12,7 @@ import time
 
 import torch
 
+from benchmarks.speed_prompts import DOMAINS, prompts_of
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import Exact, Sampling
 from multitoken.decoding.cache import SlotCache
@@ -21,32 +22,62 @@ from multitoken.evaluation.statistics import ratio_interval
 from multitoken.models.model import Model
 from multitoken.quickstart.embedded import checkpoint
 
-LENGTH = 64
+THRESHOLD = 0.6
+TEXTS = 15  # at so many places of word problems
+LENGTH = 96  # tokens before the block: a prompt and the beginning of its answer
 
 
-def seconds(model: Model, rows: int, sampling: Sampling | None, *, with_head: bool) -> float:
-    """Of one step: each row feeds one token and all its masks behind 64 others."""
-    decoder = model.decoder
-    width = decoder.trained_k
-    layers = model.hf.config.get_text_config().num_hidden_layers
-    cache = SlotCache(layers, rows, LENGTH + width)
-    batch = Batch(model.hf, decoder.mask_id, decoder.rule, cache, decoder.drafter if with_head else None)
-    decoder.rule.grow(LENGTH + width)
-    feeds = []
-    for i in range(rows):
-        request = decoder.request([5] * (LENGTH + 1), policy=Exact(), max_new_tokens=64, sampling=sampling, row=i)
-        row = Row(i, request)
-        row.cached = LENGTH
-        feeds.append(Feed(row, 1, width - 1))
-    started = time.perf_counter()
-    step(batch, feeds)
-    return time.perf_counter() - started
+def texts(model: Model, number: int, sampling: Sampling | None) -> list[list[int]]:
+    """Prompts with what the model answers, LENGTH + 1 tokens of each."""
+    prompts = iter(prompts_of(model, DOMAINS[0], 8 * number, None))
+    found: list[list[int]] = []
+    while len(found) < number:
+        prompt = next(prompts)
+        answer = [
+            t for chunk in model.decoder.decode([prompt], max_new_tokens=64, sampling=sampling) for t in chunk.token_ids
+        ]
+        if len(prompt) < LENGTH - 8 and len(prompt) + len(answer) > LENGTH + 20:
+            found.append((prompt + answer)[: LENGTH + 1])
+    return found
+
+
+class Step:
+    """A step of rows that each feed one token and all their masks behind LENGTH others."""
+
+    def __init__(self, model: Model, rows: list[list[int]], sampling: Sampling | None) -> None:
+        self._decoder, self._model, self._texts, self._sampling = model.decoder, model.hf, rows, sampling
+        width = self._decoder.trained_k
+        layers = model.hf.config.get_text_config().num_hidden_layers
+        self._cache = SlotCache(layers, len(rows), LENGTH + width)
+        self._decoder.rule.grow(LENGTH + width)
+        fresh = self._rows()
+        for row in fresh:
+            row.cached = 0
+        step(self._batch(with_head=False), [Feed(row, LENGTH) for row in fresh])
+
+    def _rows(self) -> list[Row]:
+        more = {"policy": Exact(THRESHOLD), "max_new_tokens": 64, "sampling": self._sampling}
+        rows = [Row(i, self._decoder.request(text, row=i, **more)) for i, text in enumerate(self._texts)]
+        for row in rows:
+            row.cached = LENGTH
+        return rows
+
+    def _batch(self, *, with_head: bool) -> Batch:
+        decoder = self._decoder
+        return Batch(self._model, decoder.mask_id, decoder.rule, self._cache, decoder.drafter if with_head else None)
+
+    def seconds(self, *, with_head: bool) -> float:
+        feeds = [Feed(row, 1, self._decoder.trained_k - 1) for row in self._rows()]
+        batch = self._batch(with_head=with_head)
+        started = time.perf_counter()
+        step(batch, feeds)
+        return time.perf_counter() - started
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(checkpoint("gated")))
-    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--pairs", type=int, default=90)
     a = parser.parse_args()
     model = Model.load(a.model)
     if model.decoder.drafter is None:
@@ -56,11 +87,14 @@ def main() -> None:
     for rows in (1, 8):
         for temperature in (0.0, 0.8):
             sampling = Sampling(temperature, seed=1, top_p=0.95) if temperature else None
-            pairs = []
-            for i in range(a.pairs + 5):
-                pair = tuple(seconds(model, rows, sampling, with_head=head) for head in (True, False))
-                if i >= 5:  # the first warm up
-                    pairs.append(pair)
+            pairs: list[tuple[float, float]] = []
+            answers = texts(model, TEXTS * rows, sampling)
+            for first in range(0, len(answers), rows):
+                one = Step(model, answers[first : first + rows], sampling)
+                for i in range(a.pairs // TEXTS + 2):
+                    with_it, without = one.seconds(with_head=True), one.seconds(with_head=False)
+                    if i >= 2:  # the first warm up
+                        pairs.append((with_it, without))
             ratio = ratio_interval(pairs)
             with_it, without = (1e3 * sorted(side)[len(side) // 2] for side in zip(*pairs, strict=True))
             low, high = ratio.interval or (float("nan"), float("nan"))

@@ -8,6 +8,7 @@ from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken, Sampling
 from multitoken.decoding.blocks import pack_blocks
 from multitoken.decoding.draft_head import Drafter, DraftHead, columns
 from multitoken.decoding.sampling import gumbel
+from multitoken.decoding.step import likeliest
 from multitoken.training.head import Head
 from multitoken.training.left_to_right import moved_by, propose
 from tests.parity.families import MASK, SUPPORTED
@@ -72,7 +73,8 @@ def test_drafts_are_those_that_training_sees() -> None:
         trained = propose(head, moves, student, batch, hidden)
         _, sure = student.best_and_sure(hidden, moved_by(head, moves, student, batch, hidden, trained))
         blocks = hidden.view(2, 4, -1)
-        drafts = Drafter.of(head, model).draft(blocks[:, 1:], student.logits(blocks)[:, 1:], trained.view(2, 4)[:, 0])
+        logits = student.logits(blocks)[:, 1:]
+        drafts = Drafter.of(head, model).draft(blocks[:, 1:], logits, likeliest(logits)[1], trained.view(2, 4)[:, 0])
     assert drafts.tokens.tolist() == trained.view(2, 4)[:, 1:].tolist()
     assert torch.allclose(drafts.confidences, sure.view(2, 4)[:, 1:].float(), atol=0.02)
 
@@ -84,7 +86,12 @@ def test_a_sampled_draft_is_drawn_by_the_noise_of_its_place() -> None:
     logits = torch.randn(3, 5, 96) * 2
     keys = torch.arange(15).view(3, 5) * 977 + 13
     drafts = Drafter.of(head, model).draft(
-        torch.randn(3, 5, model.config.hidden_size), logits, torch.tensor([1, 2, 3]), warp=lambda s: s / 0.5, keys=keys
+        torch.randn(3, 5, model.config.hidden_size),
+        logits,
+        likeliest(logits)[1],
+        torch.tensor([1, 2, 3]),
+        warp=lambda s: s / 0.5,
+        keys=keys,
     )
     everything = torch.arange(96).expand(15, -1)
     drawn = (logits.view(15, 96).double() / 0.5 + gumbel(keys.flatten(), everything)).argmax(-1)

@@ -113,6 +113,7 @@ class Drafter:
         self,
         hidden: Tensor,
         logits: Tensor,
+        sure: Tensor,
         first: Tensor,
         *,
         warp: Warp | None = None,
@@ -120,8 +121,9 @@ class Drafter:
     ) -> Drafts:
         """Tokens for the masks of N blocks, place by place.
 
-        hidden [N, J, D] at the masks; logits [N, J, V] float32, the mask token's at -inf; first [N]: the tokens at the anchors.
-        With `keys` [N, J], of the noise of each place, tokens are drawn by it from what `warp` makes of the scores.
+        hidden [N, J, D] at the masks; logits [N, J, V] float32, the mask token's at -inf; sure [N, J]: the probability of the
+        likeliest token of each; first [N]: the tokens at the anchors. With `keys` [N, J], of the noise of each place, tokens
+        are drawn by it from what `warp` makes of the scores.
 
         A confidence is the probability of the token among the corrected scores. Where it is drawn, these include the noise: the
         confidence says how far the token is ahead of the next one, whatever its own probability.
@@ -147,6 +149,7 @@ class Drafter:
             final = final * _CALM
             weight = final.logsumexp(-1)
         else:  # what the tokens that are no candidates weigh, as the mask alone says
-            rest = (logits.logsumexp(-1).exp() - scores.logsumexp(-1).exp()).clamp_min(1e-30).log()
+            total = scores[..., 0] - sure.log()
+            rest = (1 - (scores - total[..., None]).exp().sum(-1)).clamp_min(1e-30).log() + total
             weight = torch.logaddexp(final.logsumexp(-1), rest)
         return Drafts(torch.stack(tokens, 1), (final.amax(-1) - weight).exp())

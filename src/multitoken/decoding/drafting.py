@@ -32,8 +32,9 @@ def way_of(row: Row) -> Hashable | None:
     return None if signature is None else (row.request.seed is not None, signature)
 
 
-def draft_blocks(drafter: Drafter, picks: Sequence[Picks], logits: Tensor, hidden: Tensor) -> None:
-    """Correct the picks at masks, from left to right. logits [B, W, V] and hidden [B, W, D] of the wanted places.
+def draft_blocks(drafter: Drafter, picks: Sequence[Picks], logits: Tensor, sure: Tensor, hidden: Tensor) -> None:
+    """Correct the picks at masks, from left to right. logits [B, W, V], the probability sure [B, W] of the likeliest token and
+    hidden [B, W, D] of the wanted places.
 
     A row takes part if its drafts hold and it feeds masks: behind a rejected draft the masks say nothing.
     """
@@ -43,10 +44,10 @@ def draft_blocks(drafter: Drafter, picks: Sequence[Picks], logits: Tensor, hidde
         if pick.masks and way is not None and pick.row.held(pick.tokens) == len(pick.row.drafts):
             groups.setdefault(way, []).append(pick)
     for group in groups.values():
-        _draft(drafter, group, logits, hidden)
+        _draft(drafter, group, logits, sure, hidden)
 
 
-def _draft(drafter: Drafter, group: Sequence[Picks], logits: Tensor, hidden: Tensor) -> None:
+def _draft(drafter: Drafter, group: Sequence[Picks], logits: Tensor, sure: Tensor, hidden: Tensor) -> None:
     """One group: of a row with fewer masks than another, the last place is repeated and what comes of it dropped."""
     most, width, device = max(pick.masks for pick in group), logits.shape[1], logits.device
     request = group[0].row.request
@@ -61,14 +62,15 @@ def _draft(drafter: Drafter, group: Sequence[Picks], logits: Tensor, hidden: Ten
     drafts = drafter.draft(
         hidden[lines, places],
         logits[lines, places],
+        sure[lines, places],
         torch.tensor([p.tokens[len(p.row.drafts)] for p in group], device=device),
         warp=partial(without_prefix, request.processors),
         keys=None
         if request.seed is None
         else torch.tensor([[_key(pick, j) for j in range(most)] for pick in group], device=device),
     )
-    for pick, tokens, sure in zip(group, drafts.tokens.tolist(), drafts.confidences.tolist(), strict=True):
-        pick.tokens[-pick.masks :], pick.confidences[-pick.masks :] = tokens[: pick.masks], sure[: pick.masks]
+    for pick, tokens, confidences in zip(group, drafts.tokens.tolist(), drafts.confidences.tolist(), strict=True):
+        pick.tokens[-pick.masks :], pick.confidences[-pick.masks :] = tokens[: pick.masks], confidences[: pick.masks]
 
 
 def _key(pick: Picks, j: int) -> int:

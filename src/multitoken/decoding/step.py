@@ -106,7 +106,7 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
         picks.append(Picks(i, row, feed.masks, tokens, certainty))
         scored.append((raw, scores))
     if batch.drafter is not None and drafts:
-        draft_blocks(batch.drafter, picks, logits, heard[0])
+        draft_blocks(batch.drafter, picks, logits, confidences, heard[0])
     return [
         _with_scores(pick.row, pick.row.take(pick.tokens, pick.confidences), *both)
         for pick, both in zip(picks, scored, strict=True)

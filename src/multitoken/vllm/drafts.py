@@ -47,16 +47,17 @@ class DraftsInVllm:
     def draft(
         self,
         raw: Tensor,
+        sure: Tensor,
         rows: Tensor,
         first: Tensor,
         *,
         warp: Callable[[Tensor], Tensor] | None,
         keys: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Tokens and confidences [B, J]. raw [N, V]: the logits; rows [B, J]: those of the masks; first [B]: the tokens at the
-        anchors; warp and keys [B, J] as `Drafter.draft` takes them."""
+        """Tokens and confidences [B, J]. raw [N, V]: the logits; sure [N]: the probability of the likeliest token; rows [B, J]:
+        those of the masks; first [B]: the tokens at the anchors; warp and keys [B, J] as `Drafter.draft` takes them."""
         assert self._hidden is not None, "logits were computed from hidden states"
-        drafts = self._drafter.draft(self._hidden[rows], raw[rows], first, warp=warp, keys=keys)
+        drafts = self._drafter.draft(self._hidden[rows], raw[rows], sure[rows], first, warp=warp, keys=keys)
         return drafts.tokens, drafts.confidences
 
 
@@ -65,7 +66,7 @@ def _drafter(head: DraftHead, embedding: Any, output: Any, device: torch.device)
     """The two tables, through the layers' own methods: their weights may be packed away."""
     ids = torch.arange(int(embedding.org_vocab_size), device=device)
     method = embedding.quant_method
-    method = getattr(method, "_method", method)  # of a gated model, below its mask vector
+    method = getattr(method, "method", method)  # of a gated model, below its mask vector
     tokens = torch.cat([F.linear(unit(method.embedding(embedding, part)), head.token) for part in ids.split(_PART)])
     moved = output.quant_method.apply(output, head.up.t().to(output.params_dtype).contiguous())
     return Drafter(head, tokens, moved[:, : len(ids)].t().float().contiguous())

@@ -25,6 +25,8 @@ from vllm.utils.torch_utils import direct_register_custom_op
 from multitoken.decoding.gate_file import CONFIG, WEIGHTS, from_peft
 from multitoken.errors import ModelError, UnsupportedModelError
 
+from .original import original_of, take_turns
+
 _ROWS = 8
 
 
@@ -42,21 +44,24 @@ class Masks:
     order: Tensor | None = None  # what is in each of these rows, None where all stands so already
     back: Tensor | None = None  # [T] the row of each token
 
-    def look(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def look(self, ids: Tensor) -> bool:
+        """Whether there are any among these tokens [T]."""
         Masks.present = self
-        ids: Tensor = named["input_ids"] if "input_ids" in named else args[0]
         is_mask = ids == self.mask_id
         masks = is_mask.nonzero()[:, 0]
         self.places = masks if len(masks) else None
         self.real, self.order, self.back = len(ids) - len(masks), None, None
-        if not len(masks) or int(masks[0]) == self.real:  # none, or all of them behind everything else
-            return
+        if not len(masks):
+            return False
+        if int(masks[0]) == self.real:  # all of them behind everything else
+            return True
         reals = (~is_mask).nonzero()[:, 0]
         self.back = torch.empty_like(ids, dtype=torch.int64)
         self.back[reals] = torch.arange(len(reals), device=ids.device)
         self.order = torch.cat([_filled(reals), _filled(masks)])
         self.real = _up(len(reals))
         self.back[masks] = torch.arange(self.real, self.real + len(masks), device=ids.device)
+        return True
 
 
 def _up(number: int) -> int:
@@ -78,7 +83,7 @@ class Gated(LinearMethodBase):
         self.outputs = layer.output_size
         self._name = name
         self._layer = [layer]  # in a list: no module of a module
-        self._method = layer.quant_method
+        self.method = layer.quant_method  # vLLM's own
         self._masks = masks
         self._parts: list[tuple[int, Tensor, Tensor]] = []  # (first output, down [R, D], up [E, R])
         self._merged: nn.Module | None = None
@@ -92,15 +97,15 @@ class Gated(LinearMethodBase):
         (layer,), (_, down, _) = self._layer, self._parts[0]
         inputs = down.shape[1]
         small = 2 * sum(down.numel() + up.numel() for _, down, up in self._parts) < self.outputs * inputs
-        if not small and type(self._method) is UnquantizedLinearMethod:
+        if not small and type(self.method) is UnquantizedLinearMethod:
             # Behind vLLM's loading the weight may be packed away; what the layer makes of unit vectors are its columns.
             unit = torch.eye(inputs, dtype=layer.params_dtype, device=down.device)
-            weight = self._method.apply(layer, unit).t().float()
+            weight = self.method.apply(layer, unit).t().float()
             for first, down, up in self._parts:
                 weight[first : first + len(up)] += up @ down
             merged = nn.Module()
             merged.weight = nn.Parameter(weight.to(layer.params_dtype).contiguous(), requires_grad=False)
-            self._method.process_weights_after_loading(merged)
+            self.method.process_weights_after_loading(merged)
             self._merged = merged
         self._masks.layers[self._name] = self
         layer.quant_method = self
@@ -115,13 +120,13 @@ class Gated(LinearMethodBase):
         """x [T, D] -> [T, E]"""
         (layer,), masks = self._layer, self._masks
         if masks.places is None:
-            return self._method.apply(layer, x, bias)
+            return self.method.apply(layer, x, bias)
         if self._merged is not None:
             rows = x if masks.order is None else x.index_select(0, masks.order)
-            real = self._method.apply(layer, rows[: masks.real], bias)
-            y = torch.cat([real, self._method.apply(self._merged, rows[masks.real :], bias)])
+            real = self.method.apply(layer, rows[: masks.real], bias)
+            y = torch.cat([real, self.method.apply(self._merged, rows[masks.real :], bias)])
             return y if masks.back is None else y.index_select(0, masks.back)
-        y = self._method.apply(layer, x, bias)
+        y = self.method.apply(layer, x, bias)
         masked = x[masks.places].float()
         for first, down, up in self._parts:
             update = F.linear(F.linear(masked, down), up).to(y.dtype)
@@ -144,20 +149,21 @@ class GatedEmbedding:
     """Stands in the place of the embedding's method: the mask has a vector of its own, and no real token is a mask."""
 
     def __init__(self, layer: nn.Module, mask_id: int, vector: Tensor) -> None:
-        self._method, self._mask_id = layer.quant_method, mask_id
+        self.method, self._mask_id = layer.quant_method, mask_id
         layer.register_buffer("mask_vector", vector, persistent=False)  # a constant of what is compiled, otherwise
         layer.quant_method = self
 
     def embedding(self, layer: nn.Module, ids: Tensor) -> Tensor:
-        embedded = self._method.embedding(layer, ids)
+        embedded = self.method.embedding(layer, ids)
         return torch.where((ids == self._mask_id)[..., None], layer.mask_vector.to(embedded.dtype), embedded)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._method, name)
+        return getattr(self.method, name)
 
 
-def attach(model: nn.Module, folder: Path, mask_id: int) -> None:
-    """Put the adapter in `folder` to work in vLLM's `model`. Raises `ModelError` where it does not fit."""
+def attach(model: nn.Module, folder: Path, mask_id: int, config: Any) -> None:
+    """Put the adapter in `folder` to work in vLLM's `model`, made from the `VllmConfig` config. Passes without masks go through
+    the original model. Raises `ModelError` where the adapter does not fit."""
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         layers = settings["target_modules"]
@@ -181,7 +187,7 @@ def attach(model: nn.Module, folder: Path, mask_id: int) -> None:
     for layer in gated.values():
         layer.settle()
     GatedEmbedding(_embedding_of(model), mask_id, state["mask_vector"].to(device))
-    model.register_forward_pre_hook(masks.look, with_kwargs=True)
+    take_turns(model, original_of(model, config), masks.look, compiled=bool(config.compilation_config.mode))
 
 
 def _find(model: nn.Module, name: str) -> tuple[str, int, LinearBase]:

@@ -24,6 +24,9 @@ _CALLS = {  # module, then the qualified name: the parameters that we call it by
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs": ("self", "request_id", "prompt", "params"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample": ("self", "logits", "spec_decode_metadata"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._input_fits_in_drafter": ("self", "common_attn_metadata"),
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.execute_model": ("self", "scheduler_output"),
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.take_draft_token_ids": ("self",),
+    "vllm.model_executor.model_loader.utils:initialize_model": ("vllm_config",),
     "vllm.v1.core.sched.scheduler:Scheduler._update_request_with_output": (
         "self",
         "request",
@@ -53,6 +56,9 @@ _CALLS = {  # module, then the qualified name: the parameters that we call it by
 _FIELDS = {
     "vllm.v1.spec_decode.metadata:SpecDecodeMetadata": ("draft_token_ids", "num_draft_tokens"),
     "vllm.v1.outputs:SamplerOutput": ("sampled_token_ids", "logprobs_tensors"),
+    "vllm.v1.outputs:DraftTokenIds": ("req_ids", "draft_token_ids"),
+    "vllm.v1.core.sched.output:SchedulerOutput": ("scheduled_spec_decode_tokens",),
+    "vllm.config:CompilationConfig": ("static_forward_context", "static_all_moe_layers", "mode"),
     "vllm.v1.sample.metadata:SamplingMetadata": (
         "temperature",
         "all_greedy",
@@ -77,6 +83,8 @@ _READ = {  # attributes of instances, by the class whose source must speak of th
         "self.sampler",
         "self.drafter",
         "self.discard_request_mask",
+        "use_spec_decode = self.speculative_config is not None",
+        "spec_config = self.speculative_config",
     ),
     "vllm.v1.worker.gpu_input_batch:InputBatch": (
         "self.num_tokens_no_spec",
@@ -179,14 +187,30 @@ def step_of(runner: Any) -> Step:
     )
 
 
-def take_over(runner: Any, sample: Callable[[Tensor, Any], Any]) -> None:
-    """Have `sample(logits, spec_decode_metadata)` choose the tokens of this model runner."""
-    stock = runner._sample
+def take_over(runner: Any, sample: Callable[[Tensor, Any], Any], take: Callable[[], list[list[int]] | None]) -> None:
+    """Have `sample(logits, spec_decode_metadata)` choose the tokens of this model runner, and `take()` say what each request
+    feeds behind its last real token in the next step (None: nobody feeds more).
+
+    A step that feeds no drafts is an ordinary one to the runner, without what speculative decoding costs.
+    """
+    stock, execute, speculative = runner._sample, runner.execute_model, runner.speculative_config
+
+    def execute_model(scheduler_output: Any, *args: Any, **named: Any) -> Any:
+        runner.speculative_config = speculative if scheduler_output.scheduled_spec_decode_tokens else None
+        return execute(scheduler_output, *args, **named)
+
+    def take_draft_token_ids() -> Any:
+        from vllm.v1.outputs import DraftTokenIds
+
+        ids = take()
+        return None if ids is None else DraftTokenIds(runner.input_batch.req_ids.copy(), ids)
 
     def _sample(logits: Tensor | None, spec_decode_metadata: Any) -> Any:
         return stock(logits, spec_decode_metadata) if logits is None else sample(logits, spec_decode_metadata)
 
     runner._sample = _sample
+    runner.execute_model = execute_model
+    runner.take_draft_token_ids = take_draft_token_ids
     # One request near max_model_len would otherwise have the drafts of the whole batch replaced by token 0. Masks need no
     # drafter's cache, and the scheduler cuts what goes beyond max_model_len.
     runner._input_fits_in_drafter = lambda common_attn_metadata: common_attn_metadata is not None

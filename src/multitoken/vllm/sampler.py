@@ -79,6 +79,7 @@ class Sampler:
         self._requests = Requests(settings, runner.model_config.seed, runner.device)
         self._pacer: Pacer | None = None
         self._drafts: DraftsInVllm | None = None
+        self._next: tuple[Tensor, Tensor] | None = None  # ids [B, drafts], and how many of them [B] are fed
 
     def pace(self, pacer: Pacer) -> None:
         """From now on feed verified requests as many masks as this one says; all that they may have, before."""
@@ -88,6 +89,14 @@ class Sampler:
         """From now on choose the tokens of a block from left to right."""
         self._drafts = drafts
 
+    def take(self) -> list[list[int]] | None:
+        """What each request of the step just sampled feeds next behind its last real token; None: nothing, none of them."""
+        if self._next is None:
+            return None
+        ids, number = self._next
+        self._next = None
+        return [row[:n] for row, n in zip(ids.tolist(), number.tolist(), strict=True)]
+
     @torch.inference_mode()
     def __call__(self, logits: Tensor, metadata: Any) -> SamplerOutput:
         """logits [N, V]. metadata: vLLM's SpecDecodeMetadata, None where nobody fed drafts."""
@@ -95,13 +104,17 @@ class Sampler:
         rows = self._requests.rows(step.names, step.states)
         if self._pacer is not None:
             self._pacer.clock(rows, bool(step.discarded.any()))
-        alone = len(logits) == len(step.names)  # nobody fed drafts or masks
-        grid = grid_of(None if alone else metadata.num_draft_tokens, len(step.names), logits.device)
+        alone = metadata is None  # nobody fed drafts or masks
         logits[:, mask_id] = -torch.inf
+        if alone and step.metadata.all_greedy:  # vLLM's own plain step; our noise and our places have no part in it
+            plain = self._runner.sampler(logits=logits, sampling_metadata=step.metadata)
+            self._hand_over(step, rows, Accepted.of_one(plain.sampled_token_ids), None)
+            return plain
+        grid = grid_of(None if alone else metadata.num_draft_tokens, len(step.names), logits.device)
         raw = logits.float()
         top, confidences = (raw.argmax(-1), None) if alone else likeliest(raw)
         drafts = _drafts(top[:0] if alone else metadata.draft_token_ids, grid)
-        lengths = torch.from_numpy(step.lengths).to(logits.device, torch.int64)
+        lengths = self._lengths(step)
         tokens, scores = self._choose(raw, top, grid, drafts, rows, lengths, step.metadata)
         if confidences is None:
             accepted = Accepted.of_one(tokens[:, None])
@@ -109,7 +122,7 @@ class Sampler:
             chosen, sure = grid.of(tokens, 0), grid.of(confidences, -1.0)
             confirmed = confirm(chosen, drafts, mask_id)
             if self._drafts is not None:
-                self._correct(chosen, sure, raw, grid, confirmed, rows, lengths, step.metadata)
+                self._correct(chosen, sure, raw, confidences, grid, confirmed, rows, lengths, step.metadata)
             accepted = accept(chosen, sure, drafts, mask_id, rows.rules, confirmed)
         self._hand_over(step, rows, accepted, lengths)
         return SamplerOutput(
@@ -122,6 +135,7 @@ class Sampler:
         chosen: Tensor,
         sure: Tensor,
         raw: Tensor,
+        confidences: Tensor,
         grid: Grid,
         confirmed: Confirmed,
         rows: Rows,
@@ -142,15 +156,16 @@ class Sampler:
             at = held[who, None] + 1 + torch.arange(int(good[who].max()), device=raw.device)  # places of the masks
             there = at <= (held + good)[who, None]
             at = at.clamp(max=chosen.shape[1] - 1)
-            tokens, confidences = self._drafts.draft(
+            tokens, corrected = self._drafts.draft(
                 raw,
+                confidences,
                 grid.rows[who[:, None], at],
                 chosen[who].gather(1, held[who, None])[:, 0],
                 warp=None if warp is None else functools.partial(warp, who=who, metadata=metadata),
                 keys=None if warp is None else noise_keys(rows.seeds[who, None], lengths[who, None] + at),
             )
             places = who[:, None].expand_as(at)[there], at[there]
-            chosen[places], sure[places] = tokens[there], confidences[there].to(sure.dtype)
+            chosen[places], sure[places] = tokens[there], corrected[there].to(sure.dtype)
 
     @staticmethod
     def _warp(scores: Tensor, *, who: Tensor, metadata: Any) -> Tensor:
@@ -231,22 +246,26 @@ class Sampler:
         warped = self._warp(scores[at], who=who, metadata=metadata)
         return greedy.index_copy(0, at, with_noise(warped, noise_keys(rows.seeds[who], positions[at])))
 
-    def _hand_over(self, step: Any, rows: Rows, accepted: Accepted, lengths: Tensor) -> None:
-        """Let the proposer have the ids that are fed next behind each request's last real token."""
+    def _lengths(self, step: Any) -> Tensor:
+        return torch.from_numpy(step.lengths).to(self._runner.device, torch.int64)
+
+    def _hand_over(self, step: Any, rows: Rows, accepted: Accepted, lengths: Tensor | None) -> None:
+        """Keep for `take` what is fed next behind each request's last real token."""
         most: Any = 0 if rows.plain else self._settings.k - 1
         if most and self._pacer is not None and rows.paced:
             alone = accepted.emitted.shape[1] == 1
             _, held, good = (None, None, None) if alone else accepted.blocks.tolist()
             tokens = len(step.names) if alone else int((accepted.emitted >= 0).sum())
             numbers = self._pacer.masks(step.names, tokens, held, good)
-            most = torch.tensor(numbers, device=lengths.device) if any(numbers) else 0
+            most = torch.tensor(numbers, device=accepted.emitted.device) if any(numbers) else 0
         if isinstance(most, int) and not most and rows.paced and accepted.emitted.shape[1] == 1:
             return  # nothing to draft, nobody to draft it for: plain decoding
+        lengths = self._lengths(step) if lengths is None else lengths
         room = rows.limits - lengths - (accepted.emitted >= 0).sum(1)
         width = self._settings.drafts
         ids, number = propose(accepted.drafts, rows.rules, room, self._settings.mask_id, width, rows.ends, most)
         number = number.masked_fill(torch.from_numpy(step.discarded).to(number.device), 0)
-        self._runner.drafter.take(ids, number)
+        self._next = ids, number
 
     def _logprobs(self, metadata: Any, raw: Tensor, scores: Tensor, grid: Grid, emitted: Tensor) -> Any:
         """The row of a place is the one that its token was chosen at."""

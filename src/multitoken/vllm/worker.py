@@ -22,13 +22,13 @@ class Worker(Base):
     def init_device(self) -> None:
         super().init_device()
         self.sampler = Sampler(self.model_runner, settings_of(self.vllm_config))
-        take_over(self.model_runner, self.sampler)
+        take_over(self.model_runner, self.sampler, self.sampler.take)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
         settings = settings_of(self.vllm_config)
         if settings.adapter is not None:
-            attach(self.model_runner.get_model(), Path(settings.adapter), settings.mask_id)
+            attach(self.model_runner.get_model(), Path(settings.adapter), settings.mask_id, self.vllm_config)
         if settings.head is not None:
             self.sampler.draft_with(DraftsInVllm(self.model_runner.get_model(), Path(settings.head)))
 
