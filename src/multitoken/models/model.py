@@ -191,27 +191,21 @@ class Model:
             return []
         prepared = self._prepare(prompts, policy, max_new_tokens, options)
         rows: list[list[Chunk]] = [[] for _ in prepared.requests]
-        failed: RowsFailed | None = None
         try:
             for chunk in run(self.decoder, prepared):
                 rows[chunk.row].append(chunk)
-        except RowsFailed as error:
-            failed = error
+        except RowsFailed as failed:
+            finished = [None if i in failed.errors else row for i, row in enumerate(rows)]
+            failed.answers = [row and Generation.of(self._with_text(row), self._now() - started) for row in finished]
+            raise
         seconds = self._now() - started
-        if failed is not None:
-            failed.answers = [
-                None if i in failed.errors else Generation.of(self._with_text(row), seconds)
-                for i, row in enumerate(rows)
-            ]
-            raise failed
         answers = [Generation.of(self._with_text(row), seconds) for row in rows]
         return answers if _is_many(prompt) or len(answers) > 1 else answers[0]
 
     def stream(
         self, prompt: Prompt, *, policy: Policy | None = None, max_new_tokens: int | None = None, **options: Any
     ) -> Iterator[Chunk]:
-        """The chunks of one answer as they come, each with its text. The texts end to end are the whole answer. options:
-        those of `generate`."""
+        """The chunks of one answer as they come; their texts end to end are the answer. options: those of `generate`."""
         prepared = self._prepare([prompt], policy, max_new_tokens, options)
         if len(prepared.requests) > 1:
             raise UsageError("stream writes one answer; leave num_return_sequences out")
