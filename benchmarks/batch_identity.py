@@ -19,7 +19,7 @@ import torch
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import Exact, NextToken, Sampling
 from multitoken.decoding.engine import Engine
-from multitoken.evaluation.identity import Float64Judge, compare
+from multitoken.evaluation.identity import Judge, compare
 from multitoken.models.model import Model
 from multitoken.quickstart.embedded import checkpoint
 
@@ -59,7 +59,7 @@ def main() -> None:
     for request in requests:
         engine.add(request)
     together = texts(engine)
-    judge = Float64Judge(model.hf, model.mtp.mask_token_id if model.mtp else None)
+    judge = Judge(model.hf, model.mtp.mask_token_id if model.mtp else None)
     counts: dict[str, Counter[str]] = {"alone": Counter(), "next token, alone": Counter()}
     for i, prompt in enumerate(prompts):
         for name, request in (("alone", requests[i]), ("next token, alone", plain[i])):

@@ -12,7 +12,7 @@ from benchmarks.options import Entrant
 from benchmarks.speed_prompts import NEW, prompts_of
 from multitoken.decoding import NextToken, Policy
 from multitoken.decoding.sampling import Sampling
-from multitoken.evaluation.identity import Float64Judge, Identity, compare
+from multitoken.evaluation.identity import Identity, Judge, compare
 from multitoken.evaluation.measure import label_of
 from multitoken.evaluation.statistics import ratio_interval
 from multitoken.models.model import Model
@@ -31,8 +31,7 @@ def together(
     (first, _), *_ = entrants
     methods = {f"{entrant.label}, {label_of(policy)}, adaptive": (entrant, policy) for entrant, policy in entrants}
     judges = {
-        name: Float64Judge(e.plain.hf, e.adapted.mtp and e.adapted.mtp.mask_token_id)
-        for name, (e, _) in methods.items()
+        name: Judge(e.plain.hf, e.adapted.mtp and e.adapted.mtp.mask_token_id) for name, (e, _) in methods.items()
     }
     for domain in domains:
         results: list[dict[str, Any]] = []

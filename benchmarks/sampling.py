@@ -31,7 +31,7 @@ from benchmarks.word_problems import answer_all, tokens_per_step
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import NextToken, Policy
 from multitoken.decoding.sampling import Sampling
-from multitoken.evaluation.identity import Float64Judge, Identity, compare
+from multitoken.evaluation.identity import Identity, Judge, compare
 from multitoken.evaluation.measure import label_of, parse_policy
 from multitoken.evaluation.sampled import sampling_of
 from multitoken.evaluation.statistics import ratio_interval, ratio_of_sums_interval
@@ -67,7 +67,7 @@ def count(
     where = f"{entrant.label}, {task}, temperature {sampling.temperature if sampling else 0:g}"
     plain = answer_all(entrant.plain, prompts, NextToken(), batch, new, f"{where}, next token", sampling)
     assert entrant.adapted.mtp is not None
-    judge = Float64Judge(entrant.plain.hf, entrant.adapted.mtp.mask_token_id)
+    judge = Judge(entrant.plain.hf, entrant.adapted.mtp.mask_token_id)
     for policy in policies:
         ours = answer_all(entrant.adapted, prompts, policy, batch, new, f"{where}, {label_of(policy)}", sampling)
         found = [

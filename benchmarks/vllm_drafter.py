@@ -23,7 +23,7 @@ import transformers
 from benchmarks.vllm_local import answers, counters, engine, facts, mixed_prompts
 from benchmarks.vllm_padding import with_wider_heads
 from multitoken.checkpoints.atomic import write_text
-from multitoken.evaluation.identity import Float64Judge, compare
+from multitoken.evaluation.identity import Judge, compare
 from multitoken.quickstart.embedded import checkpoint
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     with engine(a.target) as llm:
         plain = answers(llm, prompts)
     model = transformers.AutoModelForCausalLM.from_pretrained(a.target, dtype="float32").eval()
-    judge = Float64Judge(model)
+    judge = Judge(model)
     print(f"{len(prompts)} prompts, {sum(map(len, plain))} tokens of the target's, 16 requests at once")
     rows = []
     rivals = [("adapted, in parallel", a.drafter, True)]

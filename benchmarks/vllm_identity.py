@@ -15,7 +15,7 @@ from pathlib import Path
 import transformers
 
 from benchmarks.vllm_local import answers, counters, engine, facts
-from multitoken.evaluation.identity import Float64Judge, compare
+from multitoken.evaluation.identity import Judge, compare
 from multitoken.models.prompts import encode_prompt
 from multitoken.quickstart.corpus import LANGUAGE, examples
 from multitoken.quickstart.embedded import checkpoint
@@ -39,7 +39,7 @@ def main() -> None:
     if speculative is None:
         parser.error(f"{a.model} was served as an ordinary model; expected a folder that `multitoken export` wrote")
     model = transformers.AutoModelForCausalLM.from_pretrained(a.original, dtype="float32").eval()
-    judge = Float64Judge(model, transformers.AutoConfig.from_pretrained(a.model).mtp["mask_token_id"])
+    judge = Judge(model, transformers.AutoConfig.from_pretrained(a.model).mtp["mask_token_id"])
     lengths = sorted(map(len, prompts))
     print(
         f"{len(prompts)} prompts of {lengths[0]} to {lengths[-1]} tokens, {sum(map(len, plain))} new tokens each time"

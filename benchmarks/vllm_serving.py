@@ -37,7 +37,7 @@ from benchmarks.options import add_sampling, sampling_in
 from benchmarks.speed_prompts import DOMAINS, NEW, prompts_of
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding.sampling import Sampling
-from multitoken.evaluation.identity import Float64Judge, Identity, compare
+from multitoken.evaluation.identity import Identity, Judge, compare
 from multitoken.evaluation.statistics import ratio_interval
 from multitoken.models.model import Model
 from multitoken.quickstart.embedded import checkpoint
@@ -117,7 +117,7 @@ class Check:
 
     def __init__(self, base: Model, gated: Path) -> None:
         facts = json.loads((gated / "config.json").read_text())["mtp"]
-        self._judge = Float64Judge(base.hf, facts["mask_token_id"])
+        self._judge = Judge(base.hf, facts["mask_token_id"])
         self.found = dict.fromkeys(Identity, 0)
 
     def add(

@@ -24,7 +24,7 @@ from rich.progress import track
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy
 from multitoken.decoding.sampling import Sampling
-from multitoken.evaluation.identity import Float64Judge, compare
+from multitoken.evaluation.identity import Judge, compare
 from multitoken.evaluation.measure import label_of, parse_policy
 from multitoken.evaluation.results import percent
 from multitoken.evaluation.rows import Combination, Outcome, Row, make_row
@@ -97,7 +97,7 @@ def measure_all(
                 outcomes[what].append(Outcome(ids, prefill, passes, 1.0, correct))
     plain = {what.model: o for what, o in outcomes.items() if what.policy == "next-token"}
     judges = {
-        label: Float64Judge(model.hf, adapted.mtp.mask_token_id if adapted.mtp else None)
+        label: Judge(model.hf, adapted.mtp.mask_token_id if adapted.mtp else None)
         for label, model in (("original", original), (label_of_model(adapted), adapted))
     }
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multitoken.checkpoints.export import export
-    from multitoken.decoding import Chunk, ConfAdapt, DecodingError, Exact, NextToken, StaticK
+    from multitoken.decoding import Chunk, ConfAdapt, DecodingError, Exact, NextToken, RowsFailed, StaticK
     from multitoken.errors import MultitokenError
     from multitoken.models.model import Generation, Model
     from multitoken.training.adapt import adapt
@@ -29,6 +29,7 @@ _HOMES = {
     "DecodingError": "multitoken.decoding",
     "Exact": "multitoken.decoding",
     "NextToken": "multitoken.decoding",
+    "RowsFailed": "multitoken.decoding",
     "StaticK": "multitoken.decoding",
     "MultitokenError": "multitoken.errors",
     "Generation": "multitoken.models.model",
@@ -45,6 +46,7 @@ __all__ = [
     "Model",
     "MultitokenError",
     "NextToken",
+    "RowsFailed",
     "StaticK",
     "adapt",
     "export",

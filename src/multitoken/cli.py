@@ -29,7 +29,15 @@ _POLICY_HELP = "next-token, static, confadapt or exact"
 BaseOption = Annotated[
     str | None, typer.Option(help="Where the model of a gated adapter lies, if not where the adapter says.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+DeviceOption = Annotated[
+    str, typer.Option(help="auto (an accelerator if there is one), cpu, cuda, cuda:N, mps or xpu.")
+]
+DtypeOption = Annotated[
+    str, typer.Option(help="auto (the model's own; float32 on a CPU), float32, bfloat16 or float16.")
+]
+DeviceMapOption = Annotated[
+    str | None, typer.Option(help="auto: spread the model over all devices and memory (accelerate).")
+]
 TrustFlag = Annotated[bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")]
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line; the rest goes to stderr.")
@@ -114,7 +122,9 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens of this share.")] = None,
     seed: Annotated[int | None, typer.Option(help="Sample with this seed: one seed, one text.")] = None,
     base: BaseOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    device_map: DeviceMapOption = None,
     trust_remote_code: TrustFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
@@ -128,7 +138,8 @@ def generate(
         raise UsageError("--threshold and --k belong to a policy; add --policy exact, for example")
     chosen = make_policy(policy, threshold=threshold, k=k) if policy else None
     text = sys.stdin.read() if prompt == "-" else prompt
-    loaded = Model.load(_model_path(model), device=device, trust_remote_code=trust_remote_code, base=base)
+    how = {"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code}
+    loaded = Model.load(_model_path(model), base=base, **how)
     console = _console(json_output)
     colours = ("cyan", "yellow", "green", "magenta")
     started = time.perf_counter()
@@ -180,14 +191,16 @@ def evaluate_command(
         int | None, typer.Option(help="Of the first question's noise (0 if not given); each next one's is one more.")
     ] = None,
     base: BaseOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    device_map: DeviceMapOption = None,
     trust_remote_code: TrustFlag = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what the output folder holds.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Measure accuracy, sameness and speed of MODEL under several policies, against --original."""
     from multitoken.checkpoints.atomic import check_output
-    from multitoken.evaluation.measure import DEFAULT_POLICIES, measure, parse_policy, publish
+    from multitoken.evaluation.measure import DEFAULT_POLICIES, measure, of_type, parse_policy, publish
     from multitoken.evaluation.sampled import in_words, sampling_of
     from multitoken.models.model import Model
 
@@ -196,11 +209,12 @@ def evaluate_command(
     check_output(output, overwrite=overwrite)
     questions = _task(task, prompts, grader, max_new_tokens)
     models = {}
+    how = {"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code}
     for label, name in (("original", original), ("adapted", model)):
         if name is not None:
             path = _model_path(name, "base" if label == "original" else "gated")
             where = base if label == "adapted" else None
-            models[label] = Model.load(path, device=device, trust_remote_code=trust_remote_code, base=where)
+            models[label] = Model.load(path, base=where, **how)
     console = _console(json_output)
     rows = measure(models, questions, policies, console, sampling)
     against = f", against {models['original'].name}" if original else ""
@@ -210,7 +224,7 @@ def evaluate_command(
         rows,
         console,
         title=f"{models['adapted'].name} on {questions.name}{how}",
-        summary=f"{len(questions.questions)} questions of {questions.name}{against}{how}.",
+        summary=f"{len(questions.questions)} questions of {questions.name}{against}{how}{of_type(models)}.",
     )
     if json_output:
         _print_json({"provenance": facts, "rows": [dataclasses.asdict(row) for row in rows]})
@@ -235,7 +249,9 @@ def estimate_command(
     prompts: Annotated[int, typer.Option(min=1, help="How many of them to draw.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a response.")] = 256,
     k_max: Annotated[int, typer.Option(help="The longest block that it would be adapted to.")] = 16,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    device_map: DeviceMapOption = None,
     trust_remote_code: TrustFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
@@ -250,7 +266,8 @@ def estimate_command(
     )
     from multitoken.training.prompt_sample import sample_prompts
 
-    loaded = load_original(_model_path(model, "base"), device=device, trust_remote_code=trust_remote_code)
+    how = {"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code}
+    loaded = load_original(_model_path(model, "base"), **how)
     sample = sample_prompts(data, loaded.tokenizer, prompts, longest=room_for_prompt(loaded, max_new_tokens))
     console = _console(json_output)
     console.print(f"Data: {sample}.")

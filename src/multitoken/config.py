@@ -112,12 +112,15 @@ class AdaptConfig(BaseModel):
 
     seed: int = Field(default=0, ge=0)
     """Decides every random draw of the run."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The type of the computation; the weights being trained are float32 in any case. float16 needs a GPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The type of the computation and of a frozen model's weights; what trains is float32 in any case. auto: float32 on a CPU,
+    bfloat16 elsewhere. float16 needs a GPU."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
     device: str = "auto"
     """Where to compute: auto (an accelerator if there is one), cpu, mps, cuda, cuda:N, xpu or xpu:N."""
+    device_map: Literal["auto"] | None = None
+    """Spread the frozen model of method gated over several devices and memory (auto, by accelerate)."""
     evaluate_every: int = Field(default=200, ge=1)
     """Steps between two looks at unseen prompts."""
     patience: int | None = Field(default=None, ge=1)
@@ -182,6 +185,8 @@ class AdaptConfig(BaseModel):
             raise ValueError("rank and layers belong to method=gated or method=lora, found method=full")
         if self.method != "gated" and self.start_from is not None:
             raise ValueError(f"start_from belongs to method=gated, found {self.method}: give the model itself as model")
+        if self.method != "gated" and self.device_map is not None:
+            raise ValueError(f"device_map belongs to method=gated, whose model is frozen, found {self.method}")
         if self.method != "gated" and self.quantize != "none":
             raise ValueError(f"quantize belongs to method=gated, which leaves the weights alone, found {self.method}")
         if self.method == "gated" and self.gradient_checkpointing:

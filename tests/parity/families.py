@@ -7,12 +7,18 @@ import torch
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Mamba2Config,
@@ -75,6 +81,11 @@ SUPPORTED = {
         Qwen3MoeConfig(**_GROUPED, head_dim=12, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
     ),
 }  # fmt: skip
+EMBEDDING_SCALED = {  # beside Gemma 2 and 3 above: what else does something to its embeddings or logits
+    "gemma": _make(GemmaForCausalLM, GemmaConfig(**_GROUPED, head_dim=12)),
+    "granite": _make(GraniteForCausalLM, GraniteConfig(**_GROUPED, embedding_multiplier=12.0, logits_scaling=4.0)),
+    "cohere": _make(CohereForCausalLM, CohereConfig(**_GROUPED, logit_scale=0.25)),
+}
 REFUSED = {
     "bloom (ALiBi)": _make(
         BloomForCausalLM,

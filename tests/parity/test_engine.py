@@ -148,3 +148,45 @@ def test_request_fields_reach_the_row() -> None:
     """`Request` is what servers make: the defaults must be those of plain greedy decoding."""
     request = Request([1], NextToken(), 1)
     assert request.seed is None and not request.processors and not request.criteria and not request.keep_scores
+
+
+def test_the_cache_grows_a_few_times_and_a_row_that_leaves_moves_one_line(monkeypatch) -> None:
+    """Guards against a copy of the whole cache every 128 slots, and of every line behind one that is free."""
+    decoder = decoder_of("llama")
+    decoder.max_positions = None
+    engine = decoder.engine(max_rows=8)
+    cache = engine._batch.cache
+    grown, moved = [], []
+    grow, move = cache.grow, cache.move
+    monkeypatch.setattr(cache, "grow", lambda *to: grown.append((cache.lines, cache.capacity)) or grow(*to))
+    monkeypatch.setattr(cache, "move", lambda lines: moved.append(lines) or move(lines))
+    for i in range(8):
+        engine.add(decoder.request(prompt(3), policy=NextToken(), max_new_tokens=6 + i, eos_ids=frozenset(), row=i))
+    while engine.busy:
+        engine.step()
+    sizes = [len(lines) for lines in moved]
+    assert max(sizes) == 1 and sum(sizes) == 4, "the last one takes the place of a first one that ends, four times"
+    moved.clear()
+    engine.add(decoder.request(prompt(3), policy=NextToken(), max_new_tokens=1500, eos_ids=frozenset()))
+    while engine.busy:
+        engine.step()
+    assert sorted({capacity for _, capacity in grown} | {cache.capacity}) == [0, 128, 256, 512, 1024, 1536]
+    assert cache.lines == 8
+
+
+def test_rows_prefill_in_the_order_in_which_they_came() -> None:
+    """A line that moves into a free place must not overtake those that wait for their prompts to be read."""
+    decoder = decoder_of("llama")
+    engine = decoder.engine(max_rows=6, prefill_tokens=8)
+    first = [
+        engine.add(decoder.request([7, 8], policy=NextToken(), max_new_tokens=n, eos_ids=frozenset())) for n in (2, 9)
+    ]
+    engine.step()
+    late = [
+        engine.add(decoder.request([7] * 8, policy=NextToken(), max_new_tokens=4, eos_ids=frozenset()))
+        for _ in range(4)
+    ]
+    began = []
+    while engine.busy:
+        began += [chunk.row for chunk in engine.step() if chunk.row in late and chunk.row not in began]
+    assert began == late and first

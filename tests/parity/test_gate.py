@@ -196,5 +196,5 @@ def test_two_groups_of_tokens_go_through_a_matrix_each(real: int, masks: int, sc
     # Every second row of a larger tensor: what attention hands on is not always contiguous.
     wide = torch.stack([x, x], 1)[:, 0]
     for rows in (x, wide):
-        found = Halves(is_mask, in_order=not scattered).product(rows, both)
+        found = Halves(is_mask, masks, in_order=not scattered).product(rows, both)
         assert torch.allclose(found, expected, atol=1e-5)

@@ -144,3 +144,70 @@ def test_what_is_not_done_yet_is_refused(checkpoint: Path, options, message) -> 
 
     with pytest.raises(MultitokenError, match=message):
         EngineArgs(model=str(checkpoint), dtype="float32", max_model_len=512, **options).create_engine_config()
+
+
+def test_a_mask_beyond_the_vocabulary(checkpoint: Path, generate: Generate, prompts, tmp_path_factory: Any) -> None:
+    """Llama 2 and GPT-2 have no row to spare: the mask's id then lies behind the embedding matrix, which has none for it, and
+    behind the logits. Such checkpoints could not be served."""
+    from safetensors.torch import load_file, save_file
+    from vllm.exceptions import VLLMValidationError
+
+    folder = tmp_path_factory.mktemp("beyond") / "whole"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    rows = config["mtp"]["mask_token_id"]
+    tensors = load_file(folder / "model.safetensors")
+    cut = {name: t[:rows].clone() if t.shape[0] == config["vocab_size"] else t for name, t in tensors.items()}
+    assert rows < config["vocab_size"] and sum(cut[name].shape != tensors[name].shape for name in cut) > 0
+    save_file(cut, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": rows}))
+    cases = [Case(p, 60, Sampling(0.9, i, top_k=40) if i % 3 == 0 else None) for i, p in enumerate(prompts[:12])]
+    cases += [Case(prompts[0], 20, more={"frequency_penalty": 0.5}), Case(prompts[1], 20, Sampling(0.8, 3))]
+    expected = Reference(folder, adapted=False).plain(cases[:12])
+    with engine(model=str(folder), additional_config={"mtp": {"adaptive": False}}) as llm:
+        found = generate(llm, cases)
+        assert found[:12] == expected and all(0 <= token < rows for ids in found for token in ids)
+        with pytest.raises(VLLMValidationError, match="allowed_token_ids is not supported"):
+            generate(llm, [Case(prompts[0], 4, more={"allowed_token_ids": [5, 6]})])
+
+
+def write_gemma(folder: Path) -> None:
+    """A random Gemma 3, which scales its embeddings, and a loud adapter over it."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    from multitoken.decoding.gate import GatedAdapter, adaptable_layers
+    from multitoken.decoding.gate_file import peft_settings, to_peft
+    from tests.tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer(128, extra=["<MTP>"])
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, max_position_embeddings=512, sliding_window=512, initializer_range=0.3,
+        layer_types=["sliding_attention", "full_attention"], bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    model = Gemma3ForCausalLM(config).eval()
+    adapter = GatedAdapter(model, mask_id=127, rank=4, layers=adaptable_layers(model, "self_attn"))
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    mtp: dict[str, Any] = {"k": 4, "mask_token_id": 127, "mask_token": "<MTP>", "method": "gated", "base_name": "b"}
+    mtp |= {"base_hash": "h", "format_version": 2, "draft_head": 0}
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {"mtp": mtp}))
+    (folder / "mtp_adapter").mkdir()
+    save_file(to_peft(adapter), folder / "mtp_adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "mtp_adapter" / "adapter_config.json").write_text(json.dumps(peft_settings(adapter, "b") | {"mtp": mtp}))
+
+
+def test_a_family_that_scales_its_embeddings(generate: Generate, tmp_path_factory: Any) -> None:
+    """vLLM's Gemma scales what its embedding gives, the mask's vector too: one that had been put in behind the scaling was scaled
+    twice, and drafts were worth nothing. Under ConfAdapt, which confirms nothing, what masks say is the text."""
+    folder = tmp_path_factory.mktemp("gemma")
+    write_gemma(folder)
+    cases = [Case([7 + i, 8, 9 + 2 * i, 10], 24, eos=False) for i in range(4)]
+    expected = [[t for chunk in row for t in chunk] for row in Reference(folder).chunks(cases, [ConfAdapt(0.0)] * 4)]
+    with engine(model=str(folder), additional_config={"mtp": {"policy": "confadapt", "threshold": 0.0}}) as llm:
+        assert generate(llm, cases) == expected

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from multitoken.evaluation.identity import Float64Judge, Identity, compare
+from multitoken.evaluation.identity import Identity, Judge, compare
 
 from .conftest import CHECKPOINT, Case, Reference, engine
 
@@ -67,7 +67,7 @@ def test_exact_is_next_token_decoding_with_it(
     plain, changed = reference.plain(cases), merged.plain(cases)
     assert sum(a != b for a, b in zip(plain, changed, strict=True)) >= 8, "a LoRA that changes nothing tests nothing"
     judges = {
-        worn: Float64Judge(source.decoder.model, source.decoder.mask_id)
+        worn: Judge(source.decoder.model, source.decoder.mask_id)
         for worn, source in zip((True, False), (merged, reference), strict=True)
     }
     sameness = [

@@ -1,6 +1,6 @@
 """Export an adapted checkpoint as a folder that is ready for the Hub (`docs/export.md` describes it).
 
-Weights are copied, not saved again: unless another dtype is asked for, the files are byte for byte those that came in.
+Weights are copied, not saved again (`weight_copy`).
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils.hub import cached_file
 
 import multitoken.decoding
@@ -21,15 +20,16 @@ from multitoken.errors import ModelError, UsageError
 from multitoken.models.gated import find_base, is_adapter, is_hub_name, read_adapter_config
 from multitoken.models.loading import Loaded, load_causal_lm
 from multitoken.models.mtp_config import MtpConfig
+from multitoken.models.placement import DTYPES
 
 from .atomic import atomic_folder, check_output, write_json, write_text
 from .card import CODE_FOLDER, EVALUATION_FOLDER, Facts, license_of, model_card
 from .hub import check_push, push
 from .measured import PICTURE, RESULTS, Measured, read_evaluation
 from .provenance import provenance
-from .save import own_settings_kept, write_head
+from .save import write_head
+from .weight_copy import copy_weights
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 REQUIREMENTS = "transformers>=5.19\n"  # transformers looks before it runs the code, and names what is missing
 _LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
@@ -75,8 +75,8 @@ def export(
     check_output(output, overwrite=overwrite)
     if push_to_hub is not None:
         check_push(push_to_hub)
-    # A checkpoint that cannot be loaded is not published; bf16 is enough to know its weights by.
-    loaded = load_causal_lm(source, base=base, dtype=DTYPES[dtype or "bfloat16"])
+    # A checkpoint that cannot be loaded is not published.
+    loaded = load_causal_lm(source, base=base, dtype="bfloat16", device="cpu")
     place = _find(source, mtp, base)
     if reference and place.base is None:
         raise UsageError(
@@ -165,12 +165,7 @@ def _write_model(
     loaded: Loaded, place: _Source, mtp: MtpConfig, decoding: dict[str, Any], dtype: str | None, folder: Path
 ) -> None:
     """A model that anybody can load, and what makes it write several tokens a step."""
-    if dtype is None:
-        for file in _weight_files(place.weights):
-            shutil.copyfile(file, folder / file.name)
-    else:
-        with own_settings_kept(loaded.model):
-            loaded.model.save_pretrained(folder)
+    copy_weights(place.weights, folder, DTYPES[dtype] if dtype is not None else None)
     config = _read_json(place.weights / "config.json") | {"mtp": mtp.to_dict()}
     if place.adapter is None:
         # vLLM's own parallel drafter (PARD) reads the mask's id here. It knows no weights that act at masks only.
@@ -192,16 +187,6 @@ def _write_model(
     for file in (file for pattern in _LEGAL for file in sorted(place.weights.glob(pattern)) if file.is_file()):
         shutil.copyfile(file, folder / file.name)
     _copy_code(folder / CODE_FOLDER)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads weights from."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return [index, *(folder / name for name in sorted(set(_read_json(index)["weight_map"].values())))]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    raise ModelError(f"{folder} has neither model.safetensors nor its index; give a dtype to save the weights again")
 
 
 def _write_adapter(place: _Source, mtp: MtpConfig, folder: Path) -> None:

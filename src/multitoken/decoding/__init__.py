@@ -6,7 +6,7 @@ checkpoint as it is.
 
 from .loop import Decoder
 from .policies import ConfAdapt, Exact, NextToken, Policy, StaticK, make_policy
-from .records import Chunk, DecodingError
+from .records import Chunk, DecodingError, RowsFailed
 from .sampling import Sampling
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Exact",
     "NextToken",
     "Policy",
+    "RowsFailed",
     "Sampling",
     "StaticK",
     "make_policy",

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
+from .positions import position_limit
 from .records import DecodingError
 
 Masks = Tensor | dict[str, Tensor]
@@ -65,7 +66,7 @@ class AttentionRule:
     @torch.no_grad()
     def grow(self, length: int) -> None:
         """Know the rules for `length` positions. Raises `DecodingError` where the model's layers are not attention."""
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or length
+        limit = position_limit(self._model) or length
         if self._kinds is not None:
             kinds = self._kinds.values() if isinstance(self._kinds, dict) else [self._kinds]
             if all(kind.known is None or kind.known >= min(length, limit) for kind in kinds):

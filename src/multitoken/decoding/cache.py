@@ -41,9 +41,10 @@ class _SlotLayer(CacheLayerMixin):
             self.keys[line, :, start:view] = key_states
             self.values[line, :, start:view] = value_states
         else:
-            rows = torch.arange(line.start, line.stop, device=owner.slots.device)[:, None]
-            self.keys[rows, :, owner.slots] = key_states.transpose(1, 2)
-            self.values[rows, :, owner.slots] = value_states.transpose(1, 2)
+            slots = owner.slots.to(self.keys.device)  # layers may lie on several devices
+            rows = torch.arange(line.start, line.stop, device=slots.device)[:, None]
+            self.keys[rows, :, slots] = key_states.transpose(1, 2)
+            self.values[rows, :, slots] = value_states.transpose(1, 2)
         return self.keys[line, :, :view], self.values[line, :, :view]
 
     def grow(self) -> None:

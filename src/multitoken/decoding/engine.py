@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from .attention import AttentionRule
 from .cache import SlotCache
 from .draft_head import Drafter
+from .lock import lock_of
 from .memory import available_memory
 from .pace import Pace
 from .records import Chunk, DecodingError
@@ -57,6 +58,7 @@ class Engine:
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
         self._number = 0
+        self._joined = 0
         self.failed: dict[int, DecodingError] = {}
 
     @property
@@ -83,18 +85,20 @@ class Engine:
     def step(self) -> list[Chunk]:
         """Let rows join, and run their prompts and everyone's next step: at most two forward passes.
 
-        A row that fails leaves with its error in `failed`; the others go on.
+        A row that fails leaves with its error in `failed`; the others go on. Another thread's step of the same model is
+        waited for.
         """
-        self._admit()
-        started = [row for row in self._rows if row.started]
-        chunks = self._prefill(len(started))
-        chunks += self._decode(started)
-        for line, row in enumerate(self._rows):
-            if row.error is not None:
-                self.failed[row.number] = row.error
-                self._batch.cache.clear(line)
-        self._keep([row for row in self._rows if not row.done])
-        return chunks
+        with lock_of(self._batch.model):
+            self._admit()
+            started = [row for row in self._rows if row.started]
+            chunks = self._prefill(len(started))
+            chunks += self._decode(started)
+            for line, row in enumerate(self._rows):
+                if row.error is not None:
+                    self.failed[row.number] = row.error
+                    self._batch.cache.clear(line)
+            self._keep([row for row in self._rows if not row.done])
+            return chunks
 
     def run(self) -> Iterator[Chunk]:
         """Steps until nothing is left to do."""
@@ -115,7 +119,10 @@ class Engine:
                 continue
             joined.append(self._waiting.popleft())
         # Prompts of about one length prefill side by side with little padding.
-        self._rows += sorted(joined, key=lambda row: len(row.ids))
+        for row in sorted(joined, key=lambda row: len(row.ids)):
+            row.place = self._joined
+            self._joined += 1
+            self._rows.append(row)
 
     def _does_not_fit(self, rows: list[Row]) -> str | None:
         """Why a cache for these rows, should all of them become as long as they may, is too large."""
@@ -135,6 +142,9 @@ class Engine:
         joining = self._rows[first:]
         if not joining:
             return []
+        # From the one that has waited longest: lines are neighbours, and a row that left may have put a later one in front.
+        oldest = min(range(len(joining)), key=lambda i: joining[i].place)
+        first, joining = first + oldest, joining[oldest:]
         part = 1
         while part < len(joining):
             widest = max(row.pending() for row in joining[: part + 1])
@@ -176,7 +186,7 @@ class Engine:
     def _step(self, feeds: list[Feed], first: int) -> list[Chunk]:
         longest = max(feed.row.cached + feed.width for feed in feeds)
         self._batch.rule.grow(longest)
-        self._batch.cache.grow(len(self._rows), _up(longest))
+        self._grow_cache(_up(longest))
         if self._pace is None:
             return step(self._batch, feeds, first)
         begun = time.perf_counter()
@@ -192,13 +202,41 @@ class Engine:
             pace.observe(len(feeds), tokens, None if prompts else spent)
         return chunks
 
+    def _grow_cache(self, slots: int) -> None:
+        """Room for all rows and so many slots, and, so that a long answer copies the cache a few times only, twice what there was:
+        never more slots than these rows may come to need, and no more lines than memory has."""
+        cache, rows = self._batch.cache, len(self._rows)
+        if slots > cache.capacity:
+            most = _up(max(len(row.ids) + row.remaining for row in self._rows))
+            slots = max(slots, min(2 * cache.capacity, most))
+        lines = rows
+        if rows > cache.lines and (size := cache.slot_bytes()) is not None:
+            room = (
+                2 * cache.lines if self._max_bytes is None else self._max_bytes // (max(slots, cache.capacity) * size)
+            )
+            lines = max(rows, min(2 * cache.lines, self._max_rows, room))
+        cache.grow(lines, slots)
+
     def _keep(self, rows: list[Row]) -> None:
-        """Let these rows stay, those that have started in front, and move their lines where they have moved."""
-        rows = sorted(rows, key=lambda row: not row.started)  # stable
+        """Let these rows stay, those that have started in front. A line moves only into the place of one that is gone, or across
+        the border between the two."""
         line_of = {row.number: line for line, row in enumerate(self._rows)}
-        moves = {to: line_of[row.number] for to, row in enumerate(rows) if line_of[row.number] != to}
+        border = sum(row.started for row in rows)
+        order: list[Row | None] = [None] * len(rows)
+        homeless = []
+        for row in rows:
+            line = line_of[row.number]
+            if line < len(rows) and row.started == (line < border):
+                order[line] = row
+            else:
+                homeless.append(row)
+        moves = {}
+        for row in homeless:
+            part = range(border) if row.started else range(border, len(rows))
+            line = next(i for i in part if order[i] is None)
+            order[line], moves[line] = row, line_of[row.number]
         self._batch.cache.move(moves)
-        self._rows = rows
+        self._rows = [row for row in order if row is not None]
 
 
 def _up(slots: int) -> int:

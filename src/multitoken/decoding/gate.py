@@ -14,8 +14,8 @@ Shapes: B rows, S tokens, N masks among them, D in, E out, R rank.
 
 import math
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -38,18 +38,35 @@ class Gate:
         self._tail = 0  # masks at the end of every row, where they stand there in all rows alike
         self._places: Tensor | None = None  # [N] indices into the flattened [B * S] tokens, otherwise
         self._is_mask: Tensor | None = None  # [B * S]
+        self._count = 0  # masks of all rows
         self._halves: Halves | None = None  # made when a merged layer asks for it
+        self._expected: Sequence[int] | None = None
+
+    @contextmanager
+    def expecting(self, masks: Sequence[int]) -> Iterator[None]:
+        """Say of the pass within that so many tokens at the end of each row are masks: the device need not be asked, and waited
+        for."""
+        self._expected = masks
+        try:
+            yield
+        finally:
+            self._expected = None
 
     def look(self, ids: Tensor) -> Tensor | None:
         """Note where the masks are. ids [B, S] -> [B, S] bool, or None where there are none."""
         is_mask = ids == self.mask_id
         self._rows, self._tail, self._places, self._halves = ids.shape[0], 0, None, None
-        if not bool(is_mask.any()):
+        masks = self._expected
+        counts = masks if masks is not None else is_mask.sum(1).tolist()
+        self._count = sum(counts)
+        if not self._count:
             return None
-        counts = is_mask.sum(1)
-        n = int(counts[0])
-        if n and bool((counts == n).all()) and bool(is_mask[:, -n:].all()):
+        n, width = counts[0], ids.shape[1]
+        if all(count == n for count in counts) and (masks is not None or bool(is_mask[:, -n:].all())):
             self._tail = n
+        elif masks is not None:
+            ends = [range((row + 1) * width - count, (row + 1) * width) for row, count in enumerate(masks)]
+            self._places = torch.tensor([place for end in ends for place in end], device=ids.device)
         else:
             self._places = is_mask.flatten().nonzero()[:, 0]
         self._is_mask = is_mask.flatten()
@@ -79,7 +96,7 @@ class Gate:
         """x [B, S, D], or flattened, times both[0] at real tokens and times both[1] at masks. both: [2, D, E]."""
         if self._halves is None:
             assert self._is_mask is not None
-            self._halves = Halves(self._is_mask, in_order=self._tail > 0 and self._rows == 1)
+            self._halves = Halves(self._is_mask, self._count, in_order=self._tail > 0 and self._rows == 1)
         return self._halves.product(x.reshape(-1, x.shape[-1]), both).view(*x.shape[:-1], both.shape[-1])
 
 
@@ -106,6 +123,8 @@ class LowRank(nn.Module):
 class GatedAdapter(nn.Module):
     """The adapter of one model: the mask's own vector and a `LowRank` for each adapted layer, by the layer's name.
 
+    The vector is one more row of the embedding matrix: what a family does to its rows (Gemma scales them) is done to it.
+
     Holds nothing of the model, so its `state_dict` is the adapter alone.
     """
 
@@ -115,13 +134,16 @@ class GatedAdapter(nn.Module):
         self.rank = rank
         self.names = list(layers)
         embedding = model.get_input_embeddings()
+        self._scale = _scale_of(embedding)
         self.mask_vector = nn.Parameter(torch.zeros(embedding.weight.shape[1]))  # pyright: ignore[reportCallIssue, reportIndexIssue, reportAttributeAccessIssue, reportArgumentType]
         hidden = int(model.config.get_text_config().hidden_size)
         self.updates = nn.ModuleList(LowRank(*_sides(model.get_submodule(name), hidden), rank) for name in self.names)
         # Layers, what stands for their forward where there are masks, and a forward of another library's, such as accelerate.
         self._acts: list[tuple[nn.Module, Any, Any]] = []
         self._acting = False
-        self.to(model.device)
+        self.mask_vector.data = self.mask_vector.data.to(_place_of(embedding))
+        for name, update in zip(self.names, self.updates, strict=True):
+            update.to(_place_of(model.get_submodule(name)))
 
     def attach(self, model: PreTrainedModel) -> None:
         """Let the adapter act in `model`, which it was made for."""
@@ -142,6 +164,7 @@ class GatedAdapter(nn.Module):
 
     def _watch(self, model: PreTrainedModel) -> None:
         """See every pass's ids, and put the mask's vector in."""
+        model.__dict__["_mtp_gate"] = self.gate
         embedding: Any = model.get_input_embeddings()
         embedding.register_forward_pre_hook(self._hide)
         embedding.register_forward_hook(self._put)
@@ -156,7 +179,7 @@ class GatedAdapter(nn.Module):
             layer, update = model.get_submodule(name), self.updates[i]
             assert isinstance(update, LowRank)
             # Quantised layers, and their weights, are of other types.
-            if type(layer) is not nn.Linear or type(layer.weight.data) is not Tensor:
+            if type(layer) is not nn.Linear or type(layer.weight.data) is not Tensor or layer.weight.is_meta:
                 continue
             if 2 * (update.down.numel() + update.up.numel()) < layer.weight.numel():
                 continue
@@ -190,7 +213,7 @@ class GatedAdapter(nn.Module):
     def _put(self, module: nn.Module, args: tuple[Tensor, ...], vectors: Tensor) -> Tensor:
         if self._is_mask is None:
             return vectors
-        return torch.where(self._is_mask[..., None], self.mask_vector.to(vectors.dtype), vectors)
+        return torch.where(self._is_mask[..., None], (self.mask_vector * self._scale).to(vectors.dtype), vectors)
 
     def _add(self, i: int, module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         return self.gate.add(self.updates[i], args[0], y)  # pyright: ignore[reportArgumentType]
@@ -212,6 +235,12 @@ class GatedAdapter(nn.Module):
             self.gate.closed = before
 
 
+def expecting_masks(model: PreTrainedModel, masks: Sequence[int]) -> AbstractContextManager[None]:
+    """`Gate.expecting` of the gate at work in the model, if there is one."""
+    gate: Gate | None = model.__dict__.get("_mtp_gate")
+    return gate.expecting(masks) if gate is not None else nullcontext()
+
+
 def adaptable_layers(model: PreTrainedModel, pattern: str | None = None) -> list[str]:
     """Names of the layers inside the decoder that an adapter can act behind, whose name matches `pattern` (a regular
     expression, found anywhere in it): linear layers, the output matrix aside, and whole blocks of fused experts.
@@ -225,6 +254,27 @@ def adaptable_layers(model: PreTrainedModel, pattern: str | None = None) -> list
         kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in able})) or "none"
         raise DecodingError(f"no layer of {type(model).__name__} matches {pattern!r}; those that could: {kinds}")
     return chosen
+
+
+@torch.no_grad()
+def _scale_of(embedding: Any) -> float:
+    """What an embedding multiplies its rows by. Raises `DecodingError` for one that does something else to them."""
+    scale, weight = float(getattr(embedding, "embed_scale", 1.0)), embedding.weight
+    ids = torch.arange(min(8, len(weight)), device=weight.device)
+    # Weights that wait elsewhere for their turn (accelerate's offload) are on "meta": nothing to look at.
+    if not weight.is_meta and not torch.allclose(
+        embedding.forward(ids).float(), weight[ids].float() * scale, rtol=0.02, atol=1e-6
+    ):
+        raise DecodingError(
+            f"{type(embedding).__name__} does more to its rows than scale them: it takes no mask vector"
+        )
+    return scale
+
+
+def _place_of(module: nn.Module) -> torch.device:
+    """The device that a layer computes on: weights may wait elsewhere for their turn (accelerate's offload)."""
+    moved_to = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return torch.device(moved_to) if moved_to is not None else next(module.parameters()).device
 
 
 def _is_linear(module: nn.Module) -> bool:

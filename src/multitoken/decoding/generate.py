@@ -74,7 +74,8 @@ def generate(
     `generation_config.json: mtp`; `policy` is "exact" if nothing says otherwise. mtp_chunks: a list that the chunks are
     appended to as they come. presence_penalty, frequency_penalty: see `penalties`.
 
-    Scores and logits have the mask token at -inf. Raises `DecodingError` for what is not supported.
+    Scores and logits have the mask token at -inf. Raises `DecodingError` for what is not supported, and `RowsFailed` where a
+    row fails, when the others are done: `mtp_chunks` has what they wrote.
     """
     decoder = decoder_of(model)
     prepared = prepare(

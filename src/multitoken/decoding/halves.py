@@ -12,12 +12,12 @@ class Halves:
     One batched product does both where that leaves few of its rows idle: at the width of a decoding step it takes little longer
     than a plain layer; two products and their bookkeeping take twice as long.
 
-    is_mask: [T] of all rows' tokens; in_order: the masks are the last of them.
+    is_mask: [T] of all rows' tokens, of which so many are masks; in_order: they are the last.
     """
 
-    def __init__(self, is_mask: Tensor, *, in_order: bool) -> None:
+    def __init__(self, is_mask: Tensor, masks: int, *, in_order: bool) -> None:
         tokens = len(is_mask)
-        self._masks = int(is_mask.sum())
+        self._masks = masks
         self._real = tokens - self._masks
         # The larger group's size. The halves overlap: the first begins with the real tokens, the second ends with the masks.
         self._size = max(self._real, self._masks)
@@ -28,7 +28,7 @@ class Halves:
             self._back = torch.empty_like(self._order)
             self._back[self._order] = torch.arange(tokens, device=is_mask.device)
             if self._batched:
-                self._back[is_mask] += 2 * self._size - tokens
+                self._back += is_mask * (2 * self._size - tokens)
 
     def product(self, x: Tensor, both: Tensor) -> Tensor:
         """x [T, D], both [2, D, E] -> [T, E]"""

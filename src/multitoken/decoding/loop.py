@@ -11,7 +11,8 @@ from .draft_head import Drafter, DraftHead
 from .engine import Engine
 from .pace import Pace
 from .policies import NextToken, Policy, with_trained_k
-from .records import Chunk, DecodingError
+from .positions import is_shortened, position_limit
+from .records import Chunk, DecodingError, RowsFailed
 from .row import Request
 from .sampling import Sampling
 
@@ -34,8 +35,7 @@ class Decoder:
         self.trained_k = trained_k if mask_id is not None else 1
         self.eos_ids = frozenset(eos_ids)
         self.processors = processors or LogitsProcessorList()
-        config = model.config.get_text_config()
-        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_positions = position_limit(model)
         self.rule = AttentionRule(model)
         self._pace: Pace | None = None
         self.drafter = Drafter.of(head, model) if head is not None and self.trained_k > 1 else None
@@ -111,14 +111,16 @@ class Decoder:
         return self.run(requests, first_row=first_row, **options)
 
     def run(self, requests: Sequence[Request], *, first_row: int = 0, **options: Any) -> Iterator[Chunk]:
-        """Chunks of checked requests as they come. What goes wrong with one row is raised when the others are done."""
+        """Chunks of checked requests as they come. What goes wrong with one row is raised, as `RowsFailed`, when the others are
+        done."""
         engine = self.engine(**options)
         for request in requests:
             engine.add(request)
         for chunk in engine.run():
             yield replace(chunk, row=chunk.row + first_row) if first_row else chunk
-        for number, error in sorted(engine.failed.items()):
-            raise DecodingError(f"row {number + first_row}: {error}") from error
+        if engine.failed:
+            failed = RowsFailed({number + first_row: error for number, error in engine.failed.items()})
+            raise failed from failed.errors[min(failed.errors)]
 
     def _check_prompt(self, name: str, prompt: Sequence[int], max_new_tokens: int) -> None:
         if not len(prompt):
@@ -132,8 +134,9 @@ class Decoder:
             if not 0 <= token < vocabulary:
                 raise DecodingError(f"{name} contains token id {token}; the model knows 0 to {vocabulary - 1}")
         if self.max_positions is not None and len(prompt) + max_new_tokens > self.max_positions:
+            why = " (longrope changes the frequencies of all tokens beyond these)" if is_shortened(self.model) else ""
             raise DecodingError(
                 f"{name} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, together more than the "
-                f"model's {self.max_positions} positions; shorten the prompt or ask for at most "
+                f"model's {self.max_positions} positions{why}; shorten the prompt or ask for at most "
                 f"{max(0, self.max_positions - len(prompt))} tokens"
             )

@@ -1,23 +1,67 @@
-"""How much memory is left for a cache."""
+"""How much memory is left."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_PROC = Path("/proc")
 
 
 def available_memory(device: torch.device) -> int | None:
     """Bytes that could still be allocated on `device`; None where the system does not say."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What PyTorch holds in reserve, for no tensor at present, is taken to the driver and free to us.
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     if device.type != "cpu":
         return None
-    limits = []
+    limits = [*_of_machine(), *_of_container(_PROC, _CGROUPS)]
+    return min(limits, default=None)
+
+
+def _of_machine() -> Iterator[int]:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in (_PROC / "meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
+                yield int(line.split()[1]) * 1024
     except OSError:  # not Linux
         if "SC_AVPHYS_PAGES" in os.sysconf_names:
-            limits.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(limits, default=None)
+            yield os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _of_container(proc: Path, cgroups: Path) -> Iterator[int]:
+    """What each control group around this process leaves it, of version 2 and of version 1. Files that were read and may be
+    forgotten count as free."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, names = cgroups, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            root = cgroups / "memory"
+        else:
+            continue
+        # Inside a container the path may be the host's: its own group is then the root of what it sees.
+        here = root / path.lstrip("/")
+        for folder in [here, *here.parents] if here.is_dir() else [root]:
+            yield from _left_in(folder, *names)
+            if folder == root:
+                break
+
+
+def _left_in(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
+    try:
+        most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+        counted = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no limit ("max"), or no such file
+        return
+    yield max(0, most - used + int(counted.get(reclaimable, 0)))

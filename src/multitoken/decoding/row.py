@@ -47,6 +47,7 @@ class Row:
         self.cached = 0
         self.drafts: list[int] = []
         self.started = False
+        self.place = 0  # in the order in which rows got lines
         self.finish: Finish | None = None
         self.error: DecodingError | None = None
         self.record = Record()  # what its blocks give, for the pace

@@ -44,6 +44,7 @@ _BLIND = (  # processors that do not look at the prefix: all positions of a row 
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
+_NO_FLOAT64 = ("mps",)  # kinds of device
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 _GOLDEN, _FIRST, _SECOND = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
 
@@ -151,6 +152,8 @@ def _pick(row: "Row", scores: Tensor, start: int) -> list[int]:
 
 def with_noise(scores: Tensor, keys: Tensor) -> Tensor:
     """A token drawn from each position's scores [N, V], by the noise of its key [N]. -> [N]"""
+    if scores.device.type in _NO_FLOAT64:  # one seed is one text on every device, so the last bits count
+        return with_noise(scores.cpu(), keys.cpu()).to(scores.device)
     left = int((scores > -torch.inf).sum(-1).max())
     if left < scores.shape[-1]:
         top, tokens = scores.topk(left, -1)
@@ -184,7 +187,11 @@ def _mix(word: int) -> int:
 
 
 def gumbel(keys: Sequence[int] | Tensor, tokens: Tensor) -> Tensor:
-    """Gumbel noise of `tokens` [N, V], float64; a key a row. SplitMix64 again: token t takes the stream's number t."""
+    """Gumbel noise of `tokens` [N, V], float64 where the device has it; a key a row. SplitMix64 again: token t takes the
+    stream's number t."""
+    if tokens.device.type in _NO_FLOAT64:
+        on_cpu = keys.cpu() if isinstance(keys, Tensor) else keys
+        return gumbel(on_cpu, tokens.cpu()).float().to(tokens.device)
     if not isinstance(keys, Tensor):
         keys = torch.tensor([signed(key) for key in keys], device=tokens.device)
     word = _scramble(keys[:, None] + (tokens + 1) * signed(_GOLDEN))

@@ -1,6 +1,7 @@
 """`multitoken estimate` behind its reading of the data: the model's responses, the estimate, and both in words."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -16,9 +17,9 @@ from .own_predictions import own_predictions
 LONGEST_PROMPT = 1024  # tokens: longer prompts cost memory and hardly change what is foretold
 
 
-def load_original(path: str, *, device: str = "cpu", trust_remote_code: bool = False) -> Model:
-    """A model that was never adapted. Raises `ModelError` for one that was: its gain can be measured."""
-    model = Model.load(path, device=device, trust_remote_code=trust_remote_code)
+def load_original(path: str, **how: Any) -> Model:
+    """A model that was never adapted. how: as for `Model.load`. Raises `ModelError` for one that was: its gain can be measured."""
+    model = Model.load(path, **how)
     if model.mtp is not None:
         raise ModelError(
             f"{model.name} is adapted already (k={model.mtp.k}): measure it with multitoken evaluate, or give "

@@ -4,12 +4,16 @@ Identical: equal token ids, EOS included. Two float32 computations of the same l
 where two tokens' logits are all but equal either may win. Such a first difference is a tie, judged in float64 and
 reported apart; after it the two outputs answer different texts, so nothing behind it is compared.
 
+In bfloat16 and float16 passes of several tokens and of one round differently, and much more coarsely. There it is a tie if
+float32 finds the two logits within one step of the type at the top logit: bfloat16's steps from 8 to 16 are 1/16.
+
 A sampled token is the largest of scores to which its position's noise is added (`decoding/sampling.py`). There a tie is one of
 these sums, of the same seed. A token that rounding put on the other side of top-k's or top-p's edge is no tie: it counts as
 different.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
@@ -18,6 +22,7 @@ import torch
 
 from multitoken.decoding.sampling import Sampling, gumbel, noise_key, without_prefix
 
+HALF = (torch.bfloat16, torch.float16)
 TIE_GAP = 1e-4  # in logits; in scores with their noise where tokens are sampled
 
 
@@ -29,7 +34,8 @@ class Identity(Enum):
 
 Gap = Callable[[Sequence[int], int, int], float]
 """`gap(before, ours, reference)`: how far the lower of two tokens' logits lies under the top after the output
-`before`. For the two top tokens this is the gap of the two top logits; a third token is never excused by their tie."""
+`before`, beyond the rounding of a 16-bit type. For the two top tokens this is the gap of the two top logits; a third token
+is never excused by their tie."""
 
 
 def compare(ours: Sequence[int], reference: Sequence[int], *, gap: Gap) -> Identity:
@@ -46,14 +52,16 @@ def compare(ours: Sequence[int], reference: Sequence[int], *, gap: Gap) -> Ident
     return Identity.IDENTICAL if len(ours) == len(reference) else Identity.DIFFERENT
 
 
-class Float64Judge:
-    """The gap of two tokens' logits from a float64 copy of a model, made at the first question.
+class Judge:
+    """The gap of two tokens' logits from a copy of a model in twice its precision (float64, or float32 of a 16-bit one), made
+    at the first question.
 
-    `mask_token_id`'s logit is at -inf, as in decoding. The copy takes twice a float32 model's memory, on its device.
+    `mask_token_id`'s logit is at -inf, as in decoding. The copy takes twice the model's memory, on its device.
     """
 
     def __init__(self, hf_model: Any, mask_token_id: int | None = None) -> None:
         self._model = hf_model
+        self._dtype: torch.dtype = next(hf_model.parameters()).dtype
         self._mask_token_id = mask_token_id
         self._twin: Any = None
         self._known: dict[tuple[Any, ...], float] = {}
@@ -65,25 +73,36 @@ class Float64Judge:
     def gap(
         self, token_ids: Sequence[int], ours: int, reference: int, sampling: Sampling | None = None, row: int = 0
     ) -> float:
-        """How far the lower of two tokens' logits (sampled: scores with their noise) lies under the top after `token_ids`."""
+        """How far the lower of two tokens' logits (sampled: scores with their noise) lies under the top after `token_ids`,
+        beyond the rounding of a 16-bit type."""
         # Policies of one model tend to part from the reference at the same place: answer that once.
         key = (tuple(token_ids), min(ours, reference), max(ours, reference), sampling, row)
         if key not in self._known:
             scores = self._logits(token_ids)
+            rounding = self._rounding(scores)
             if sampling is not None:
                 scores = _with_noise(scores, sampling, row, len(token_ids))
-            self._known[key] = float(scores.max() - torch.minimum(scores[ours], scores[reference]))
+                rounding /= sampling.temperature
+            gap = float(scores.max() - torch.minimum(scores[ours], scores[reference]))
+            self._known[key] = max(0.0, gap - rounding)
         return self._known[key]
 
     @torch.inference_mode()
     def _logits(self, token_ids: Sequence[int]) -> torch.Tensor:  # [vocabulary]
         if self._twin is None:
-            self._twin = copy.deepcopy(self._model).double().eval()
+            finer = torch.float32 if self._dtype in HALF else torch.float64
+            self._twin = copy.deepcopy(self._model).to(finer).eval()
         ids = torch.tensor([list(token_ids)], device=self._twin.device)
         logits = self._twin(input_ids=ids, use_cache=False).logits[0, -1]
-        if self._mask_token_id is not None:
+        if self._mask_token_id is not None and self._mask_token_id < len(logits):  # a gate's own may lie beyond
             logits[self._mask_token_id] = -torch.inf
-        return logits
+        return logits.double()
+
+    def _rounding(self, logits: torch.Tensor) -> float:
+        """One step of a 16-bit type at the top logit."""
+        if self._dtype not in HALF:
+            return 0.0
+        return torch.finfo(self._dtype).eps * 2.0 ** math.floor(math.log2(max(abs(float(logits.max())), 2.0**-14)))
 
 
 def _with_noise(logits: torch.Tensor, sampling: Sampling, row: int, position: int) -> torch.Tensor:  # [vocabulary]

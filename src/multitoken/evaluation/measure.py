@@ -13,6 +13,7 @@ from multitoken.decoding.policies import ConfAdapt, Exact, Policy, StaticK, make
 from multitoken.decoding.sampling import Sampling
 from multitoken.errors import UsageError
 
+from .identity import HALF
 from .picture import tradeoff_picture
 from .protocols import ModelLike
 from .report import RaceEntry, write_report
@@ -72,6 +73,14 @@ def measure(
         )
     console.print(results_table(rows))
     return rows
+
+
+def of_type(models: Mapping[str, ModelLike]) -> str:
+    """What a reader of the numbers must know of a 16-bit type, to end a sentence; "" for float32."""
+    dtype = next(iter(models.values())).hf.dtype
+    if dtype not in HALF:
+        return ""
+    return f", in {str(dtype).removeprefix('torch.')}, where a tie is a difference within one step of the type at the top logit"
 
 
 def publish(

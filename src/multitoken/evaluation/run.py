@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from multitoken.decoding.policies import NextToken, Policy
+from multitoken.decoding.positions import position_limit
 from multitoken.decoding.sampling import Sampling
 from multitoken.errors import DataError, MultitokenError, UsageError
 
-from .identity import Float64Judge, Identity, compare
+from .identity import Identity, Judge, compare
 from .protocols import ModelLike
 from .rows import Combination, Outcome, Row, make_row
 from .sampled import generate_options, of_question
@@ -68,7 +69,7 @@ def evaluate(
 
     next_token = {run.what.model: outcomes[run.what] for run in runs if run.what.policy == NextToken.name}
     judges = {
-        label: Float64Judge(model.hf, model.mtp.mask_token_id if model.mtp is not None else None)
+        label: Judge(model.hf, model.mtp.mask_token_id if model.mtp is not None else None)
         for label, model in models.items()
     }
 
@@ -147,7 +148,7 @@ def _encoded(models: Mapping[str, ModelLike], task: Task) -> list[list[int]]:
 
 
 def _check_length(length: int, max_new_tokens: int, model: ModelLike, place: str) -> None:
-    limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    limit = position_limit(model.hf)
     if limit is not None and length + max_new_tokens > limit:
         raise DataError(
             f"{place}: {length} prompt tokens and {max_new_tokens} new ones are {length + max_new_tokens}, but the "

@@ -1,26 +1,14 @@
 """Load a causal language model: refused from its config, before any weight is read, where it would decode wrongly."""
 
-import hashlib
-import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.gate import GatedAdapter
@@ -28,35 +16,61 @@ from multitoken.decoding.head_file import read_head
 from multitoken.decoding.records import DecodingError
 from multitoken.errors import ModelError, UnsupportedModelError, UsageError
 
-from .gated import fetch_adapter, find_base, is_hub_name, read_adapter, read_adapter_config, read_own_adapter
+from .gated import fetch_adapter, find_base, read_adapter, read_adapter_config, read_own_adapter
 from .heads import find_head
 from .mtp_config import MtpConfig
+from .placement import Placement, find_device, find_dtype
 from .quantize import quantize_weights
+from .reading import choose_attention, locate, read_config, read_tokenizer, read_weights, refuse_unsupported
+from .weights import is_of_files, parameter_hash, stored_tensors, weight_files, weight_hash
 
-logger = logging.getLogger(__name__)
-
-ATTENTION = ("sdpa", "eager", "flex_attention")  # those that take a block mask
-_OTHER_SENSES = ("vision_config", "audio_config", "audio_encoder_config", "image_config", "speech_config")
+ATTENTION = ("sdpa", "eager")  # those that take a block mask
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A model in eval mode with what belongs to it. `mtp` is None for an ordinary model; `name` is never a path;
-    `adapter` is the gated adapter at work in it, if one is; `head` the draft head, if it has one."""
+    `adapter` is the gated adapter at work in it, if one is; `head` the draft head, if it has one; `files` hold its weights."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     mtp: MtpConfig | None
     name: str
+    files: tuple[Path, ...]
     adapter: GatedAdapter | None = None
     head: DraftHead | None = None
+    known_hash: str | None = None
+
+    @cached_property
+    def weight_hash(self) -> str:
+        """Of the files that the weights were read from (`weights.weight_hash`), whatever was done to them since."""
+        return self.known_hash or weight_hash(self.files)
+
+    def check_base(self, known: str, wrong: str) -> None:
+        """Raises `ModelError` unless the weights are those of this hash. `wrong` says what is, with {found} for what was found."""
+        found = self.weight_hash if is_of_files(known) else parameter_hash(self.model)
+        if found != known:
+            raise ModelError(wrong.format(found=found[:19]))
+
+
+@dataclass(frozen=True)
+class _How:
+    """What load_causal_lm is told about the reading of any model."""
+
+    dtype: torch.dtype | str
+    placement: Placement
+    trust_remote_code: bool
+    attention: str
 
 
 def load_causal_lm(
     name_or_path: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    max_memory: Mapping[Any, Any] | None = None,
+    offload_folder: str | Path | None = None,
     trust_remote_code: bool = False,
     attn_implementation: str = "sdpa",
     base: str | Path | None = None,
@@ -66,74 +80,102 @@ def load_causal_lm(
     action. `base` is where that lies, if not where the adapter says. quantize="int8" holds the linear layers' weights in
     8 bits (torchao, weight-only), those of an adapter's base as well.
 
-    Raises UsageError for a device or attention that cannot be, UnsupportedModelError for a kind of model that would
-    decode wrongly, and ModelError for one that is missing, incomplete or broken.
+    device, dtype: see `placement`. device_map, max_memory, offload_folder: transformers' own, for a model that is spread over
+    several devices, memory and disk.
+
+    Raises UsageError for a device, type or attention that cannot be, OutOfMemoryError, before loading, where the weights
+    are more than is free, UnsupportedModelError for a kind of model that would decode wrongly, and ModelError for one that
+    is missing, incomplete or broken.
     """
     if attn_implementation not in ATTENTION:
         raise UsageError(
             f"attn_implementation is {attn_implementation!r}; expected one of {', '.join(ATTENTION)} "
-            "(flash kernels take no block mask)"
+            "(flash kernels take no block mask, and flex_attention adds one as numbers)"
         )
-    place = _device(device)
+    options = {"max_memory": max_memory, "offload_folder": offload_folder and str(offload_folder)}
+    options = {name: value for name, value in options.items() if value is not None}
+    if options and device_map is None:
+        raise UsageError(f"{', '.join(options)} without device_map would do nothing; give device_map='auto'")
+    if device_map is not None and str(device) != "auto":
+        raise UsageError(f"device is {str(device)!r} and device_map {device_map!r}; give one of them")
+    placement = Placement(find_device(device), device_map, options)
+    find_dtype(dtype, placement.device)  # one that cannot be is found before anything is looked for
+    how = _How(dtype, placement, trust_remote_code, attn_implementation)
     if (folder := fetch_adapter(name_or_path)) is not None:
-        how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
         name = folder.resolve().name if folder == Path(name_or_path) else str(name_or_path)
-        return _load_gated(folder, name, base, quantize, **how, attn_implementation=attn_implementation)
+        return _load_gated(folder, name, base, quantize, how)
     if base is not None:
         raise UsageError(f"base is {str(base)!r}, but {name_or_path} is no adapter; leave base out")
-    source, name = _locate(name_or_path)
-    config = _read_config(source, trust_remote_code)
+    loaded, source = _load_whole(name_or_path, how)
+    mtp, adapter = loaded.mtp, None
+    if mtp is not None and mtp.method == "gated":
+        loaded.check_base(
+            mtp.base_hash,
+            f"{loaded.name} holds an adapter that was made for the weights {mtp.base_hash[:19]}, but its own are "
+            "{found}; export the checkpoint again",
+        )
+        adapter = read_own_adapter(loaded.model, source, mtp)
+    quantize_weights(loaded.model, quantize)
+    if adapter is not None:
+        adapter.attach_for_decoding(loaded.model)
+    return replace(loaded, adapter=adapter, head=_read_head(loaded.model, source, mtp))
+
+
+def _load_whole(name_or_path: str | Path, how: _How, *, is_base: bool = False) -> tuple[Loaded, str]:
+    """A model as its own folder holds it, without what acts in it, and where that is. is_base: its hash will be asked for."""
+    source, name = locate(name_or_path)
+    config = read_config(source, how.trust_remote_code)
     refuse_unsupported(config, name)
     mtp = MtpConfig.from_hf(config)
-    tokenizer = _read_tokenizer(source, trust_remote_code)
+    tokenizer = read_tokenizer(source, how.trust_remote_code)
     if mtp is not None and (found := tokenizer.convert_tokens_to_ids(mtp.mask_token)) != mtp.mask_token_id:
         raise ModelError(
             f"{name}: the tokenizer gives {mtp.mask_token!r} the id {found}, config.json: mtp.mask_token_id is "
             f"{mtp.mask_token_id}; the tokenizer files are not those the checkpoint was saved with"
         )
-    attention = _attention(config, source, attn_implementation)
-    model: Any = _read_weights(source, config, dtype, trust_remote_code, attention)
-    model.to(place).eval()
-    adapter = None
-    if mtp is not None and mtp.method == "gated":
-        if (found := weight_hash(model)) != mtp.base_hash:
-            raise ModelError(
-                f"{name} holds an adapter that was made for the weights {mtp.base_hash[:19]}, but its own are "
-                f"{found[:19]}; export the checkpoint again"
-            )
-        adapter = read_own_adapter(model, source, mtp)
-    quantize_weights(model, quantize)  # the hash is of the weights as they are published
-    if adapter is not None:
-        adapter.attach_for_decoding(model)
-    return Loaded(model, tokenizer, mtp, name, adapter, _read_head(model, source, mtp))
+    attention = choose_attention(config, source, how.attention)
+    files = tuple(weight_files(source))
+    tensors = stored_tensors(files)
+    dtype = find_dtype(how.dtype, how.placement.device, tensors, name)
+    how.placement.check_room(tensors, dtype, name)
+    where = how.placement.for_transformers()
+    with ThreadPoolExecutor(1) as beside:  # hashed while they are read anyway
+        asked = is_base or (mtp is not None and mtp.method == "gated")
+        hashed = beside.submit(weight_hash, files) if asked else None
+        model = read_weights(source, config, dtype, how.trust_remote_code, attention, where)
+    return Loaded(model, tokenizer, mtp, name, files, known_hash=hashed and hashed.result()), source
 
 
-def _load_gated(folder: Path, name: str, base: str | Path | None, quantize: str, **how: Any) -> Loaded:
+def _load_gated(folder: Path, name: str, base: str | Path | None, quantize: str, how: _How) -> Loaded:
     """The base, checked to be the very weights that the adapter was made for, with the adapter in action."""
     settings, mtp = read_adapter_config(folder)
     source = base or find_base(folder, settings)
+    own = f"{source} holds an adapter of its own; load it as it is, or give the model it was made from"
+    if fetch_adapter(source) is not None:
+        raise ModelError(own)
     try:
-        loaded = load_causal_lm(source, **how)
+        loaded, _ = _load_whole(source, how, is_base=True)
     except UnsupportedModelError:
         raise
     except ModelError as error:
         raise ModelError(
             f"{folder} is an adapter of {mtp.base_name}: {error}. Give its place as base (--base)"
         ) from error
-    if loaded.adapter is not None:
-        raise ModelError(f"{source} holds an adapter of its own; load it as it is, or give the model it was made from")
-    if (found := weight_hash(loaded.model)) != mtp.base_hash:
-        raise ModelError(
-            f"{folder} was made for {mtp.base_name} with the weights {mtp.base_hash[:19]}, but those of {source} are "
-            f"{found[:19]}; give the model it was made from as base (--base)"
-        )
+    if loaded.mtp is not None and loaded.mtp.method == "gated":
+        raise ModelError(own)
+    loaded.check_base(
+        mtp.base_hash,
+        f"{folder} was made for {mtp.base_name} with the weights {mtp.base_hash[:19]}, but those of {source} are "
+        "{found}; give the model it was made from as base (--base)",
+    )
     quantize_weights(loaded.model, quantize)
     adapter = read_adapter(loaded.model, folder, mtp)
     adapter.attach_for_decoding(loaded.model)
-    tokenizer = _read_tokenizer(str(folder), trust_remote_code=False)
+    tokenizer = read_tokenizer(str(folder), trust_remote_code=False)
     if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:
         raise ModelError(f"{folder}: the tokenizer does not give {mtp.mask_token!r} the id {mtp.mask_token_id}")
-    return Loaded(loaded.model, tokenizer, mtp, name, adapter, _read_head(loaded.model, str(folder), mtp))
+    head = _read_head(loaded.model, str(folder), mtp)
+    return replace(loaded, tokenizer=tokenizer, mtp=mtp, name=name, adapter=adapter, head=head)
 
 
 def _read_head(model: PreTrainedModel, source: str, mtp: MtpConfig | None) -> DraftHead | None:
@@ -145,143 +187,3 @@ def _read_head(model: PreTrainedModel, source: str, mtp: MtpConfig | None) -> Dr
         return read_head(model, file, mtp.draft_head)
     except DecodingError as error:
         raise ModelError(str(error)) from error
-
-
-def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
-    """Raise UnsupportedModelError, by class name, for a model that is not a text-only decoder."""
-    kind = config.model_type
-    architecture = (config.architectures or [kind])[0]
-    if config.is_encoder_decoder:
-        raise UnsupportedModelError(
-            f"{name} is {architecture}, an encoder-decoder model; expected a decoder-only causal language model"
-        )
-    if (
-        kind in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
-        or architecture.endswith("ForConditionalGeneration")
-        or any(getattr(config, part, None) is not None for part in _OTHER_SENSES)
-    ):
-        raise UnsupportedModelError(
-            f"{name} is {architecture}, which wraps a language model in another that sees or hears; text-only "
-            "checkpoints are supported: use or export its language model"
-        )
-    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
-        raise UnsupportedModelError(
-            f"{name} is {architecture}: transformers knows no causal language model of {kind!r}"
-        )
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
-        raise UnsupportedModelError(
-            f"{name} is {architecture}, an encoder whose tokens see their future; expected a causal language model"
-        )
-
-
-def weight_hash(model: PreTrainedModel) -> str:
-    """`sha256:` and the hex digest of every parameter's name, shape and values in bf16, by name, tied ones once.
-
-    In bf16, because float32 and bf16 files are then told apart from others but not from themselves, in whichever of the
-    two types they are loaded.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        # One parameter at a time: no second copy of the model.
-        values = parameter.detach().cpu()
-        values = values.bfloat16() if values.is_floating_point() else values
-        digest.update(f"{name} {list(values.shape)} {values.dtype}\n".encode())
-        digest.update(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:1'") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device is {str(device)!r}, but torch sees no GPU; use 'cpu'")
-    return place
-
-
-def _locate(name_or_path: str | Path) -> tuple[str, str]:
-    """What transformers shall open, and the name to speak of it: a folder's own name, or the hub's."""
-    text = str(name_or_path)
-    path = Path(text).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{text} has no config.json; expected the folder of a Hugging Face model")
-        weights = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]
-        if not weights:
-            old = next(iter(sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])), None)
-            found = f"found {old.name}, which can run code when it is read" if old else "found no weights"
-            raise ModelError(
-                f"{text} has no *.safetensors file ({found}); save the model with save_pretrained of transformers 5"
-            )
-        return str(path), path.resolve().name
-    if path.exists():
-        raise ModelError(f"{text} is a file; expected the folder of a Hugging Face model")
-    if isinstance(name_or_path, Path) or not is_hub_name(text):
-        raise ModelError(
-            f"{text} does not exist; expected a folder with config.json, or a hub name such as Qwen/Qwen3-0.6B"
-        )
-    return text, text
-
-
-def _read_config(source: str, trust_remote_code: bool) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises many kinds: OSError, ValueError, KeyError, strict dataclass errors
-        raise _unreadable(source, "config.json", error) from error
-
-
-def _read_tokenizer(source: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise _unreadable(source, "the tokenizer", error) from error
-
-
-def _read_weights(
-    source: str, config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool, attention: str
-) -> PreTrainedModel:
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            attn_implementation=attention,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        raise _unreadable(source, "the weights", error) from error
-    model, report = loaded
-    # transformers only warns of these, and leaves random numbers in their place.
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"{source}: the weights lack {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''} "
-            f"({len(missing)} in all); expected every weight of {type(model).__name__}: copy the folder again"
-        )
-    return model
-
-
-def _unreadable(source: str, what: str, error: Exception) -> ModelError:
-    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    if Path(source).is_dir():
-        return ModelError(f"{source}: cannot read {what}: {reason}")
-    return ModelError(
-        f"cannot load {what} of {source!r} from the Hugging Face hub: {reason} (it is no folder here either; check the "
-        "name and the network, or download it and give its folder)"
-    )
-
-
-def _attention(config: PreTrainedConfig, source: str, wanted: str) -> str:
-    """`wanted`, or "eager" for the few model classes that say they do not support sdpa."""
-    cls: Any
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    else:
-        cls = get_class_from_dynamic_module(config.auto_map["AutoModelForCausalLM"], source)
-    if wanted == "sdpa" and not getattr(cls, "_supports_sdpa", False):
-        logger.warning("%s does not support sdpa attention: using eager attention", cls.__name__)
-        return "eager"
-    return wanted

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -21,13 +21,14 @@ from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.generate import Prepared, prepare, run
 from multitoken.decoding.loop import Decoder
 from multitoken.decoding.policies import Exact, NextToken, Policy, make_policy
-from multitoken.decoding.records import Chunk, DecodingError
+from multitoken.decoding.records import Chunk, DecodingError, RowsFailed
 from multitoken.errors import UsageError
 
 from .loading import load_causal_lm
 from .mtp_config import MtpConfig
 from .prompts import Message, encode_prompt
 from .selftest import check_blocks
+from .text import with_text
 
 Prompt = str | list[Message]
 
@@ -105,26 +106,33 @@ class Model:
         cls,
         path: str | Path,
         *,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | str = "auto",
+        device_map: str | Mapping[str, Any] | None = None,
         attn_implementation: str = "sdpa",
         trust_remote_code: bool = False,
         base: str | Path | None = None,
         quantize: str = "none",
+        **more: Any,
     ) -> "Model":
         """A folder or Hub name, adapted or not. An ordinary model decodes with NextToken only.
 
-        `base`: where the model of a gated adapter lies, if not where the adapter says. `quantize="int8"`: linear layers
-        with 8-bit weights (torchao, weight-only); next-token decoding of *that* model is then what Exact keeps to.
+        `device="auto"`: an accelerator if there is one. `dtype="auto"`: the checkpoint's own on an accelerator, float32 on a CPU.
+        `device_map` ("auto" or a dict), and `max_memory` and `offload_folder` with it: a model over several devices and the
+        disk, as in transformers. `base`: where the model of a gated adapter lies, if not where the adapter says.
+        `quantize="int8"`: linear layers with 8-bit weights (torchao, weight-only); next-token decoding of *that* model is then
+        what Exact keeps to.
         """
         loaded = load_causal_lm(
             path,
             device=device,
             dtype=dtype,
+            device_map=device_map,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             base=base,
             quantize=quantize,
+            **more,
         )
         return cls(loaded.model, loaded.tokenizer, loaded.mtp, loaded.name, loaded.head)
 
@@ -174,7 +182,8 @@ class Model:
         `adaptive`: feed as many masks as pay on this machine, which changes no output and is measured once. What is not
         supported raises. With `num_return_sequences` above 1 the answers to a prompt follow each other in a list.
 
-        Raises `DecodingError` (a ValueError) for what cannot be decoded and `UsageError` for a prompt that cannot be.
+        Raises `DecodingError` (a ValueError) for what cannot be decoded and `UsageError` for a prompt that cannot be. Where some
+        answers fail (`RowsFailed`), the others are finished and in its `answers`.
         """
         started = self._now()
         prompts = prompt if _is_many(prompt) else [prompt]
@@ -182,8 +191,13 @@ class Model:
             return []
         prepared = self._prepare(prompts, policy, max_new_tokens, options)
         rows: list[list[Chunk]] = [[] for _ in prepared.requests]
-        for chunk in run(self.decoder, prepared):
-            rows[chunk.row].append(chunk)
+        try:
+            for chunk in run(self.decoder, prepared):
+                rows[chunk.row].append(chunk)
+        except RowsFailed as failed:
+            finished = [None if i in failed.errors else row for i, row in enumerate(rows)]
+            failed.answers = [row and Generation.of(self._with_text(row), self._now() - started) for row in finished]
+            raise
         seconds = self._now() - started
         answers = [Generation.of(self._with_text(row), seconds) for row in rows]
         return answers if _is_many(prompt) or len(answers) > 1 else answers[0]
@@ -191,8 +205,7 @@ class Model:
     def stream(
         self, prompt: Prompt, *, policy: Policy | None = None, max_new_tokens: int | None = None, **options: Any
     ) -> Iterator[Chunk]:
-        """The chunks of one answer as they come, each with its text. The texts end to end are the whole answer. options:
-        those of `generate`."""
+        """The chunks of one answer as they come; their texts end to end are the answer. options: those of `generate`."""
         prepared = self._prepare([prompt], policy, max_new_tokens, options)
         if len(prepared.requests) > 1:
             raise UsageError("stream writes one answer; leave num_return_sequences out")
@@ -266,22 +279,7 @@ class Model:
         return text
 
     def _with_text(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Texts by difference of the whole so far: a character may be spread over tokens, and tokens over chunks.
-
-        Nothing is held back but the first bytes of a character whose rest is still to come; the last chunk shows even
-        those, as the replacement character.
-        """
-        ids: list[int] = []
-        shown = ""
-        for chunk in chunks:
-            ids += chunk.token_ids
-            text = self._decode_text(ids)
-            if chunk.finish or not text.endswith("\ufffd"):
-                fresh, shown = text[len(shown) :], text
-            else:
-                whole = text.rstrip("\ufffd")
-                fresh, shown = whole[len(shown) :], max(shown, whole, key=len)
-            yield replace(chunk, text=fresh)
+        return with_text(chunks, self._decode_text)
 
 
 def eos_ids(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

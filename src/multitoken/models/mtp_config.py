@@ -31,7 +31,7 @@ class MtpConfig:
     base_name: str
     """The model it was made from: a hub name or the name of a folder, never a path."""
     base_hash: str
-    """`weight_hash` of that model before it was touched."""
+    """`weight_hash` of that model's files (`weights`)."""
     draft_head: int = 0
     """Version of the draft head that the checkpoint holds; 0: it has none."""
     format_version: int = FORMAT_VERSION

@@ -46,12 +46,12 @@ def run_demo(options: DemoOptions, console: Console) -> list[Row]:
     _check(options)
     transformers_logging.disable_progress_bar()  # a bar over 56 small tensors says nothing
     console.rule("1  The embedded base model")
-    base = Model.load(checkpoint("base"))
+    base = _load("base")
     millions = base.hf.num_parameters() / 1e6
     console.print(f"{millions:.1f} M parameters, {type(base.hf).__name__}, trained by this package's own script.")
 
     console.rule("2  The race: one model, three ways to decode")
-    gated, full = Model.load(checkpoint("gated")), Model.load(checkpoint("full"))
+    gated, full = _load("gated"), _load("full")
     runners: dict[str, tuple[Model, Policy]] = {
         "original, next token": (base, NextToken()),
         "gated, Exact 0.5": (gated, Exact(0.5)),
@@ -89,6 +89,11 @@ def run_demo(options: DemoOptions, console: Console) -> list[Row]:
         adapted=how,
     )
     return rows
+
+
+def _load(name: str) -> Model:
+    """In float32, in which outputs can be compared token by token."""
+    return Model.load(checkpoint(name), dtype="float32")
 
 
 def _check(options: DemoOptions) -> None:

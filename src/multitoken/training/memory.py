@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from multitoken.decoding.memory import available_memory
+
 _SECONDS = 0.01  # between two looks at the resident size
 
 
@@ -49,9 +51,8 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be taken."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    free = available_memory(device)
+    return psutil.virtual_memory().available if free is None else free
 
 
 def bytes_of(tensors: Iterator[torch.Tensor]) -> int:

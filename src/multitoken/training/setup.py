@@ -10,9 +10,11 @@ from rich.console import Console
 from transformers import PreTrainedModel, TrainingArguments
 
 from multitoken.config import AdaptConfig
+from multitoken.decoding.positions import position_limit
 from multitoken.errors import ModelError, UsageError
-from multitoken.models.loading import Loaded, load_causal_lm, weight_hash
+from multitoken.models.loading import Loaded, load_causal_lm
 from multitoken.models.model import eos_ids
+from multitoken.models.placement import find_device, find_dtype, has_bf16
 from multitoken.models.selftest import check_blocks
 
 from .dataset import DataReport, PreparedData, WriteAll, prepare_samples
@@ -55,11 +57,18 @@ def make_ready(
 
     Raises `UsageError`, `DataError` or `ModelError`.
     """
-    loaded = load_causal_lm(config.model, device=arguments.device, trust_remote_code=config.trust_remote_code)
+    loaded = load_causal_lm(
+        config.model,
+        device="auto" if config.device_map else arguments.device,
+        device_map=config.device_map,
+        # What trains is float32, as is a model that trains whole; a frozen one has the type of the computation.
+        dtype=compute_dtype(config) if config.method != "full" else torch.float32,
+        trust_remote_code=config.trust_remote_code,
+    )
     if loaded.mtp is not None:
         raise ModelError(f"{loaded.name} was adapted already (k={loaded.mtp.k}); start from {loaded.mtp.base_name}")
     model = loaded.model
-    base_hash = weight_hash(model)
+    base_hash = loaded.weight_hash
     records = list(read_records(config.data))
     way = prepare(loaded, config, map(_text_of, records))
     console.print(f"Mask token: {way.mask.describe()}.")
@@ -89,7 +98,7 @@ def make_ready(
         base_hash,
         way,
         data,
-        distillation.to(arguments.device),
+        _placed(distillation, model, arguments.device),
         StreamOptions(
             seed=config.seed,
             rows_per_step=config.batch_size * config.gradient_accumulation * arguments.world_size,
@@ -103,15 +112,26 @@ def make_ready(
     )
 
 
+def _placed(distillation: Distillation, model: PreTrainedModel, device: torch.device) -> Distillation:
+    """On the device; beside a model that is spread over several, what trains stays with the layers that it acts in."""
+    spread = getattr(model, "hf_device_map", None)
+    if spread is None or len(spread) == 1:
+        return distillation.to(device)
+    distillation.__dict__["hf_device_map"] = spread  # Trainer and accelerate then move nothing either
+    distillation.eos_ids = distillation.eos_ids.to(device)
+    return distillation
+
+
 def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
     """Trainer's words for ours. Making them also finds this process's place among several.
 
     Raises `UsageError` for a type that the device cannot compute in, and for a reporter that is not there.
     """
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    if config.dtype == "float16" and device == "cpu":
+    device = find_device(config.device)
+    dtype = compute_dtype(config)
+    if dtype == torch.float16 and device.type == "cpu":
         raise UsageError("dtype is float16, which needs a GPU; use bfloat16 or float32 on a CPU")
-    if device.startswith("cuda:"):
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # as a launcher says
     evaluates = config.validation_share > 0
@@ -123,10 +143,10 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         max_grad_norm=1.0,
-        bf16=config.dtype == "bfloat16",
-        fp16=config.dtype == "float16",
-        use_cpu=device == "cpu",
-        ddp_backend="gloo" if device == "cpu" and several else None,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=device.type == "cpu",
+        ddp_backend="gloo" if device.type == "cpu" and several else None,
         ddp_timeout=_A_DAY,
         seed=config.seed,
         eval_strategy="steps" if evaluates else "no",
@@ -140,10 +160,18 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
         report_to=[name for name in reporters(config) if name != "tensorboard"] or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=device.startswith("cuda"),
+        dataloader_pin_memory=device.type == "cuda",
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are several processes, never one process's DataParallel
     return arguments
+
+
+def compute_dtype(config: AdaptConfig) -> torch.dtype:
+    """What `config.dtype` means on `config.device`. Raises `UsageError` for a type or a device that is not there."""
+    device = find_device(config.device)
+    if config.dtype != "auto":
+        return find_dtype(config.dtype, device)
+    return torch.bfloat16 if device.type != "cpu" and has_bf16(device) else torch.float32
 
 
 def reporters(config: AdaptConfig) -> list[str]:
@@ -167,7 +195,7 @@ def _text_of(record: Record) -> str:
 
 def _within_positions(config: AdaptConfig, model: PreTrainedModel, console: Console) -> AdaptConfig:
     """Samples no longer than leaves room for a block behind their last token: learned position tables end there."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = position_limit(model)
     if limit is None or config.max_length + config.k_max <= limit:
         return config
     longest = limit - config.k_max

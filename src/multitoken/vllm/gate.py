@@ -146,7 +146,8 @@ direct_register_custom_op("multitoken_gated", _gated, fake_impl=_gated_shape)
 
 
 class GatedEmbedding:
-    """Stands in the place of the embedding's method: the mask has a vector of its own, and no real token is a mask."""
+    """Stands in the place of the embedding's method: the mask has a vector of its own, and no real token is a mask. Its id may
+    lie beyond the matrix."""
 
     def __init__(self, layer: nn.Module, mask_id: int, vector: Tensor) -> None:
         self.method, self._mask_id = layer.quant_method, mask_id
@@ -154,8 +155,9 @@ class GatedEmbedding:
         layer.quant_method = self
 
     def embedding(self, layer: nn.Module, ids: Tensor) -> Tensor:
-        embedded = self.method.embedding(layer, ids)
-        return torch.where((ids == self._mask_id)[..., None], layer.mask_vector.to(embedded.dtype), embedded)
+        is_mask = ids == self._mask_id
+        embedded = self.method.embedding(layer, ids.masked_fill(is_mask, 0))
+        return torch.where(is_mask[..., None], layer.mask_vector.to(embedded.dtype), embedded)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.method, name)

@@ -86,7 +86,8 @@ def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Se
     """
     try:
         trained = MtpConfig.from_block(block, "config.json")
-        trained.check_vocabulary(vocabulary)  # of a gated one too: vLLM embeds the mask itself
+        if trained.method != "gated":  # a gate brings the mask's vector itself
+            trained.check_vocabulary(vocabulary)
     except ModelError as error:
         raise ModelError(f"{error}; if it is not multitoken's, serve the model as an ordinary one: {_OFF}") from error
     if generation is not None and not isinstance(generation, Mapping):

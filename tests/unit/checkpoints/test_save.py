@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 from multitoken.checkpoints.atomic import is_complete
 from multitoken.checkpoints.save import save_checkpoint
 from multitoken.errors import ModelError, OutputError
-from multitoken.models.loading import load_causal_lm, weight_hash
+from multitoken.models.loading import load_causal_lm
 from multitoken.models.mask_token import add_mask_token
 from multitoken.models.mtp_config import MtpConfig
+from multitoken.models.weights import parameter_hash
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_qwen3, tiny_tokenizer
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -25,7 +26,7 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 def adapted(build=tiny_llama, **config):
     tokenizer = tiny_tokenizer(60, chat_template="{{ messages[0]['content'] }}")
     model = build(tokenizer, **config)
-    base_hash = weight_hash(model)
+    base_hash = parameter_hash(model)
     mask = add_mask_token(model, tokenizer)
     mtp = MtpConfig(
         k=4, mask_token_id=mask.id, mask_token=mask.token, method="full", base_name="tiny", base_hash=base_hash
@@ -63,9 +64,9 @@ def test_plain_transformers_loads_it(tmp_path):
 def test_dtype_casts_the_file_and_not_the_model(tied, tmp_path):
     """Guards against a float32 training that goes on in bf16 after a save, and tied weights saved twice."""
     model, tokenizer, mtp = adapted(tie_word_embeddings=tied)
-    before, config_dtype = weight_hash(model), model.config.dtype
+    before, config_dtype = parameter_hash(model), model.config.dtype
     save_checkpoint(model, tokenizer, mtp, tmp_path / "out", dtype=torch.bfloat16)
-    assert weight_hash(model) == before and model.config.dtype == config_dtype and model.dtype == torch.float32
+    assert parameter_hash(model) == before and model.config.dtype == config_dtype and model.dtype == torch.float32
     saved = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16} and ("lm_head.weight" in saved) != tied
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"

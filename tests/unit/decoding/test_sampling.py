@@ -7,7 +7,7 @@ from transformers import LogitsProcessorList, NoBadWordsLogitsProcessor, TopKLog
 from multitoken.decoding.policies import NextToken
 from multitoken.decoding.records import DecodingError
 from multitoken.decoding.row import Request, Row
-from multitoken.decoding.sampling import Sampling, choose, gumbel, noise_key, noise_keys, seed_key, signed
+from multitoken.decoding.sampling import Sampling, choose, gumbel, noise_key, noise_keys, seed_key, signed, with_noise
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
 
@@ -116,3 +116,27 @@ def test_noise_keys_of_a_batch_are_those_of_single_positions() -> None:
     assert keys.tolist() == [signed(noise_key(*case)) for case in cases]
     tokens = torch.arange(9).expand(len(cases), -1)
     assert torch.equal(gumbel(keys, tokens), gumbel([noise_key(*case) for case in cases], tokens))
+
+
+class OnMps(torch.Tensor):
+    """As if it lay on Apple's GPU, which has no float64."""
+
+    device = torch.device("mps")
+
+    def cpu(self, *_, **__):
+        return self.as_subclass(torch.Tensor)
+
+    def double(self, *_, **__):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+
+@pytest.mark.parametrize("left", [5, 40])
+def test_a_device_without_float64_draws_the_same_tokens(left, monkeypatch) -> None:
+    """Sampling failed there; noise in float32 would draw another text from the same seed."""
+    real = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, *a, **k: t if a == (OnMps.device,) else real(t, *a, **k))
+    scores = torch.randn(64, 40, generator=torch.Generator().manual_seed(0))
+    scores[:, left:] = -torch.inf
+    keys, tokens = torch.arange(64) * 7919, torch.arange(40).expand(64, 40)
+    assert torch.equal(with_noise(scores.as_subclass(OnMps), keys.as_subclass(OnMps)), with_noise(scores, keys))
+    assert torch.equal(gumbel(keys.as_subclass(OnMps), tokens.as_subclass(OnMps)), gumbel(keys, tokens).float())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from multitoken.decoding.sampling import Sampling, gumbel, noise_key, signed, with_noise
-from multitoken.evaluation.identity import Float64Judge, Identity, compare
+from multitoken.evaluation.identity import Identity, Judge, compare
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tests.unit.evaluation.scripted import ScriptedLM
 
@@ -43,7 +43,7 @@ def test_the_first_difference_decides(gap: float, verdict: Identity) -> None:
 
 def test_a_third_token_is_not_excused_by_the_tie_of_two_others() -> None:
     """Guards against calling a wrong token a tie because the two best tokens happened to be close there."""
-    gap = Float64Judge(ScriptedLM([1.0, 3.0, 3.00001, 0.0])).after([1])
+    gap = Judge(ScriptedLM([1.0, 3.0, 3.00001, 0.0])).after([1])
     assert gap([2], 1, 2) == pytest.approx(1e-5)
     assert gap([2], 3, 2) == pytest.approx(3.00001)
 
@@ -51,15 +51,15 @@ def test_a_third_token_is_not_excused_by_the_tie_of_two_others() -> None:
 def test_the_mask_token_is_out_of_the_running() -> None:
     """Guards against a mask token with the top logit, which would make every near tie look like a clear defeat."""
     model = ScriptedLM([1.0, 3.0, 3.0, 9.0])
-    assert Float64Judge(model, mask_token_id=3).after([1])([], 1, 2) == 0.0
-    assert Float64Judge(model).after([1])([], 1, 2) == 6.0
+    assert Judge(model, mask_token_id=3).after([1])([], 1, 2) == 0.0
+    assert Judge(model).after([1])([], 1, 2) == 6.0
 
 
 def test_a_sampled_tie_is_one_of_the_scores_with_their_noise() -> None:
     """Guards against judging a sampled difference by bare logits, or by another position's noise: the token that decoding
     draws lies nothing under the top, one outside of top-k infinitely far, and any other by the gap of the sums."""
     logits = torch.randn(20, generator=torch.Generator().manual_seed(0)).double()
-    judge = Float64Judge(ScriptedLM(logits.tolist()))
+    judge = Judge(ScriptedLM(logits.tolist()))
     for seed in range(8):
         sampling = Sampling(0.7, seed=seed, top_k=5)
         scores = sampling.processors()(torch.zeros(1, 1, dtype=torch.long), logits[None])
@@ -81,15 +81,42 @@ def test_the_judge_reads_prompt_and_common_output_in_float64() -> None:
     with torch.inference_mode():
         logits = tiny_llama(tiny_tokenizer(20)).double()(torch.tensor([[4, 5, 6]])).logits[0, -1]
     expected = float(logits.max() - min(logits[7], logits[8]))
-    assert Float64Judge(model).after([4, 5])([6], 7, 8) == pytest.approx(expected, abs=1e-12)
+    assert Judge(model).after([4, 5])([6], 7, 8) == pytest.approx(expected, abs=1e-12)
     assert model.dtype == torch.float32
 
 
 def test_the_copy_is_made_late_and_a_question_is_answered_once() -> None:
     """Guards against doubling the memory of runs without a difference, and a forward pass for each policy's same one."""
-    judge = Float64Judge(ScriptedLM())
+    judge = Judge(ScriptedLM())
     assert judge._twin is None
     for _ in range(3):
         judge.after([1, 2])([3], 4, 5)
         judge.after([1, 2])([3], 5, 4)
     assert judge._twin.forwards == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top", "below", "beyond"),
+    [
+        (torch.bfloat16, 13.0, 0.06, 0.0),
+        (torch.bfloat16, 13.0, 0.09, 0.09 - 1 / 16),
+        (torch.bfloat16, 3.0, 0.03, 0.03 - 1 / 64),
+        (torch.float16, 13.0, 0.005, 0.0),
+        (torch.float16, 13.0, 0.06, 0.06 - 1 / 128),
+        (torch.float32, 13.0, 0.005, 0.005),
+    ],
+)
+def test_a_tie_of_a_16_bit_type_is_one_step_of_it(dtype, top, below, beyond) -> None:
+    """Guards against calling every difference of a bf16 run an error, and against excusing one that the type can tell."""
+    model = ScriptedLM([top, top - below, 0.0]).to(dtype)
+    judge = Judge(model)
+    judge._twin = ScriptedLM([top, top - below, 0.0])  # what float32 weights would say
+    assert judge.after([1])([], 1, 0) == pytest.approx(beyond, abs=1e-6)
+
+
+def test_a_16_bit_model_is_judged_in_float32() -> None:
+    """Twice its memory is enough; its weights stay as they were rounded."""
+    model = tiny_llama(tiny_tokenizer(20), dtype=torch.bfloat16)
+    judge = Judge(model, mask_token_id=20)  # beyond the vocabulary, as a gate's may be
+    judge.after([4, 5])([6], 7, 8)
+    assert judge._twin.dtype == torch.float32 and model.dtype == torch.bfloat16

@@ -172,3 +172,29 @@ def test_what_cannot_be_is_refused_by_name(model: Model, options: dict, message:
         model.generate(PROMPTS[0], **{**HOW, **options})
     with pytest.raises(DecodingError, match="a streamer takes one prompt, found 3"):
         model.generate(PROMPTS, streamer=TextStreamer(TOKENIZER), **HOW)
+
+
+class BreaksFor(LogitsProcessor):
+    """Fails in the row whose prompt ends so."""
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+
+    def __call__(self, input_ids, scores):
+        if self.end in input_ids[0, :3].tolist():
+            raise RuntimeError("no such grammar")
+        return scores
+
+
+def test_finished_answers_survive_one_that_fails(model: Model) -> None:
+    """Guards against an hour's answers lost for one row: the error carries those that were finished, in their places."""
+    whole = model.generate(PROMPTS, **HOW)
+    broken = LogitsProcessorList([BreaksFor(model.encode("xyz")[0])])
+    with pytest.raises(
+        mt.RowsFailed, match="row 1: a logits processor failed: RuntimeError: no such grammar"
+    ) as caught:
+        model.generate(PROMPTS, **HOW, logits_processor=broken)
+    assert isinstance(caught.value, DecodingError) and list(caught.value.errors) == [1]
+    answers = caught.value.answers
+    assert answers[1] is None and [answers[i].token_ids for i in (0, 2)] == [whole[i].token_ids for i in (0, 2)]
+    assert [answers[i].text for i in (0, 2)] == [whole[i].text for i in (0, 2)]

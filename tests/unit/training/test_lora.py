@@ -9,7 +9,7 @@ import multitoken as mt
 from multitoken.decoding.attention import AttentionRule
 from multitoken.decoding.blocks import pack_blocks
 from multitoken.decoding.gate import adaptable_layers
-from multitoken.models.loading import load_causal_lm, weight_hash
+from multitoken.models.loading import load_causal_lm
 from multitoken.training.head import Head
 from multitoken.training.lora import only_trained, with_lora
 from multitoken.training.passes import PackedPasses
@@ -50,7 +50,7 @@ def test_teacher_is_the_original_and_merging_keeps_the_student(family: str) -> N
 
 def test_an_adapted_checkpoint_is_an_ordinary_one(project) -> None:
     """Merged weights, the mask's row in the matrix, and no trace of PEFT."""
-    before = weight_hash(load_causal_lm(project / "base").model)
+    before = load_causal_lm(project / "base").weight_hash
     run(project, "adapted", method="lora", rank=4, steps=10)
     names = {path.name for path in (project / "adapted").iterdir()}
     assert "model.safetensors" in names and not any(name.startswith("adapter") for name in names)

@@ -1,0 +1,125 @@
+"""Where a model goes and in which type: an accelerator if there is one, and what it computes in best; too large is said before
+loading."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from multitoken.decoding.memory import available_memory
+from multitoken.errors import OutOfMemoryError, UsageError
+
+from .weights import Stored
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LARGE = 10**9  # parameters above which a float32 checkpoint is halved on an accelerator
+
+
+def find_device(device: str | torch.device = "auto") -> torch.device:
+    """The device of that name; auto: an accelerator if there is one. Raises `UsageError` for one that is not there."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if str(device) == "auto":
+        return torch.device(accelerator.type if accelerator is not None else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:1'") from error
+    if place.type == "cpu":
+        return place
+    if accelerator is None or accelerator.type != place.type:
+        what = f"only {accelerator.type}" if accelerator is not None else "no accelerator"
+        raise UsageError(f"device is {str(device)!r}, but torch sees {what}; use 'auto' or 'cpu'")
+    count = torch.accelerator.device_count()
+    if place.index is not None and place.index >= count:
+        raise UsageError(f"device is {str(device)!r}, but there are {count} of them, from {place.type}:0 on")
+    return place
+
+
+def find_dtype(
+    dtype: torch.dtype | str, device: torch.device, tensors: Sequence[Stored] = (), name: str = "the model"
+) -> torch.dtype:
+    """The type of that name. auto: float32 on a CPU; elsewhere the checkpoint's own, but bfloat16 for more than a billion
+    float32 numbers. Raises `UsageError` for one that cannot be."""
+    if isinstance(dtype, str) and dtype != "auto":
+        if dtype not in DTYPES:
+            raise UsageError(f"dtype is {dtype!r}; expected one of auto, {', '.join(DTYPES)}")
+        return _checked(DTYPES[dtype], device)
+    if isinstance(dtype, torch.dtype):
+        return _checked(dtype, device)
+    if device.type == "cpu":
+        return torch.float32
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in tensors:
+        if (stored := tensor.torch_dtype) is not None:
+            sizes[stored] = sizes.get(stored, 0) + prod(tensor.shape)
+    own = max(sizes, key=lambda kind: sizes[kind], default=torch.float32)
+    if own in (torch.float32, torch.float64):
+        if sum(sizes.values()) <= _LARGE or not has_bf16(device):
+            return torch.float32
+        logger.warning("%s: its float32 weights are held in bfloat16 on %s; dtype='float32' keeps them", name, device)
+        return torch.bfloat16
+    if own == torch.bfloat16 and not has_bf16(device):
+        logger.warning("%s: %s has no bfloat16, so its weights are held in float32", name, device)
+        return torch.float32
+    return own
+
+
+def _checked(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    if not dtype.is_floating_point:
+        raise UsageError(f"dtype is {dtype}; expected one of auto, {', '.join(DTYPES)}")
+    if (dtype == torch.bfloat16 and not has_bf16(device)) or (dtype == torch.float64 and device.type == "mps"):
+        raise UsageError(f"dtype is {dtype}, which {device} does not have; use float16 or float32")
+    return dtype
+
+
+def has_bf16(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.is_bf16_supported()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`device_map` None: all on `device`. `options`: max_memory and offload_folder, as transformers takes them."""
+
+    device: torch.device
+    device_map: str | Mapping[str, Any] | None = None
+    options: Mapping[str, Any] | None = None
+
+    def for_transformers(self) -> dict[str, Any]:
+        """Arguments of from_pretrained, which puts every tensor where it belongs as it is read."""
+        if self.device_map is not None:
+            return {"device_map": self.device_map, **(self.options or {})}
+        return {} if self.device.type == "cpu" else {"device_map": {"": str(self.device)}}
+
+    def check_room(self, tensors: Sequence[Stored], dtype: torch.dtype, name: str) -> None:
+        """Raises `OutOfMemoryError` where the weights alone are more than is free. (accelerate fits a device_map itself.)"""
+        free = available_memory(self.device)
+        if self.device_map is not None or free is None:
+            return
+        needed = bytes_in(tensors, dtype)
+        if needed <= free:
+            return
+        half = bytes_in(tensors, torch.bfloat16)
+        fits = [f"dtype='bfloat16' takes {_gb(half)}"] if half < needed and half <= free else []
+        raise OutOfMemoryError(
+            f"{name} takes {_gb(needed)} in {str(dtype).removeprefix('torch.')}, and {self.device} has {_gb(free)} left; "
+            + "; ".join(
+                [*fits, "device_map='auto' spreads it over all devices and the disk; or choose a smaller model"]
+            )
+        )
+
+
+def bytes_in(tensors: Sequence[Stored], dtype: torch.dtype) -> int:
+    """What the tensors take, floating-point numbers in that type."""
+    return sum(
+        prod(tensor.shape) * dtype.itemsize if tensor.torch_dtype is not None else tensor.end - tensor.start
+        for tensor in tensors
+    )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
