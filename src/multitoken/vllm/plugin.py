@@ -167,10 +167,7 @@ def _process_inputs(original: Any, processor: Any, *args: Any, **named: Any) -> 
             f"the prompt contains the mask token (id {settings.mask_id}), which only the server may feed; remove it",
             parameter="prompt",
         )
-    refused = ["thinking_token_budget", "logprob_token_ids"]
-    if settings.mask_id >= processor.model_config.get_vocab_size():
-        refused.append("allowed_token_ids")  # vLLM's own mask of them has no column for ours
-    for name in refused:
+    for name in ("thinking_token_budget", "logprob_token_ids"):
         if getattr(params, name, None) is not None:
             raise VLLMValidationError(
                 f"{name} is not supported with multi-token decoding; leave it out", parameter=name

@@ -105,7 +105,8 @@ class Sampler:
         if self._pacer is not None:
             self._pacer.clock(rows, bool(step.discarded.any()))
         alone = metadata is None  # nobody fed drafts or masks
-        logits[:, mask_id] = -torch.inf
+        if mask_id < logits.shape[-1]:  # a gate's mask may lie beyond the vocabulary
+            logits[:, mask_id] = -torch.inf
         if alone and step.metadata.all_greedy:  # vLLM's own plain step; our noise and our places have no part in it
             plain = self._runner.sampler(logits=logits, sampling_metadata=step.metadata)
             self._hand_over(step, rows, Accepted.of_one(plain.sampled_token_ids), None)

@@ -1,12 +1,8 @@
 """vLLM's worker, with this plugin's sampler in its model runner."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 from vllm.platforms import current_platform
 
 from .drafts import DraftsInVllm
@@ -22,18 +18,11 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as Base
 
 
-def _sample(sampler: Sampler, mask_id: int, logits: Tensor, metadata: Any) -> Any:
-    """With a column for the mask, where its id lies beyond the vocabulary (a gate's may)."""
-    missing = mask_id + 1 - logits.shape[-1]
-    return sampler(F.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits, metadata)
-
-
 class Worker(Base):
     def init_device(self) -> None:
         super().init_device()
-        settings = settings_of(self.vllm_config)
-        self.sampler = Sampler(self.model_runner, settings)
-        take_over(self.model_runner, partial(_sample, self.sampler, settings.mask_id), self.sampler.take)
+        self.sampler = Sampler(self.model_runner, settings_of(self.vllm_config))
+        take_over(self.model_runner, self.sampler, self.sampler.take)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
