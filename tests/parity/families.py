@@ -2,11 +2,10 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -15,8 +14,6 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    Mamba2Config,
-    Mamba2ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
@@ -26,7 +23,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-VOCABULARY, MASK, EOS = 96, 95, 5
+from benchmarks.tiny_families import EOS, VOCABULARY, tiny_model
+
 _COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
@@ -76,15 +74,6 @@ SUPPORTED = {
     ),
 }  # fmt: skip
 REFUSED = {
-    "bloom (ALiBi)": _make(
-        BloomForCausalLM,
-        BloomConfig(vocab_size=VOCABULARY, hidden_size=48, n_layer=3, n_head=4, initializer_range=0.3),
-    ),
-    "mamba2 (recurrent)": _make(
-        Mamba2ForCausalLM,
-        Mamba2Config(
-            vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=2, state_size=8, num_heads=6, head_dim=16,
-            n_groups=1, chunk_size=8, initializer_range=0.3,
-        ),
-    ),
-}  # fmt: skip
+    f"{family} ({why})": partial(tiny_model, family)
+    for family, why in (("recurrent_gemma", "RG-LRU"), ("rwkv", "RWKV"), ("minimax", "lightning attention"))
+}

@@ -11,6 +11,7 @@ from .draft_head import Drafter, DraftHead
 from .engine import Engine
 from .pace import Pace
 from .policies import NextToken, Policy, with_trained_k
+from .position_bias import most_positions
 from .records import Chunk, DecodingError
 from .row import Request
 from .sampling import Sampling
@@ -34,8 +35,7 @@ class Decoder:
         self.trained_k = trained_k if mask_id is not None else 1
         self.eos_ids = frozenset(eos_ids)
         self.processors = processors or LogitsProcessorList()
-        config = model.config.get_text_config()
-        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_positions = most_positions(model)
         self.rule = AttentionRule(model)
         self._pace: Pace | None = None
         self.drafter = Drafter.of(head, model) if head is not None and self.trained_k > 1 else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from multitoken.decoding.policies import NextToken, Policy
+from multitoken.decoding.position_bias import most_positions
 from multitoken.decoding.sampling import Sampling
 from multitoken.errors import DataError, MultitokenError, UsageError
 
@@ -147,7 +148,7 @@ def _encoded(models: Mapping[str, ModelLike], task: Task) -> list[list[int]]:
 
 
 def _check_length(length: int, max_new_tokens: int, model: ModelLike, place: str) -> None:
-    limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    limit = most_positions(model.hf)
     if limit is not None and length + max_new_tokens > limit:
         raise DataError(
             f"{place}: {length} prompt tokens and {max_new_tokens} new ones are {length + max_new_tokens}, but the "

@@ -1,17 +1,21 @@
 """A few numbers at load time: does this model family compute blocks and slots as it should?
 
-Position-biased attention (ALiBi), recurrent layers and others take our masks without a word and answer wrongly, while
-real tokens look right. So the logits of blocks and of cache slots are compared with plain forward passes, and a model
+Layers that count by index, recurrent layers that nobody knows and others take our masks without a word and answer wrongly,
+while real tokens look right. So the logits of blocks and of cached steps are compared with plain forward passes, and a model
 that differs is refused.
 """
 
+import re
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multitoken.decoding.attention import AttentionRule
+from multitoken.decoding.block_states import block_inputs
 from multitoken.decoding.blocks import pack_blocks
 from multitoken.decoding.cache import SlotCache
+from multitoken.decoding.mixers import KINDS, Mixers
 from multitoken.decoding.policies import Exact
 from multitoken.decoding.records import DecodingError
 from multitoken.decoding.row import Request, Row
@@ -19,30 +23,63 @@ from multitoken.decoding.step import Batch, Feed, forward_rows
 from multitoken.errors import UnsupportedModelError
 
 # A wrong mask changes logits by about their own spread; rounding, even in bf16, by a small part of it.
-_TOLERANCE = 0.1
+TOLERANCE = 0.1
+_STATEFUL = re.compile(
+    r"Mamba|Rwkv|RecurrentBlock|Lightning|LinearAttention|DeltaNet|DeltaAttention|ShortConv|Retention|SSM"
+)
 
 
 @torch.inference_mode()
 def check_blocks(model: PreTrainedModel, mask_id: int, *, positions: int = 48) -> None:
     """Raise `UnsupportedModelError` unless packed blocks and cached steps equal plain forward passes."""
-    vocabulary: int = model.config.get_text_config().vocab_size
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or positions
-    length = min(positions, limit) - 4
-    tokens = (torch.arange(length, device=model.device) * 7919 + 13) % max(2, min(vocabulary, mask_id))
-    try:
-        packed = _packed_error(model, tokens, mask_id)
-        cached = _cached_error(model, tokens, mask_id)
-    except (DecodingError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not run with block masks and a slot cache: {error}"
-        ) from error
-    for what, error in (("packed blocks", packed), ("cached steps", cached)):
-        if not error < _TOLERANCE:
+    tokens = some_tokens(model, mask_id, positions)
+    for what, error_of in (("packed blocks", packed_error), ("cached steps", cached_error)):
+        try:
+            error = error_of(model, tokens, mask_id)
+        except (DecodingError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UnsupportedModelError(f"{type(model).__name__} is refused: {_why(model, what, error)}") from error
+        if not error < TOLERANCE:
             raise UnsupportedModelError(
-                f"{type(model).__name__} would decode wrongly: its logits for {what} differ from a plain forward pass by "
-                f"{error:.2g} of their spread (at most {_TOLERANCE} is rounding). Models whose layers depend on cache "
-                "indices or carry a recurrent state are not supported yet"
+                f"{type(model).__name__} would decode wrongly and is refused: its logits for {what} differ from a plain "
+                f"forward pass by {error:.2g} of their spread (at most {TOLERANCE} is rounding). {_what_would_help(model)}"
             )
+
+
+def some_tokens(model: PreTrainedModel, mask_id: int, positions: int = 48) -> Tensor:
+    """Ids [positions - 4] to test with, none of them the mask's."""
+    config = model.config.get_text_config()
+    length = min(positions, getattr(config, "max_position_embeddings", None) or positions) - 4
+    return (torch.arange(length, device=model.device) * 7919 + 13) % max(2, min(config.vocab_size, mask_id))
+
+
+def unknown_layers(model: PreTrainedModel) -> list[str]:
+    """Kinds of layers, by class name, that carry a state from token to token in a way that no mixer here knows."""
+    mixers = Mixers.of(model)
+    known = {id(mixer.module) for mixer in mixers.all} if mixers is not None else set()
+    layers = (m for m in model.modules() if id(m) not in known and not isinstance(m, nn.ModuleList))
+    named = {type(m).__name__ for m in layers if _STATEFUL.search(type(m).__name__)}
+    return sorted(
+        n for n in named if not re.search(r"Norm|Model|ForCausalLM|DecoderLayer|Block$|MLP", n) or "Recurrent" in n
+    )
+
+
+def _why(model: PreTrainedModel, what: str, error: Exception) -> str:
+    if unknown_layers(model):
+        return _what_would_help(model)
+    return f"it does not run with {what} ({type(error).__name__}: {error}). {_what_would_help(model)}"
+
+
+def _what_would_help(model: PreTrainedModel) -> str:
+    kinds = ", ".join(kind.name for kind in KINDS)
+    if unknown := unknown_layers(model):
+        return (
+            f"Its layers of the kind {', '.join(unknown)} carry a state from token to token that masks would write to, and "
+            f"they can be led around it for {kinds} only; a new kind is one file in decoding/ (docs/architectures.md)"
+        )
+    return (
+        "Layers that count positions by cache index, or see tokens by a rule that is not in their masks, do that; see "
+        "docs/architectures.md for the families that are known to work"
+    )
 
 
 def _plain(model: PreTrainedModel, ids: list[int], keep: int) -> Tensor:
@@ -51,11 +88,11 @@ def _plain(model: PreTrainedModel, ids: list[int], keep: int) -> Tensor:
     return model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0, -keep:].float()
 
 
-def _relative(ours: Tensor, plain: Tensor) -> float:
+def relative(ours: Tensor, plain: Tensor) -> float:
     return float((ours - plain).abs().max() / plain.std().clamp_min(1e-6))
 
 
-def _packed_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
+def packed_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
     """Two samples in one row, and a block in either."""
     start, anchors, ks = len(tokens) // 2, [len(tokens) // 4, len(tokens) - 1], (3, 4)
     segments = (torch.arange(len(tokens), device=tokens.device) >= start).long()
@@ -65,24 +102,42 @@ def _packed_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float
         input_ids=batch.ids,
         attention_mask=masks,
         position_ids=batch.positions,
-        use_cache=False,
         logits_to_keep=batch.slots,
+        **block_inputs(model, batch),
     ).logits[0, -batch.slots :]
     ids = tokens.tolist()
     prefixes = ids[: anchors[0] + 1], ids[start : anchors[1] + 1]
     plain = [_plain(model, prefix + [mask_id] * (k - 1), k) for prefix, k in zip(prefixes, ks, strict=True)]
-    return _relative(logits.float(), torch.cat(plain))
+    return relative(logits.float(), torch.cat(plain))
 
 
-def _cached_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
-    """Prefill with masks behind, then overwrite them with a real token, a draft and two more masks."""
+def cached_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
+    """Two rows of unlike lengths: prompts with masks behind, then a token and a draft each, of which one row's is refused, then
+    what follows."""
     ids = tokens.tolist()
     rule = AttentionRule(model)
-    rule.grow(len(ids) + 2)
-    cache = SlotCache(model.config.get_text_config().num_hidden_layers, 1, len(ids) + 2)
+    rule.grow(len(ids) + 4)
+    cache = SlotCache.of(model, 2, len(ids) + 4)
     batch = Batch(model, mask_id, rule, cache)
-    row = Row(0, Request(ids[:-2], Exact(k=4), 4))
-    forward_rows(batch, [Feed(row, len(ids) - 2, masks=2)])
-    row.ids, row.drafts, row.cached = ids[:-1], ids[-1:], len(ids) - 2
-    logits = forward_rows(batch, [Feed(row, 1, masks=2)])
-    return _relative(logits[0], _plain(model, ids + [mask_id] * 2, 4))
+    texts = ids, ids[: len(ids) * 2 // 3]
+    rows = [Row(i, Request(text[:-4], Exact(k=4), 8)) for i, text in enumerate(texts)]
+
+    def feed(masks: int, accepted: list[int]) -> Tensor:
+        logits = forward_rows(batch, [Feed(row, row.pending(), masks=masks) for row in rows])
+        for i, (row, n) in enumerate(zip(rows, accepted, strict=True)):
+            cache.commit(i, n)
+            row.cached += n
+        return logits
+
+    feed(2, [len(text) - 4 for text in texts])
+    for row, text in zip(rows, texts, strict=True):
+        row.ids, row.drafts = text[:-3], [text[-3]]
+    rows[1].drafts = [(texts[1][-3] + 1) % max(2, min(model.config.get_text_config().vocab_size, mask_id))]
+    second = feed(2, [2, 1])
+    refused = [*texts[1][:-3], *rows[1].drafts]
+    plain = [_plain(model, text + [mask_id] * 2, 4) for text in (texts[0][:-2], refused)]
+    for row, text in zip(rows, texts, strict=True):
+        row.ids, row.drafts = list(text), []
+    third = feed(1, [row.pending() for row in rows])[:, -2:]
+    plain_third = [_plain(model, [*text, mask_id], 2) for text in texts]
+    return relative(torch.cat([second, third], 1), torch.cat([torch.stack(plain), torch.stack(plain_third)], 1))

@@ -10,6 +10,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, TrainingArguments
 
 from multitoken.config import AdaptConfig
+from multitoken.decoding.position_bias import most_positions
 from multitoken.errors import ModelError, UsageError
 from multitoken.models.loading import Loaded, load_causal_lm, weight_hash
 from multitoken.models.model import eos_ids
@@ -167,7 +168,7 @@ def _text_of(record: Record) -> str:
 
 def _within_positions(config: AdaptConfig, model: PreTrainedModel, console: Console) -> AdaptConfig:
     """Samples no longer than leaves room for a block behind their last token: learned position tables end there."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = most_positions(model)
     if limit is None or config.max_length + config.k_max <= limit:
         return config
     longest = limit - config.k_max
