@@ -71,7 +71,7 @@ _OWN: dict[str, dict[str, Any]] = {
                    "layers_block_type": ["mamba", "attention", "mamba", "moe"], "n_group": 1, "topk_group": 1,
                    "moe_shared_expert_intermediate_size": 32},
     "zamba": {"attention_hidden_size": 96, "attention_head_dim": 24, "num_key_value_heads": 4, "mamba_d_state": 8,
-              "mamba_dt_rank": 4, "n_mamba_heads": 2, "layers_block_type": ["mamba", "hybrid", "mamba", "mamba"], "head_dim": None},
+              "mamba_dt_rank": 4, "n_mamba_heads": 2, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "head_dim": None},
     "zamba2": {"mamba_d_state": 8, "n_mamba_heads": 6, "mamba_headdim": 16, "mamba_ngroups": 1, "chunk_size": 8,
                "num_key_value_heads": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_mem_blocks": 1,
                "use_shared_attention_adapter": False, "adapter_rank": 4, "head_dim": None},
@@ -80,7 +80,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "kimi_linear": _MLA | _DELTA | {"linear_num_heads": 4, "linear_head_dim": 8},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 8},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
-    "minimax": {"layer_types": ["linear_attention", "full_attention"] * 2, "block_size": 8},
+    "minimax": {"sliding_window": None, "layer_types": ["linear_attention", "full_attention"] * 2, "block_size": 8},
     "recurrent_gemma": {"lru_width": 48, "attention_window_size": 6, "block_types": ["recurrent", "attention"]},
     "rwkv": {"attention_hidden_size": 48},
 }  # fmt: skip

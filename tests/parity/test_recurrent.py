@@ -24,8 +24,19 @@ from multitoken.training.head import Head
 from multitoken.training.passes import GatedPasses
 
 # A family for each mixer, then those that put the same ones together in another way.
-KINDS = {"mamba2": "Mamba-2", "jamba": "Mamba-1", "qwen3_next": "gated delta net", "lfm2": "short convolution"}
-OTHERS = ["falcon_h1", "bamba", "granitemoehybrid", "nemotron_h", "mamba", "qwen3_5_text", "olmo_hybrid", "kimi_linear"]
+KINDS = {"mamba2": "Mamba-2", "jamba": "Mamba-1", "qwen3_next": "gated delta net", "lfm2": "short convolution",
+         "recurrent_gemma": "RG-LRU", "minimax": "lightning attention"}  # fmt: skip
+OTHERS = [
+    "zamba",
+    "falcon_h1",
+    "bamba",
+    "granitemoehybrid",
+    "nemotron_h",
+    "mamba",
+    "qwen3_5_text",
+    "olmo_hybrid",
+    "kimi_linear",
+]
 PROMPTS = [torch.randint(6, 90, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 17, 11, 1, 30)]
 NEW = 16
 
@@ -66,15 +77,17 @@ def test_exact_is_generate_alone_and_in_a_ragged_batch(family: str) -> None:
     model = tiny_model(family)
     decoder = decoder_of(model)
     prompts = PROMPTS if family in KINDS else PROMPTS[:3]
-    reference = [greedy(model, prompt) for prompt in prompts]
+    reference = [(slow_greedy if family == "minimax" else greedy)(model, prompt) for prompt in prompts]
     for policy in (Exact(0.0), Exact(0.3, 4), NextToken()) if family in KINDS else (Exact(0.3),):
         assert decoded(decoder, prompts, policy) == reference, policy
     assert decoded(decoder, prompts[1:2], Exact(0.0)) == reference[1:2]
 
 
-def test_zamba2_is_what_its_forward_pass_says() -> None:
-    """Its one-token kernel leaves out a limit of the time step that its forward pass has: `generate` and we may differ there."""
-    model = tiny_model("zamba2")
+@pytest.mark.parametrize("family", ["zamba2", "minimax"])
+def test_where_generate_is_not_the_forward_pass_we_keep_to_the_pass(family: str) -> None:
+    """Zamba2's one-token kernel leaves out a limit of the time step; MiniMax's `generate` counts positions in a layer that has no
+    keys."""
+    model = tiny_model(family)
     reference = [slow_greedy(model, prompt) for prompt in PROMPTS[:3]]
     for policy in (Exact(0.0), NextToken()):
         assert decoded(decoder_of(model), PROMPTS[:3], policy) == reference
@@ -113,7 +126,9 @@ def test_lines_are_used_again_and_prompts_come_in_pieces(family: str, stride: in
     assert texts(requests, max_rows=4) == alone
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize(
+    "family", [f for f in KINDS if f != "minimax"]
+)  # its experts round by how many tokens they get
 def test_what_stands_at_masks_leaves_the_state_untouched_bit_for_bit(family: str) -> None:
     """The same tokens, and masks that say something else: what is remembered of a text is equal, not close."""
     model = tiny_model(family).requires_grad_(False)
@@ -214,10 +229,8 @@ def test_a_gate_trains_behind_the_original_models_prefix(family: str, monkeypatc
     expected = torch.autograd.grad((reference * weights).sum(), list(adapter.parameters()), allow_unused=True)
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, atol=2e-3 * max(1e-2, b.abs().max().item()))
-    assert any(
-        ("proj" in name and "mixer" in name) or "mamba" in name or "conv" in name or "linear_attn" in name
-        for name in adapter.names
-    )
+    inside = {id(layer) for mixer in Mixers.of(model).all for layer in mixer.module.modules()}
+    assert any(id(model.get_submodule(name)) in inside for name in adapter.names)
 
 
 @pytest.mark.parametrize("family", KINDS)

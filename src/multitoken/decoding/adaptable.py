@@ -25,7 +25,7 @@ def at_tokens(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> list[s
     first = model(input_ids=ids[:, :3], use_cache=True)
     hooks = [layer.register_forward_hook(partial(look, name)) for name, layer in layers.items()]
     try:
-        model(input_ids=ids, use_cache=True, **{argument: getattr(first, argument)})
+        model(input_ids=ids, use_cache=True, **{argument: getattr(first, argument, None)})
     finally:
         for hook in hooks:
             hook.remove()

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .blocks import BlockBatch
 from .mixer_state import Parts, State
-from .mixers import Mixer, Mixers, cache_argument
+from .mixers import Mixer, Mixers, cache_inputs
 
 STRIDE = 64
 
@@ -166,4 +166,4 @@ def block_inputs(model: PreTrainedModel, batch: BlockBatch) -> dict[str, Any]:
     if mixers is None:
         return {"use_cache": False}
     layers: int = model.config.get_text_config().num_hidden_layers
-    return {cache_argument(model): BlockCache(layers, BlockStates(batch, mixers)), "use_cache": True}
+    return cache_inputs(model, BlockCache(layers, BlockStates(batch, mixers)))

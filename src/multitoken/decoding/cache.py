@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .mixers import Mixers, cache_argument
+from .mixers import Mixers, cache_inputs
 from .recurrent import RecurrentSlots
 
 
@@ -86,14 +86,14 @@ class _SlotLayer(CacheLayerMixin):
 
 class SlotCache(Cache):
     """Lines of slots in each layer, allocated at the first forward pass and grown when asked. recurrent: the states of the
-    model's recurrent layers, if it has any; argument: what the model calls its cache."""
+    model's recurrent layers, if it has any; inputs: what a pass is given, to use it."""
 
     def __init__(self, layers: int, lines: int = 0, capacity: int = 0, mixers: Mixers | None = None) -> None:
         self._slot_layers = [_SlotLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self._slot_layers))
         self.lines, self.capacity = lines, capacity
         self.recurrent = RecurrentSlots(mixers, lines) if mixers is not None else None
-        self.argument = "past_key_values"
+        self.inputs: dict[str, Any] = {"past_key_values": self, "use_cache": True}
         self.first = 0
         self.view = 0
         self.slots: Tensor | None = None
@@ -102,7 +102,7 @@ class SlotCache(Cache):
     def of(cls, model: PreTrainedModel, lines: int = 0, capacity: int = 0) -> "SlotCache":
         """An empty one for this model."""
         cache = cls(model.config.get_text_config().num_hidden_layers, lines, capacity, Mixers.of(model))
-        cache.argument = cache_argument(model)
+        cache.inputs = cache_inputs(model, cache)
         return cache
 
     @torch.inference_mode()

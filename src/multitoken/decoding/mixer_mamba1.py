@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .mixer_state import Call, Kind, State, axes, holds, own_forward, own_function
+from .mixer_state import Call, Kind, State, holds, own_forward, own_function
 
 
 def _matches(module: nn.Module) -> bool:
-    return holds(module, "conv1d", "in_proj", "A_log", "D", "x_proj", "dt_proj") and axes(module.A_log) == 2
+    return holds(module, "conv1d", "in_proj", "A_log", "D") and (
+        holds(module, "x_proj") or holds(module, "x_proj_weight")
+    )
 
 
 def _continued(module: Any) -> Call:
@@ -28,13 +30,15 @@ def _continued(module: Any) -> Call:
         if before is None or x.shape[1] == 1:
             return own_forward(module, "cache_params")(x, state)
 
+        heads = iter(before.unbind(1) if before.ndim == 4 else [before])  # Zamba scans head by head
+
         def from_state(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **named: Any) -> Any:
             """u, dt [B, E, S]; A [E, N]; B, C [B, N, S]"""
             gate, skip = named.pop("z"), named.pop("D")
             y, last = scan(u, dt, A, B, C, **named)
             delta = F.softplus(dt + named["delta_bias"].to(dt.dtype)[..., None])
             decay = torch.exp(A[None, :, None, :] * delta.float().cumsum(-1)[..., None])  # [B, E, S, N]
-            carried = decay * before.float()[:, :, None]
+            carried = decay * next(heads).float()[:, :, None]
             y = y + torch.einsum("besn,bns->bes", carried, C.float()).to(y.dtype) + u * skip[None, :, None]
             return y * F.silu(gate), last + carried[:, :, -1].to(last.dtype)
 

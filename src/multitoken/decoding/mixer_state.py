@@ -70,13 +70,14 @@ class Kind:
 
     matches: whether a module is one, by what it holds. argument: what its forward calls its cache. continued: of a module, what
     runs x [B, S, D] from a state, any number of tokens, and leaves the state behind the last of them -> [B, S, D]; a state
-    without parts is that before the first token.
+    without parts is that before the first token, and so is one of zeros. pairs: its forward gives a pair, the output first.
     """
 
     name: str
     matches: Callable[[nn.Module], bool]
     argument: str
     continued: Callable[[Any], Call]
+    pairs: bool = False
 
 
 def holds(module: nn.Module, *names: str) -> bool:

@@ -17,11 +17,13 @@ from transformers import PreTrainedModel
 
 from .mixer_conv import KIND as SHORT_CONVOLUTION
 from .mixer_delta import KIND as GATED_DELTA_NET
+from .mixer_lightning import KIND as LIGHTNING_ATTENTION
+from .mixer_lru import KIND as RG_LRU
 from .mixer_mamba1 import KIND as MAMBA_1
 from .mixer_ssd import KIND as MAMBA_2
 from .mixer_state import Call, Kind, State
 
-KINDS = (MAMBA_2, MAMBA_1, GATED_DELTA_NET, SHORT_CONVOLUTION)
+KINDS = (MAMBA_2, MAMBA_1, GATED_DELTA_NET, SHORT_CONVOLUTION, RG_LRU, LIGHTNING_ATTENTION)
 
 
 class Follows(Protocol):
@@ -70,7 +72,8 @@ def _enter(mixer: Mixer, hidden_states: Tensor, *args: Any, **named: Any) -> Any
     layout: Layout | None = getattr(named.get(mixer.kind.argument), "recurrent", None)
     if layout is None:
         return mixer._plain(hidden_states, *args, **named)
-    return layout.run(mixer, hidden_states)
+    y = layout.run(mixer, hidden_states)
+    return (y, None) if mixer.kind.pairs else y
 
 
 class Mixers:
@@ -97,3 +100,9 @@ class Mixers:
 def cache_argument(model: nn.Module) -> str:
     """What the model's forward calls its cache."""
     return "cache_params" if "cache_params" in inspect.signature(type(model).forward).parameters else "past_key_values"
+
+
+def cache_inputs(model: PreTrainedModel, cache: Any) -> dict[str, Any]:
+    """What a pass of the model is given, so that it uses this cache and no other."""
+    # MiniMax uses a cache that it is given, but refuses one of a class not its own where `use_cache` is set.
+    return {cache_argument(model): cache, "use_cache": model.config.model_type != "minimax"}

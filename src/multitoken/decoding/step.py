@@ -174,9 +174,8 @@ def forward_rows(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> Te
         input_ids=ids,
         attention_mask=batch.rule.slots(positions, view),
         position_ids=positions,
-        use_cache=True,
         logits_to_keep=keep,
-        **{batch.cache.argument: batch.cache},
+        **batch.cache.inputs,
     )
     return output.logits[:, -keep:].float()
 

@@ -147,6 +147,16 @@ def _read_head(model: PreTrainedModel, source: str, mtp: MtpConfig | None) -> Dr
         raise ModelError(str(error)) from error
 
 
+def load_config(name_or_path: str | Path, *, trust_remote_code: bool = False) -> tuple[PreTrainedConfig, str]:
+    """The config of a folder or hub name, no weights needed, and the name to speak of it. Raises as `load_causal_lm` does."""
+    folder = Path(str(name_or_path)).expanduser()
+    source = str(folder) if folder.exists() else str(name_or_path)
+    config = _read_config(source, trust_remote_code)
+    name = folder.resolve().name if folder.exists() else source
+    refuse_unsupported(config, name)
+    return config, name
+
+
 def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
     """Raise UnsupportedModelError, by class name, for a model that is not a text-only decoder."""
     kind = config.model_type

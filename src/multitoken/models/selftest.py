@@ -37,7 +37,9 @@ def check_blocks(model: PreTrainedModel, mask_id: int, *, positions: int = 48) -
         try:
             error = error_of(model, tokens, mask_id)
         except (DecodingError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UnsupportedModelError(f"{type(model).__name__} is refused: {_why(model, what, error)}") from error
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is refused: {why_refused(model, what, error)}"
+            ) from error
         if not error < TOLERANCE:
             raise UnsupportedModelError(
                 f"{type(model).__name__} would decode wrongly and is refused: its logits for {what} differ from a plain "
@@ -63,7 +65,8 @@ def unknown_layers(model: PreTrainedModel) -> list[str]:
     )
 
 
-def _why(model: PreTrainedModel, what: str, error: Exception) -> str:
+def why_refused(model: PreTrainedModel, what: str, error: Exception) -> str:
+    """In plain words, what an error in these layouts means."""
     if unknown_layers(model):
         return _what_would_help(model)
     return f"it does not run with {what} ({type(error).__name__}: {error}). {_what_would_help(model)}"
@@ -93,7 +96,25 @@ def relative(ours: Tensor, plain: Tensor) -> float:
 
 
 def packed_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
-    """Two samples in one row, and a block in either."""
+    """Two samples in one row, and a block in either: logits against those of plain passes."""
+    return relative(*_packed_and_plain(model, tokens, mask_id))
+
+
+def packed_gradient_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
+    """The same for the gradient of the input embeddings, of a random function of the logits."""
+    weight: Tensor = model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType]
+    wanted = weight.requires_grad
+    weight.requires_grad_(True)
+    try:
+        both = _packed_and_plain(model, tokens, mask_id)
+        random = torch.randn(both[0].shape, generator=torch.Generator().manual_seed(0)).to(both[0].device)
+        ours, plain = (torch.autograd.grad((logits * random).sum(), weight)[0].float() for logits in both)
+    finally:
+        weight.requires_grad_(wanted)
+    return float((ours - plain).abs().max() / plain.abs().max().clamp_min(1e-12))
+
+
+def _packed_and_plain(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
     start, anchors, ks = len(tokens) // 2, [len(tokens) // 4, len(tokens) - 1], (3, 4)
     segments = (torch.arange(len(tokens), device=tokens.device) >= start).long()
     batch = pack_blocks(tokens[None], [len(tokens)], torch.tensor([anchors]), ks, mask_id, segments=segments[None])
@@ -108,7 +129,7 @@ def packed_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
     ids = tokens.tolist()
     prefixes = ids[: anchors[0] + 1], ids[start : anchors[1] + 1]
     plain = [_plain(model, prefix + [mask_id] * (k - 1), k) for prefix, k in zip(prefixes, ks, strict=True)]
-    return relative(logits.float(), torch.cat(plain))
+    return logits.float(), torch.cat(plain)
 
 
 def cached_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:

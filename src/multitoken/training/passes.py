@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from multitoken.decoding.attention import AttentionRule, Masks
 from multitoken.decoding.block_states import BlockStates, block_inputs
 from multitoken.decoding.blocks import BlockBatch
-from multitoken.decoding.mixers import Mixers, cache_argument
+from multitoken.decoding.mixers import Mixers, cache_inputs
 
 from .head import Head
 
@@ -85,7 +85,6 @@ class GatedPasses:
         self.student = self.teacher = head
         self.rule = rule
         self._prefix: _Prefix | None = None
-        self._argument = cache_argument(head.model)
 
     def propose(self, batch: BlockBatch) -> Hidden:
         self._prefix = self._run_prefix(batch)
@@ -114,8 +113,7 @@ class GatedPasses:
                     input_ids=batch.ids[:, queries],
                     attention_mask=self._masks(batch, queries, keys),
                     position_ids=batch.positions[:, queries],
-                    use_cache=True,
-                    **{self._argument: cache},
+                    **cache_inputs(model, cache),
                 )
             )
         cache.freeze()
@@ -136,8 +134,7 @@ class GatedPasses:
             input_ids=ids,
             attention_mask=prefix.masks,
             position_ids=prefix.positions,
-            use_cache=True,
-            **{self._argument: prefix.cache},
+            **cache_inputs(self.student.model, prefix.cache),
         )
         first = batch.place == 0
         anchors = batch.target[:, first] - 1
