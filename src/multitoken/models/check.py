@@ -6,6 +6,7 @@ cache. Differences of logits and gradients are shares of their own spread, so th
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,15 @@ from transformers import PreTrainedModel
 from multitoken.decoding import Decoder, Exact, NextToken, Policy, Sampling
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
 
-from .selftest import TOLERANCE, cached_error, packed_error, packed_gradient_error, some_tokens, why_refused
+from .selftest import (
+    TOLERANCE,
+    cached_error,
+    packed_error,
+    packed_gradient_error,
+    some_tokens,
+    what_would_help,
+    why_refused,
+)
 
 NEW_TOKENS = 20
 _LENGTHS = (5, 17, 1, 11, 30)  # of the prompts
@@ -62,8 +71,8 @@ def _run(model: PreTrainedModel, follows: str, test: str, measure: Callable[[], 
         difference, note = measure()
     except Exception as error:  # whatever a family raises is what there is to say
         return Finding(follows, test, False, note=why_refused(model, test, error))
-    passed = difference == 0 if isinstance(difference, int) else difference < TOLERANCE
-    return Finding(follows, test, passed or bool(note), difference, note)
+    passed = bool(note) or (difference == 0 if isinstance(difference, int) else difference < TOLERANCE)
+    return Finding(follows, test, passed, difference, note if passed else what_would_help(model))
 
 
 @torch.inference_mode()
@@ -86,7 +95,7 @@ class _Texts:
         self._plain: list[list[int]] | None = None
         self._ties: list[int] = []
 
-    def _decode(self, policy: Policy, prompts: list[list[int]] | None = None, **options: Sampling) -> list[list[int]]:
+    def _decode(self, policy: Policy, prompts: list[list[int]] | None = None, **options: Any) -> list[list[int]]:
         prompts = self.prompts if prompts is None else prompts
         rows: list[list[int]] = [[] for _ in prompts]
         for chunk in self.decoder.decode(prompts, policy=policy, max_new_tokens=NEW_TOKENS, **options):
@@ -97,8 +106,8 @@ class _Texts:
     def plain(self) -> list[list[int]]:
         """By one whole forward pass a token; and the first place of each row at which the two top logits are one."""
         if self._plain is None:
-            texts, self._ties = zip(*(self._slow(prompt) for prompt in self.prompts), strict=True)
-            self._plain = list(texts)
+            found = [self._slow(prompt) for prompt in self.prompts]
+            self._plain, self._ties = [text for text, _ in found], [tie for _, tie in found]
         return self._plain
 
     @torch.inference_mode()
@@ -131,7 +140,8 @@ class _Texts:
         others = 0
         for i, prompt in enumerate(self.prompts):
             ids = torch.tensor([prompt], device=self.model.device)
-            out = type(self.model).generate(  # the model's own attribute may be ours
+            own: Any = type(self.model)
+            out = own.generate(  # the model's own attribute may be ours
                 self.model, ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS,
                 min_new_tokens=NEW_TOKENS, suppress_tokens=[self.mask_id], eos_token_id=[], pad_token_id=0,
             )  # fmt: skip

@@ -43,7 +43,7 @@ def check_blocks(model: PreTrainedModel, mask_id: int, *, positions: int = 48) -
         if not error < TOLERANCE:
             raise UnsupportedModelError(
                 f"{type(model).__name__} would decode wrongly and is refused: its logits for {what} differ from a plain "
-                f"forward pass by {error:.2g} of their spread (at most {TOLERANCE} is rounding). {_what_would_help(model)}"
+                f"forward pass by {error:.2g} of their spread (at most {TOLERANCE} is rounding). {what_would_help(model)}"
             )
 
 
@@ -68,11 +68,12 @@ def unknown_layers(model: PreTrainedModel) -> list[str]:
 def why_refused(model: PreTrainedModel, what: str, error: Exception) -> str:
     """In plain words, what an error in these layouts means."""
     if unknown_layers(model):
-        return _what_would_help(model)
-    return f"it does not run with {what} ({type(error).__name__}: {error}). {_what_would_help(model)}"
+        return what_would_help(model)
+    return f"it does not run with {what} ({type(error).__name__}: {error}). {what_would_help(model)}"
 
 
-def _what_would_help(model: PreTrainedModel) -> str:
+def what_would_help(model: PreTrainedModel) -> str:
+    """What is likely to be wrong with a model that differs from itself, and the mend."""
     kinds = ", ".join(kind.name for kind in KINDS)
     if unknown := unknown_layers(model):
         return (
