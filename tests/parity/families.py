@@ -2,11 +2,10 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -21,8 +20,6 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    Mamba2Config,
-    Mamba2ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
@@ -32,7 +29,10 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-VOCABULARY, MASK, EOS = 96, 95, 5
+from benchmarks.tiny_families import EOS, MASK, VOCABULARY, tiny_model
+
+__all__ = ["EOS", "MASK", "REFUSED", "SUPPORTED", "VOCABULARY"]
+
 _COMMON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
@@ -86,16 +86,4 @@ EMBEDDING_SCALED = {  # beside Gemma 2 and 3 above: what else does something to 
     "granite": _make(GraniteForCausalLM, GraniteConfig(**_GROUPED, embedding_multiplier=12.0, logits_scaling=4.0)),
     "cohere": _make(CohereForCausalLM, CohereConfig(**_GROUPED, logit_scale=0.25)),
 }
-REFUSED = {
-    "bloom (ALiBi)": _make(
-        BloomForCausalLM,
-        BloomConfig(vocab_size=VOCABULARY, hidden_size=48, n_layer=3, n_head=4, initializer_range=0.3),
-    ),
-    "mamba2 (recurrent)": _make(
-        Mamba2ForCausalLM,
-        Mamba2Config(
-            vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=2, state_size=8, num_heads=6, head_dim=16,
-            n_groups=1, chunk_size=8, initializer_range=0.3,
-        ),
-    ),
-}  # fmt: skip
+REFUSED = {f"{family} ({why})": partial(tiny_model, family) for family, why in (("rwkv", "RWKV"),)}

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.masking_utils import create_masks_for_generate
+from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 
+from .mixers import Mixers
+from .position_bias import carry, reads_true_positions, wants_forbidden
 from .positions import position_limit
 from .records import DecodingError
 
-Masks = Tensor | dict[str, Tensor]
+Masks = Tensor | dict[str, Tensor | None] | None  # None: for recurrent layers, which see to themselves
+_RECURRENT = ("linear_attention", "conv")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,12 @@ class AttentionRule:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._eager = model.config._attn_implementation == "eager"  # adds its mask; a boolean one is silently wrong
-        self._kinds: _Kind | dict[str, _Kind] | None = None
+        self._kinds: _Kind | dict[str, _Kind | None] | None = None
+        self._mixers = Mixers.of(model)
+        self._counts = reads_true_positions(model)  # inside its attention
+        self._forbidden = wants_forbidden(model)
+        if self._counts:  # what is not causal about them stands there
+            self._kinds = _Kind()
 
     @torch.no_grad()
     def grow(self, length: int) -> None:
@@ -69,20 +77,23 @@ class AttentionRule:
         limit = position_limit(self._model) or length
         if self._kinds is not None:
             kinds = self._kinds.values() if isinstance(self._kinds, dict) else [self._kinds]
-            if all(kind.known is None or kind.known >= min(length, limit) for kind in kinds):
+            if all(not kind or kind.known is None or kind.known >= min(length, limit) for kind in kinds):
                 return
         length = min(-(-length // 128) * 128, max(limit, length))
         ids = torch.zeros(1, length, dtype=torch.long, device=self._model.device)
         build = getattr(self._model, "create_masks_for_generate", create_masks_for_generate)
-        masks = build(
-            config=self._model.config.get_text_config(),
-            inputs_embeds=self._model.get_input_embeddings()(ids),
-            attention_mask=torch.ones_like(ids),
-            past_key_values=None,
-            position_ids=torch.arange(length, device=ids.device)[None],
-        )
+        inputs = {
+            "config": self._model.config.get_text_config(),
+            "inputs_embeds": self._model.get_input_embeddings()(ids),
+            "attention_mask": torch.ones_like(ids),
+            "past_key_values": None,
+            "position_ids": torch.arange(length, device=ids.device)[None],
+        }
+        masks = build(**inputs)
+        if self._mixers is not None and isinstance(masks, Tensor) and masks.ndim == 2:
+            masks = create_causal_mask(**inputs)  # a model whose kinds of layers transformers has no masks for
         self._kinds = (
-            {name: self._kind(mask, length, name) for name, mask in masks.items()}
+            {n: None if n in _RECURRENT and self._mixers else self._kind(m, length, n) for n, m in masks.items()}
             if isinstance(masks, dict)
             else self._kind(masks, length)
         )
@@ -105,12 +116,19 @@ class AttentionRule:
 
         def finish(kind: _Kind) -> Tensor:
             sees = kind.sees(q, kv)
-            return self._finish(sees if allowed is None else sees & allowed)
+            mask = self._finish(sees if allowed is None else sees & allowed)
+            return carry(mask, q[..., 0], kv[:, 0]) if self._counts else mask
 
-        return {n: finish(k) for n, k in self._kinds.items()} if isinstance(self._kinds, dict) else finish(self._kinds)
+        if not isinstance(self._kinds, dict):
+            return finish(self._kinds)
+        if not any(self._kinds.values()):
+            return None
+        return {n: None if k is None else finish(k) for n, k in self._kinds.items()}
 
     def _finish(self, allowed: Tensor) -> Tensor:
         allowed = allowed[:, None]
+        if self._forbidden:
+            return ~allowed
         if not self._eager:
             return allowed
         dtype = self._model.dtype

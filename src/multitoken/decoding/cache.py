@@ -4,6 +4,8 @@ Rolling back is nothing at all: slots behind a row's last real token are never v
 by the next step. Rows are independent, so they may accept different numbers of tokens. One scratch slot at the end of a
 line takes the writes of padding and is never read. A forward pass runs over a range of lines.
 
+A recurrent layer has no slots to overwrite: `commit` says how many of a pass's tokens turned out real (`recurrent`).
+
 Shapes: B lines of the pass, S tokens fed, H heads, D head size.
 """
 
@@ -11,7 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .mixers import Mixers, cache_inputs
+from .recurrent import RecurrentSlots
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -80,15 +86,25 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """Lines of slots in each layer, allocated at the first forward pass and grown when asked."""
+    """Lines of slots in each layer, allocated at the first forward pass and grown when asked. recurrent: the states of the
+    model's recurrent layers, if it has any; inputs: what a pass is given, to use it."""
 
-    def __init__(self, layers: int, lines: int = 0, capacity: int = 0) -> None:
+    def __init__(self, layers: int, lines: int = 0, capacity: int = 0, mixers: Mixers | None = None) -> None:
         self._slot_layers = [_SlotLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self._slot_layers))
         self.lines, self.capacity = lines, capacity
+        self.recurrent = RecurrentSlots(mixers, lines) if mixers is not None else None
+        self.inputs: dict[str, Any] = {"past_key_values": self, "use_cache": True}
         self.first = 0
         self.view = 0
         self.slots: Tensor | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, lines: int = 0, capacity: int = 0) -> "SlotCache":
+        """An empty one for this model."""
+        cache = cls(model.config.get_text_config().num_hidden_layers, lines, capacity, Mixers.of(model))
+        cache.inputs = cache_inputs(model, cache)
+        return cache
 
     @torch.inference_mode()
     def grow(self, lines: int, capacity: int) -> None:
@@ -97,6 +113,8 @@ class SlotCache(Cache):
             self.lines, self.capacity = max(lines, self.lines), max(capacity, self.capacity)
             for layer in self._slot_layers:
                 layer.grow()
+            if self.recurrent is not None:
+                self.recurrent.grow(self.lines)
 
     def place(self, view: int, slots: Tensor | None = None, first: int = 0) -> None:
         """Say where the next forward pass writes: `slots` [B, S], or, for one row, the last S positions of `view`; and the
@@ -114,19 +132,31 @@ class SlotCache(Cache):
         if lines:
             for layer in self._slot_layers:
                 layer.move(list(lines.values()), list(lines))
+            if self.recurrent is not None:
+                self.recurrent.move(list(lines.values()), list(lines))
 
     @torch.inference_mode()
     def clear(self, line: int) -> None:
         """Forget a line whose numbers are bad: a masked NaN would still spoil the row that comes after."""
         for layer in self._slot_layers:
             layer.clear(line)
+        if self.recurrent is not None:
+            self.recurrent.forget(line)
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        """What models with recurrent layers ask; theirs are led around the question (`mixers`)."""
+        return False
+
+    def commit(self, line: int, accepted: int) -> None:
+        """The first `accepted` of the tokens that the last pass fed for this line turned out real, the others did not."""
+        if self.recurrent is not None:
+            self.recurrent.commit(line, accepted)
 
     def slot_bytes(self) -> int | None:
-        """Bytes of one slot in all layers; None before the first forward pass."""
-        total = 0
-        for layer in self._slot_layers:
-            for part in (layer.keys, layer.values):
-                if part is None:
-                    return None
-                total += part.shape[1] * part.shape[3] * part.element_size()
-        return total
+        """Bytes of one slot in all layers; None before the first forward pass. Recurrent layers have no slots."""
+        parts = [part for layer in self._slot_layers for part in (layer.keys, layer.values) if part is not None]
+        return sum(part.shape[1] * part.shape[3] * part.element_size() for part in parts) if parts else None
+
+    def line_bytes(self) -> int:
+        """Bytes of a line, whatever its length, for recurrent layers; 0 before the first forward pass."""
+        return self.recurrent.line_bytes() if self.recurrent is not None else 0

@@ -10,14 +10,13 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
-import torch
 from transformers import PreTrainedModel
 
 from .attention import AttentionRule
 from .cache import SlotCache
 from .draft_head import Drafter
 from .lock import lock_of
-from .memory import available_memory
+from .memory import available_memory, slot_bytes
 from .pace import Pace
 from .records import Chunk, DecodingError
 from .row import Request, Row
@@ -47,8 +46,7 @@ class Engine:
         pace: Pace | None = None,
         drafter: Drafter | None = None,
     ) -> None:
-        layers: int = model.config.get_text_config().num_hidden_layers
-        self._batch = Batch(model, mask_id, rule, SlotCache(layers), drafter)
+        self._batch = Batch(model, mask_id, rule, SlotCache.of(model), drafter)
         self._max_positions = max_positions
         self._max_rows = max_rows
         self._prefill_tokens = prefill_tokens
@@ -129,7 +127,9 @@ class Engine:
         if self._max_bytes is None:
             return None
         slots = max(len(row.ids) + row.remaining for row in rows)
-        needed = len(rows) * _up(slots) * (self._batch.cache.slot_bytes() or _guess_slot_bytes(self._batch.model))
+        cache = self._batch.cache
+        slot = cache.slot_bytes() or slot_bytes(self._batch.model)
+        needed = len(rows) * (_up(slots) * slot + cache.line_bytes())
         if needed <= self._max_bytes:
             return None
         return (
@@ -241,11 +241,3 @@ class Engine:
 
 def _up(slots: int) -> int:
     return -(-slots // _SLOTS) * _SLOTS
-
-
-def _guess_slot_bytes(model: PreTrainedModel) -> int:
-    """From the config, before there is a cache to measure."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * size * torch.finfo(model.dtype).bits // 8

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from .adaptable import at_tokens, is_experts, is_linear, sides
 from .halves import Halves
+from .mixers import Mixers
 from .records import DecodingError
 
 
@@ -55,22 +57,41 @@ class Gate:
     def look(self, ids: Tensor) -> Tensor | None:
         """Note where the masks are. ids [B, S] -> [B, S] bool, or None where there are none."""
         is_mask = ids == self.mask_id
-        self._rows, self._tail, self._places, self._halves = ids.shape[0], 0, None, None
-        masks = self._expected
+        return is_mask if self._note(is_mask, self._expected) else None
+
+    def _note(self, is_mask: Tensor, masks: Sequence[int] | None = None) -> bool:
+        """Note where the masks are, [B, S] bool, and say whether there are any. masks: how many tokens at the end of each row
+        are known to be some."""
+        (self._rows, width), self._tail, self._places, self._halves = is_mask.shape, 0, None, None
+        self._is_mask = is_mask.flatten()
         counts = masks if masks is not None else is_mask.sum(1).tolist()
         self._count = sum(counts)
         if not self._count:
-            return None
-        n, width = counts[0], ids.shape[1]
+            return False
+        n = counts[0]
         if all(count == n for count in counts) and (masks is not None or bool(is_mask[:, -n:].all())):
             self._tail = n
         elif masks is not None:
             ends = [range((row + 1) * width - count, (row + 1) * width) for row, count in enumerate(masks)]
-            self._places = torch.tensor([place for end in ends for place in end], device=ids.device)
+            self._places = torch.tensor([place for end in ends for place in end], device=is_mask.device)
         else:
             self._places = is_mask.flatten().nonzero()[:, 0]
-        self._is_mask = is_mask.flatten()
-        return is_mask
+        return True
+
+    @contextmanager
+    def following(self, source: Tensor) -> Iterator[None]:
+        """For as long as this lasts, layers are given other tokens: source [B', S'] says which of the pass's tokens, counted
+        through its rows, each of them is; -1, and no mask, for none."""
+        if not self.is_open:
+            yield
+            return
+        before = self._rows, self._tail, self._places, self._is_mask, self._count, self._halves
+        assert self._is_mask is not None
+        try:
+            self._note((source >= 0) & self._is_mask[source.clamp_min(0)])
+            yield
+        finally:
+            self._rows, self._tail, self._places, self._is_mask, self._count, self._halves = before
 
     @property
     def is_open(self) -> bool:
@@ -137,7 +158,7 @@ class GatedAdapter(nn.Module):
         self._scale = _scale_of(embedding)
         self.mask_vector = nn.Parameter(torch.zeros(embedding.weight.shape[1]))  # pyright: ignore[reportCallIssue, reportIndexIssue, reportAttributeAccessIssue, reportArgumentType]
         hidden = int(model.config.get_text_config().hidden_size)
-        self.updates = nn.ModuleList(LowRank(*_sides(model.get_submodule(name), hidden), rank) for name in self.names)
+        self.updates = nn.ModuleList(LowRank(*sides(model.get_submodule(name), hidden), rank) for name in self.names)
         # Layers, what stands for their forward where there are masks, and a forward of another library's, such as accelerate.
         self._acts: list[tuple[nn.Module, Any, Any]] = []
         self._acting = False
@@ -165,9 +186,14 @@ class GatedAdapter(nn.Module):
     def _watch(self, model: PreTrainedModel) -> None:
         """See every pass's ids, and put the mask's vector in."""
         model.__dict__["_mtp_gate"] = self.gate
+        if (mixers := Mixers.of(model)) is not None:
+            mixers.followers.append(self.gate)
         embedding: Any = model.get_input_embeddings()
         embedding.register_forward_pre_hook(self._hide)
         embedding.register_forward_hook(self._put)
+        for other in model.modules():  # Gemma 4 has one for each layer beside
+            if isinstance(other, nn.Embedding) and other is not embedding and other.num_embeddings <= self.gate.mask_id:
+                other.register_forward_pre_hook(self._hide_beyond)
 
     @torch.no_grad()
     def _merge(self, model: PreTrainedModel) -> set[int]:
@@ -195,6 +221,9 @@ class GatedAdapter(nn.Module):
         if self._is_mask is None:
             return args
         return (args[0].masked_fill(self._is_mask, 0), *args[1:])
+
+    def _hide_beyond(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].masked_fill(args[0] == self.gate.mask_id, 0), *args[1:])
 
     def _act(self, there: bool) -> None:
         """Put the adapter's forward into the adapted layers, or take it out: a pass without masks pays nothing for it."""
@@ -245,10 +274,12 @@ def adaptable_layers(model: PreTrainedModel, pattern: str | None = None) -> list
     """Names of the layers inside the decoder that an adapter can act behind, whose name matches `pattern` (a regular
     expression, found anywhere in it): linear layers, the output matrix aside, and whole blocks of fused experts.
 
-    Raises `DecodingError` where there are none.
+    Only layers that are given the tokens of the pass, one by one, are among them: not one that computes values anew for all
+    that is cached, nor the experts that are given their tokens only. Raises `DecodingError` where there are none.
     """
     head = model.get_output_embeddings()
-    able = [name for name, m in model.named_modules() if m is not head and (_is_linear(m) or _is_experts(m))]
+    could = {name: m for name, m in model.named_modules() if m is not head and (is_linear(m) or is_experts(m))}
+    able = at_tokens(model, could)
     chosen = [name for name in able if pattern is None or re.search(pattern, name)]
     if not chosen:
         kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in able})) or "none"
@@ -275,23 +306,3 @@ def _place_of(module: nn.Module) -> torch.device:
     """The device that a layer computes on: weights may wait elsewhere for their turn (accelerate's offload)."""
     moved_to = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return torch.device(moved_to) if moved_to is not None else next(module.parameters()).device
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """`nn.Linear` and its kin: quantised ones, and GPT-2's `Conv1D`, which is one with its matrix transposed."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def _is_experts(module: nn.Module) -> bool:
-    """All experts of a layer in three-dimensional parameters: hidden states in, hidden states out."""
-    return type(module).__name__.endswith("Experts") and any(p.ndim == 3 for p in module.parameters(recurse=False))
-
-
-def _sides(module: nn.Module, hidden: int) -> tuple[int, int]:
-    """(inputs, outputs) of a layer."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if _is_experts(module):
-        return hidden, hidden
-    inputs, outputs = module.weight.shape  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
-    return int(inputs), int(outputs)

@@ -1,10 +1,11 @@
-"""How much memory is left."""
+"""How much memory is left, and what a slot of the cache takes."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
@@ -65,3 +66,19 @@ def _left_in(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator
     except (OSError, ValueError):  # no limit ("max"), or no such file
         return
     yield max(0, most - used + int(counted.get(reclaimable, 0)))
+
+
+def slot_bytes(model: PreTrainedModel) -> int:
+    """Bytes of one slot of the cache, from the config alone: before there is a cache to measure."""
+    config = model.config.get_text_config()
+    layers = getattr(config, "per_layer_config", None)  # where layers are unlike
+    of_layers = [layers[i] if layers else config for i in range(config.num_hidden_layers)]
+    numbers = sum(_keys(layer) for layer in of_layers)
+    return 2 * numbers * torch.finfo(model.dtype).bits // 8
+
+
+def _keys(config: object) -> int:
+    """Numbers in the keys of one token at one layer; of a recurrent layer they are counted all the same."""
+    heads = getattr(config, "num_attention_heads", None) or 0
+    size = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", 0) // heads if heads else 0)
+    return (getattr(config, "num_key_value_heads", None) or heads) * size

@@ -10,7 +10,8 @@ def position_limit(model: PreTrainedModel) -> int | None:
 
     longrope turns every position of a pass by other frequencies once one of them lies beyond `original_max_position_embeddings`:
     a long neighbour, or masks that reach over, would change what real tokens say. So there it ends. (dynamic does so beyond
-    `max_position_embeddings`, where every model ends.)
+    `max_position_embeddings`, where every model ends.) Llama 4 scales queries of its layers without rotary angles by cache index,
+    which does not show before `floor_scale` tokens.
     """
     config: Any = model.config.get_text_config()
     limits = [getattr(config, "max_position_embeddings", None)]
@@ -21,6 +22,8 @@ def position_limit(model: PreTrainedModel) -> int | None:
                 kind.get("original_max_position_embeddings")
                 or getattr(config, "original_max_position_embeddings", None)
             )
+    if config.model_type == "llama4_text" and getattr(config, "attn_temperature_tuning", False):
+        limits.append(config.floor_scale - 1)
     return min((limit for limit in limits if limit is not None), default=None)
 
 

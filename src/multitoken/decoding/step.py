@@ -23,6 +23,7 @@ from .draft_head import Drafter
 from .drafting import Picks, draft_blocks, way_of
 from .gate import expecting_masks
 from .records import Chunk, DecodingError
+from .recurrent import RecurrentSlots
 from .row import Row
 from .sampling import choose
 
@@ -83,6 +84,7 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
     chosen, sure = torch.stack([top.float(), confidences]).tolist()
     picks: list[Picks] = []
     scored: list[tuple[Tensor, Tensor]] = []
+    before = [feed.row.cached for feed in feeds]
     for i, feed in enumerate(feeds):
         row, n = feed.row, feed.wanted
         if not n:
@@ -107,10 +109,13 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
         scored.append((raw, scores))
     if batch.drafter is not None and drafts:
         draft_blocks(batch.drafter, picks, logits, confidences, heard[0])
-    return [
+    chunks = [
         _with_scores(pick.row, pick.row.take(pick.tokens, pick.confidences), *both)
         for pick, both in zip(picks, scored, strict=True)
     ]
+    for i, feed in enumerate(feeds):
+        batch.cache.commit(first_line + i, feed.row.cached - before[i])
+    return chunks
 
 
 @contextmanager
@@ -165,13 +170,21 @@ def forward_rows(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> Te
         positions = torch.tensor(ends, device=device)[:, None] - width + places
         positions = positions.masked_fill(is_pad, 0)
         batch.cache.place(view, positions.masked_fill(is_pad, batch.cache.scratch), first_line)
+    if batch.cache.recurrent is not None:
+        _place_recurrent(batch.cache.recurrent, feeds, first_line, device)
     with expecting_masks(batch.model, [feed.masks if feed.whole else 0 for feed in feeds]):
         output = batch.model(
             input_ids=ids,
             attention_mask=batch.rule.slots(positions, view),
             position_ids=positions,
-            past_key_values=batch.cache,
-            use_cache=True,
             logits_to_keep=keep,
+            **batch.cache.inputs,
         )
     return output.logits[:, -keep:].float()
+
+
+def _place_recurrent(recurrent: RecurrentSlots, feeds: Sequence[Feed], first_line: int, device: torch.device) -> None:
+    for i, feed in enumerate(feeds):
+        if not feed.row.cached:
+            recurrent.forget(first_line + i)  # of the row that had the line before
+    recurrent.place(first_line, [feed.pending for feed in feeds], [feed.width for feed in feeds], device)

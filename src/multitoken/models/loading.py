@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.gate import GatedAdapter
@@ -119,6 +119,14 @@ def load_causal_lm(
     if adapter is not None:
         adapter.attach_for_decoding(loaded.model)
     return replace(loaded, adapter=adapter, head=_read_head(loaded.model, source, mtp))
+
+
+def load_config(name_or_path: str | Path, *, trust_remote_code: bool = False) -> tuple[PreTrainedConfig, str]:
+    """The config of a folder or hub name, no weights needed, and the name to speak of it. Raises as `load_causal_lm` does."""
+    source, name = locate(name_or_path)
+    config = read_config(source, trust_remote_code)
+    refuse_unsupported(config, name)
+    return config, name
 
 
 def _load_whole(name_or_path: str | Path, how: _How, *, is_base: bool = False) -> tuple[Loaded, str]:

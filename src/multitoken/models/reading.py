@@ -43,9 +43,17 @@ def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
         or architecture.endswith("ForConditionalGeneration")
         or any(getattr(config, part, None) is not None for part in _OTHER_SENSES)
     ):
+        text = config.get_text_config()
+        known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+        inner = known[type(text)].__name__ if type(text) in known else "of its own"
         raise UnsupportedModelError(
-            f"{name} is {architecture}, which wraps a language model in another that sees or hears; text-only "
+            f"{name} is {architecture}, which wraps a language model ({inner}) in another that sees or hears; text-only "
             "checkpoints are supported: use or export its language model"
+        )
+    if kind == "minimax" and getattr(config, "sliding_window", None):
+        raise UnsupportedModelError(
+            f"{name} is {architecture} with a sliding window, which its masks do not tell apart from full attention; those "
+            "without one are supported"
         )
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:

@@ -1,17 +1,21 @@
 """A few numbers at load time: does this model family compute blocks and slots as it should?
 
-Position-biased attention (ALiBi), recurrent layers and others take our masks without a word and answer wrongly, while
-real tokens look right. So the logits of blocks and of cache slots are compared with plain forward passes, and a model
+Layers that count by index, recurrent layers that nobody knows and others take our masks without a word and answer wrongly,
+while real tokens look right. So the logits of blocks and of cached steps are compared with plain forward passes, and a model
 that differs is refused.
 """
 
+import re
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multitoken.decoding.attention import AttentionRule
+from multitoken.decoding.block_states import block_inputs
 from multitoken.decoding.blocks import pack_blocks
 from multitoken.decoding.cache import SlotCache
+from multitoken.decoding.mixers import KINDS, Mixers
 from multitoken.decoding.policies import Exact
 from multitoken.decoding.positions import position_limit
 from multitoken.decoding.records import DecodingError
@@ -24,31 +28,73 @@ from multitoken.errors import UnsupportedModelError
 # all would do worse: one step of bf16 at a logit of 32 is 0.25, whatever the spread.)
 _TOLERANCES = {torch.float64: 0.01, torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.2}
 _FAR = 4096  # a far position, where the config sets no limit
+_STATEFUL = re.compile(
+    r"Mamba|Rwkv|RecurrentBlock|Lightning|LinearAttention|DeltaNet|DeltaAttention|ShortConv|Retention|SSM"
+)
 
 
 @torch.inference_mode()
 def check_blocks(model: PreTrainedModel, mask_id: int, *, positions: int = 48) -> None:
     """Raise `UnsupportedModelError` unless packed blocks and cached steps equal plain forward passes."""
-    vocabulary: int = model.config.get_text_config().vocab_size
-    limit = position_limit(model) or _FAR
-    length = min(positions, limit) - 4
-    tokens = (torch.arange(length, device=model.device) * 7919 + 13) % max(2, min(vocabulary, mask_id))
-    try:
-        packed = _packed_error(model, tokens, mask_id)
-        cached = _cached_error(model, tokens, mask_id)
-        far = _far_error(model, tokens[: len(tokens) // 2], limit - 1)
-    except (DecodingError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not run with block masks and a slot cache: {error}"
-        ) from error
-    tolerance = _TOLERANCES[model.dtype]
-    for what, error in (("packed blocks", packed), ("cached steps", cached), ("tokens in front of a far one", far)):
+    tokens, tolerance = some_tokens(model, mask_id, positions), tolerance_of(model)
+    tests = {"packed blocks": packed_error, "cached steps": cached_error, "tokens in front of a far one": far_error}
+    for what, error_of in tests.items():
+        try:
+            error = error_of(model, tokens, mask_id)
+        except (DecodingError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is refused: {why_refused(model, what, error)}"
+            ) from error
         if not error < tolerance:
             raise UnsupportedModelError(
-                f"{type(model).__name__} would decode wrongly: its logits for {what} differ from a plain forward pass by "
-                f"{error:.2g} of their spread (at most {tolerance} is rounding in {model.dtype}). Models whose layers depend "
-                "on cache indices or on the other positions of a pass, or carry a recurrent state, are not supported yet"
+                f"{type(model).__name__} would decode wrongly and is refused: its logits for {what} differ from a plain "
+                f"forward pass by {error:.2g} of their spread (at most {tolerance} is rounding in {model.dtype}). "
+                f"{what_would_help(model)}"
             )
+
+
+def tolerance_of(model: PreTrainedModel) -> float:
+    """The largest `relative` error that is rounding in the model's type."""
+    return _TOLERANCES[model.dtype]
+
+
+def some_tokens(model: PreTrainedModel, mask_id: int, positions: int = 48) -> Tensor:
+    """Ids [positions - 4] to test with, none of them the mask's."""
+    vocabulary: int = model.config.get_text_config().vocab_size
+    length = min(positions, position_limit(model) or positions) - 4
+    return (torch.arange(length, device=model.device) * 7919 + 13) % max(2, min(vocabulary, mask_id))
+
+
+def unknown_layers(model: PreTrainedModel) -> list[str]:
+    """Kinds of layers, by class name, that carry a state from token to token in a way that no mixer here knows."""
+    mixers = Mixers.of(model)
+    known = {id(mixer.module) for mixer in mixers.all} if mixers is not None else set()
+    layers = (m for m in model.modules() if id(m) not in known and not isinstance(m, nn.ModuleList))
+    named = {type(m).__name__ for m in layers if _STATEFUL.search(type(m).__name__)}
+    return sorted(
+        n for n in named if not re.search(r"Norm|Model|ForCausalLM|DecoderLayer|Block$|MLP", n) or "Recurrent" in n
+    )
+
+
+def why_refused(model: PreTrainedModel, what: str, error: Exception) -> str:
+    """In plain words, what an error in these layouts means."""
+    if unknown_layers(model):
+        return what_would_help(model)
+    return f"it does not run with {what} ({type(error).__name__}: {error}). {what_would_help(model)}"
+
+
+def what_would_help(model: PreTrainedModel) -> str:
+    """What is likely to be wrong with a model that differs from itself, and the mend."""
+    kinds = ", ".join(kind.name for kind in KINDS)
+    if unknown := unknown_layers(model):
+        return (
+            f"Its layers of the kind {', '.join(unknown)} carry a state from token to token that masks would write to, and "
+            f"they can be led around it for {kinds} only; a new kind is one file in decoding/ (docs/architectures.md)"
+        )
+    return (
+        "Layers that count positions by cache index, or see tokens by a rule that is not in their masks, do that; see "
+        "docs/architectures.md for the families that are known to work"
+    )
 
 
 def _plain(model: PreTrainedModel, ids: list[int], keep: int) -> Tensor:
@@ -57,12 +103,30 @@ def _plain(model: PreTrainedModel, ids: list[int], keep: int) -> Tensor:
     return model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0, -keep:].float()
 
 
-def _relative(ours: Tensor, plain: Tensor) -> float:
+def relative(ours: Tensor, plain: Tensor) -> float:
     return float((ours.float() - plain).square().mean(-1).sqrt().max() / plain.std().clamp_min(1e-6))
 
 
-def _packed_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
-    """Two samples in one row, and a block in either."""
+def packed_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
+    """Two samples in one row, and a block in either: logits against those of plain passes."""
+    return relative(*_packed_and_plain(model, tokens, mask_id))
+
+
+def packed_gradient_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
+    """The same for the gradient of the input embeddings, of a random function of the logits."""
+    weight: Tensor = model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType]
+    wanted = weight.requires_grad
+    weight.requires_grad_(True)
+    try:
+        both = _packed_and_plain(model, tokens, mask_id)
+        random = torch.randn(both[0].shape, generator=torch.Generator().manual_seed(0)).to(both[0].device)
+        ours, plain = (torch.autograd.grad((logits * random).sum(), weight)[0].float() for logits in both)
+    finally:
+        weight.requires_grad_(wanted)
+    return float((ours - plain).abs().max() / plain.abs().max().clamp_min(1e-12))
+
+
+def _packed_and_plain(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
     start, anchors, ks = len(tokens) // 2, [len(tokens) // 4, len(tokens) - 1], (3, 4)
     segments = (torch.arange(len(tokens), device=tokens.device) >= start).long()
     batch = pack_blocks(tokens[None], [len(tokens)], torch.tensor([anchors]), ks, mask_id, segments=segments[None])
@@ -71,35 +135,54 @@ def _packed_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float
         input_ids=batch.ids,
         attention_mask=masks,
         position_ids=batch.positions,
-        use_cache=False,
         logits_to_keep=batch.slots,
+        **block_inputs(model, batch),
     ).logits[0, -batch.slots :]
     ids = tokens.tolist()
     prefixes = ids[: anchors[0] + 1], ids[start : anchors[1] + 1]
     plain = [_plain(model, prefix + [mask_id] * (k - 1), k) for prefix, k in zip(prefixes, ks, strict=True)]
-    return _relative(logits, torch.cat(plain))
+    return logits.float(), torch.cat(plain)
 
 
-def _cached_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
-    """Prefill with masks behind, then overwrite them with a real token, a draft and two more masks."""
+def cached_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
+    """Two rows of unlike lengths: prompts with masks behind, then a token and a draft each, of which one row's is refused, then
+    what follows."""
     ids = tokens.tolist()
     rule = AttentionRule(model)
-    rule.grow(len(ids) + 2)
-    cache = SlotCache(model.config.get_text_config().num_hidden_layers, 1, len(ids) + 2)
+    rule.grow(len(ids) + 4)
+    cache = SlotCache.of(model, 2, len(ids) + 4)
     batch = Batch(model, mask_id, rule, cache)
-    row = Row(0, Request(ids[:-2], Exact(k=4), 4))
-    forward_rows(batch, [Feed(row, len(ids) - 2, masks=2)])
-    row.ids, row.drafts, row.cached = ids[:-1], ids[-1:], len(ids) - 2
-    logits = forward_rows(batch, [Feed(row, 1, masks=2)])
-    return _relative(logits[0], _plain(model, ids + [mask_id] * 2, 4))
+    texts = ids, ids[: len(ids) * 2 // 3]
+    rows = [Row(i, Request(text[:-4], Exact(k=4), 8)) for i, text in enumerate(texts)]
+
+    def feed(masks: int, accepted: list[int]) -> Tensor:
+        logits = forward_rows(batch, [Feed(row, row.pending(), masks=masks) for row in rows])
+        for i, (row, n) in enumerate(zip(rows, accepted, strict=True)):
+            cache.commit(i, n)
+            row.cached += n
+        return logits
+
+    feed(2, [len(text) - 4 for text in texts])
+    for row, text in zip(rows, texts, strict=True):
+        row.ids, row.drafts = text[:-3], [text[-3]]
+    rows[1].drafts = [(texts[1][-3] + 1) % max(2, min(model.config.get_text_config().vocab_size, mask_id))]
+    second = feed(2, [2, 1])
+    refused = [*texts[1][:-3], *rows[1].drafts]
+    plain = [_plain(model, text + [mask_id] * 2, 4) for text in (texts[0][:-2], refused)]
+    for row, text in zip(rows, texts, strict=True):
+        row.ids, row.drafts = list(text), []
+    third = feed(1, [row.pending() for row in rows])[:, -2:]
+    plain_third = [_plain(model, [*text, mask_id], 2) for text in texts]
+    return relative(torch.cat([second, third], 1), torch.cat([torch.stack(plain), torch.stack(plain_third)], 1))
 
 
-def _far_error(model: PreTrainedModel, tokens: Tensor, far: int) -> float:
+def far_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
     """What a token at the last position that may be fed, which nothing in front of it sees, does to the others: frequencies
     that follow the largest position of a pass would change them."""
+    far, tokens = (position_limit(model) or _FAR) - 1, tokens[: len(tokens) // 2]
     near = torch.arange(len(tokens), device=tokens.device)
     positions = torch.cat([near, near.new_tensor([far])])[None]
     ids = torch.cat([tokens, tokens[:1]])[None]
     options = {"attention_mask": torch.ones_like(ids), "use_cache": False}  # a mask of ones: no packed rows
     logits = model(input_ids=ids, position_ids=positions, **options).logits[0, :-1]
-    return _relative(logits, _plain(model, tokens.tolist(), len(tokens)))
+    return relative(logits, _plain(model, tokens.tolist(), len(tokens)))

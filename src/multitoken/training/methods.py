@@ -20,6 +20,7 @@ from multitoken.decoding.attention import AttentionRule
 from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
 from multitoken.decoding.gate_file import WEIGHTS, from_peft
+from multitoken.decoding.mixers import Mixers
 from multitoken.decoding.records import DecodingError
 from multitoken.errors import UsageError
 from multitoken.models.loading import Loaded
@@ -137,6 +138,11 @@ def _beside(trained: nn.Module, head: DraftHead | None) -> nn.Module:
 
 
 def _student(model: PreTrainedModel, mask: MaskToken, config: AdaptConfig) -> Head:
+    if config.gradient_checkpointing and Mixers.of(model) is not None:  # its layers are told nothing of the blocks then
+        raise UsageError(
+            f"gradient_checkpointing is not supported for {type(model).__name__}, whose recurrent layers start each block "
+            "from a kept state; leave it out"
+        )
     return Head(model, mask.id, under=checkpointed(model) if config.gradient_checkpointing else nullcontext)
 
 

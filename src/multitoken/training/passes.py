@@ -17,7 +17,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from multitoken.decoding.attention import AttentionRule, Masks
+from multitoken.decoding.block_states import BlockStates, block_inputs
 from multitoken.decoding.blocks import BlockBatch
+from multitoken.decoding.mixers import Mixers, cache_inputs
 
 from .head import Head
 
@@ -67,7 +69,8 @@ class PackedPasses:
         positions = batch.positions[:, :width]
         row = slice(width)
         masks = self.rule.between(positions, positions, batch.rule(row, row))
-        hidden = head.trunk(input_ids=ids, attention_mask=masks, position_ids=positions, use_cache=False)
+        carried = block_inputs(head.model, batch)
+        hidden = head.trunk(input_ids=ids, attention_mask=masks, position_ids=positions, **carried)
         return Hidden(hidden[:, : batch.real], hidden[:, batch.real :])
 
 
@@ -97,18 +100,20 @@ class GatedPasses:
 
     @torch.no_grad()
     def _run_prefix(self, batch: BlockBatch) -> "_Prefix":
-        cache = PrefixCache(self.student.model.config.get_text_config().num_hidden_layers)
+        model = self.student.model
+        mixers = Mixers.of(model)
+        states = BlockStates(batch, mixers, anchors_repeated=False) if mixers is not None else None
+        cache = PrefixCache(model.config.get_text_config().num_hidden_layers, states)
         row = torch.arange(batch.real, device=batch.ids.device)
         chunks = []
-        for queries in row.split(MOST_TOKENS):
+        for queries in row.split(MOST_TOKENS if states is None else batch.real):
             keys = row[: int(queries[-1]) + 1]
             chunks.append(
                 self.student.trunk(
                     input_ids=batch.ids[:, queries],
                     attention_mask=self._masks(batch, queries, keys),
                     position_ids=batch.positions[:, queries],
-                    past_key_values=cache,
-                    use_cache=True,
+                    **cache_inputs(model, cache),
                 )
             )
         cache.freeze()
@@ -129,8 +134,7 @@ class GatedPasses:
             input_ids=ids,
             attention_mask=prefix.masks,
             position_ids=prefix.positions,
-            past_key_values=prefix.cache,
-            use_cache=True,
+            **cache_inputs(self.student.model, prefix.cache),
         )
         first = batch.place == 0
         anchors = batch.target[:, first] - 1
@@ -148,12 +152,19 @@ class _Prefix:
 
 
 class PrefixCache(Cache):
-    """Keys and values of a prefix, gathered at its passes; afterwards lent to any number that leave nothing behind."""
+    """Keys and values of a prefix, gathered at its passes; afterwards lent to any number that leave nothing behind. recurrent:
+    the same for the states of recurrent layers, if there are any; then the prefix is one pass."""
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, recurrent: BlockStates | None = None) -> None:
         super().__init__(layers=[_PrefixLayer() for _ in range(layers)])
+        self.recurrent = recurrent
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        return False
 
     def freeze(self) -> None:
+        if self.recurrent is not None:
+            self.recurrent.close()
         for layer in self.layers:
             assert isinstance(layer, _PrefixLayer)
             layer.frozen = True

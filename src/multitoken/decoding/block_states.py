@@ -1,0 +1,169 @@
+"""Packed blocks with recurrent layers: every block starts from the state at its anchor.
+
+The real tokens of a sample run through a mixer once, in pieces of `STRIDE` tokens, and the state at each border is kept. A block
+starts from the last border before it; the real tokens between the border and the block are run again in front of it. So all
+blocks of all rows, whatever their anchors, are one call. Gradients pass through states and repeated inputs alike.
+
+    sample    a b c d e f g h          borders with a stride of 3: behind c, behind f
+    block     (anchor e) e M M         runs [d | e M M] from the state behind c
+
+Samples that share a row are run as rows of their own, so that none sees another's state.
+
+Shapes: B rows, T real tokens, M block tokens, D hidden, Q samples, P pieces.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .blocks import BlockBatch
+from .mixer_state import Parts, State
+from .mixers import Mixer, Mixers, cache_inputs
+
+STRIDE = 64
+
+
+class BlockStates:
+    """The layout of one batch. anchors_repeated=False: blocks are fed without their anchors, as masks alone.
+
+    A pass feeds [real tokens, blocks], or real tokens alone; those of the last such pass are kept, and once the layout is closed,
+    passes feed blocks alone.
+    """
+
+    def __init__(self, batch: BlockBatch, mixers: Mixers, *, anchors_repeated: bool = True) -> None:
+        self._real, self._closed = batch.real, False
+        self._borders: list[Parts] = [{} for _ in mixers.all]  # [P + 1, Q, ...] states, the first before any token
+        self._kept: list[Tensor | None] = [None for _ in mixers.all]  # [B, T, D] inputs, of passes that feed no blocks
+        device, rows = batch.ids.device, batch.ids.shape[0]
+        positions = batch.positions[:, : self._real]
+        is_first = positions == 0
+        is_first[:, 0] = True
+        self._sample = is_first.flatten().cumsum(0).view(rows, -1) - 1  # [B, T]
+        self._position = positions
+        starts = is_first.flatten().nonzero()[:, 0]
+        lengths = torch.diff(starts, append=starts.new_tensor([rows * self._real]))
+        # Behind its own tokens a sample is padded with its last: no output of a causal layer sees that.
+        at = torch.arange(int(lengths.max()), device=device)[None]
+        self._tokens = starts[:, None] + torch.minimum(at, lengths[:, None] - 1)  # [Q, longest]
+        self._source = torch.where(at < lengths[:, None], self._tokens, -1)
+        fed = batch.place >= (0 if anchors_repeated else 1)
+        self._place_blocks(batch, fed, anchors_repeated)
+
+    def _place_blocks(self, batch: BlockBatch, fed: Tensor, anchors_repeated: bool) -> None:
+        rows, device = batch.ids.shape[0], batch.ids.device
+        if not bool(fed.any()):
+            self._fed = 0
+            return
+        first = (batch.place == 0).nonzero()[:, 0]
+        anchor = batch.target[:, first] - 1  # [B, N] indices in the row
+        sample = self._sample.gather(1, anchor).flatten()
+        before = self._position.gather(1, anchor).flatten() + (
+            0 if anchors_repeated else 1
+        )  # real tokens of the sample in front
+        self._border = before // STRIDE, sample
+        again = before % STRIDE  # [B * N]
+        of_block = torch.bincount(batch.block_of[fed], minlength=len(batch.ks)).repeat(rows)
+        self._fed = int(fed.sum())
+        longest = int((again + of_block).max())
+        at = torch.arange(longest, device=device)[None]
+        in_front = at < again[:, None]
+        replayed = self._tokens[sample, 0][:, None] + (before - again)[:, None] + at
+        starts = (
+            torch.bincount(batch.block_of[fed], minlength=len(batch.ks)).cumsum(0) - of_block[: len(batch.ks)]
+        ).repeat(rows)
+        row = torch.arange(rows, device=device).repeat_interleave(len(batch.ks))
+        inside = torch.minimum(at - again[:, None], (of_block - 1).clamp_min(0)[:, None])
+        own = (row * self._fed + starts)[:, None] + inside  # counted through the blocks' tokens of all rows
+        own = own.clamp_max(rows * self._fed - 1)
+        total = rows * self._real
+        self._block_tokens = torch.where(in_front, replayed, total + own)  # [B * N, longest]
+        is_own = ~in_front & (at < (again + of_block)[:, None])
+        self._block_source = torch.where(is_own, own, -1)
+        number = torch.arange(self._fed, device=device) - starts[: len(batch.ks)][batch.block_of[fed]]
+        block = torch.arange(rows, device=device)[:, None] * len(batch.ks) + batch.block_of[fed]
+        self._block_output = block * longest + again[block] + number  # [B, fed]
+
+    def close(self) -> None:
+        """From now on blocks alone are fed, behind the real tokens of the last pass, any number of times."""
+        self._closed = True
+
+    def run(self, mixer: Mixer, x: Tensor) -> Tensor:
+        """The pass's tokens at one mixer, [B, S, D] -> [B, S, D]."""
+        width = x.shape[1]
+        if self._closed:
+            kept = self._kept[mixer.index]
+            assert kept is not None, "the real tokens come first"
+            return self._run_blocks(mixer, kept, x, width)
+        if width == self._real:
+            self._kept[mixer.index] = x
+            return self._run_real(mixer, x, width)
+        real, blocks = x[:, : self._real], x[:, self._real :]
+        return torch.cat([self._run_real(mixer, real, width), self._run_blocks(mixer, real, blocks, width)], 1)
+
+    def _run_real(self, mixer: Mixer, x: Tensor, width: int) -> Tensor:
+        tokens = x.flatten(0, 1)[self._tokens]  # [Q, longest, D]
+        source = self._in_pass(self._source, self._real, 0, width)
+        state, states, outputs = State(), [], []
+        for start in range(0, tokens.shape[1], STRIDE):
+            piece = slice(start, start + STRIDE)
+            y, state = mixer(tokens[:, piece], state, source[:, piece])
+            outputs.append(y)
+            states.append(state.parts)
+        self._borders[mixer.index] = {
+            key: torch.stack([torch.zeros_like(part), *(parts[key] for parts in states)])
+            for key, part in states[0].items()
+        }
+        return torch.cat(outputs, 1)[self._sample, self._position]
+
+    def _run_blocks(self, mixer: Mixer, real: Tensor, blocks: Tensor, width: int) -> Tensor:
+        tokens = torch.cat([real.flatten(0, 1).to(blocks.dtype), blocks.flatten(0, 1)])[self._block_tokens]
+        source = self._in_pass(self._block_source, self._fed, width - self._fed, width)
+        start = State({key: part[self._border] for key, part in self._borders[mixer.index].items()})
+        y, _ = mixer(tokens, start, source)
+        return y.flatten(0, 1)[self._block_output]
+
+    @staticmethod
+    def _in_pass(source: Tensor, part: int, offset: int, width: int) -> Tensor:
+        """Tokens that are counted through rows of `part`, `offset` into the rows of a pass of `width`."""
+        return torch.where(source < 0, -1, source // part * width + source % part + offset)
+
+
+class BlockCache(Cache):
+    """Carries a layout through a pass of a model that has mixers; its attention layers find nothing in it and leave nothing."""
+
+    def __init__(self, layers: int, recurrent: BlockStates) -> None:
+        super().__init__(layers=[_NoLayer() for _ in range(layers)])
+        self.recurrent = recurrent
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        return False
+
+
+class _NoLayer(CacheLayerMixin):
+    is_sliding = False
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def block_inputs(model: PreTrainedModel, batch: BlockBatch) -> dict[str, Any]:
+    """What a pass over [real tokens, blocks] takes besides ids, positions and masks."""
+    mixers = Mixers.of(model)
+    if mixers is None:
+        return {"use_cache": False}
+    layers: int = model.config.get_text_config().num_hidden_layers
+    return cache_inputs(model, BlockCache(layers, BlockStates(batch, mixers)))

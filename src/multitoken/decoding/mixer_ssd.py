@@ -1,0 +1,34 @@
+"""Mamba-2 (state space duality): Mamba-2 itself, Falcon-H1, Bamba, Granite 4, Nemotron-H, Zamba2."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .mixer_state import Call, Kind, axes, holds, in_short_chunks, own_forward, own_function
+
+
+def _matches(module: nn.Module) -> bool:
+    return holds(module, "conv1d", "in_proj", "A_log", "D", "dt_bias") and axes(module.A_log) == 1
+
+
+def _one_token(update: Any, limit: tuple[float, float], *args: Any, **named: Any) -> Tensor:
+    """The step of one token, with the limits of the time step that transformers applies to several tokens and forgets here."""
+    state, x, dt, *rest = args
+    dt = F.softplus(dt + named.pop("dt_bias").to(dt.dtype)).clamp(*limit)
+    named["dt_softplus"] = False
+    return update(state, x, dt, *rest, dt_bias=None, **named)
+
+
+def _continued(module: Any) -> Call:
+    scan = in_short_chunks(own_function(module, "mamba2_chunk_scan"), lambda x: x.shape[1])
+    replaced: dict[str, Any] = {"mamba2_chunk_scan": scan}
+    low, high = module.time_step_limit
+    if low > 0 or high < float("inf"):
+        update = own_function(module, "mamba2_selective_state_update")
+        replaced["mamba2_selective_state_update"] = partial(_one_token, update, (low, high))
+    return own_forward(module, "cache_params", **replaced)
+
+
+KIND = Kind("Mamba-2", _matches, "cache_params", _continued)

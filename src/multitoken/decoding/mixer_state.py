@@ -1,0 +1,124 @@
+"""What a recurrent layer remembers, and what a kind of such layers is to the rest.
+
+A *mixer* is a layer whose output at a token depends on a state that all tokens before it have written: Mamba, gated delta
+nets, short convolutions. Its own forward, transformers' code, is given a `State` where it expects a cache.
+
+Shapes: B rows, S tokens, D hidden.
+"""
+
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .position_bias import with_globals
+
+Parts = dict[tuple[str, int], Tensor]
+
+
+class State:
+    """The state of one layer for B rows, in the words of transformers' linear-attention cache. A call replaces its parts and
+    never writes into them, so that any number of continuations may start from one state, gradients included."""
+
+    def __init__(self, parts: Parts | None = None) -> None:
+        self.parts: Parts = dict(parts or {})
+
+    def rows(self, index: Tensor | Sequence[int] | slice) -> "State":
+        return State({key: part[index] for key, part in self.parts.items()})
+
+    def owned(self) -> "State":
+        """Copies: the one-token kernels of transformers write in place."""
+        return State({key: part.clone() for key, part in self.parts.items()})
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        return self.parts.get(("conv", state_idx))
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        return self.parts.get(("recurrent", state_idx))
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        return bool(self.parts)
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        return True  # asks for `update_conv_state` in place of a kernel that writes in place
+
+    def update_conv_state(
+        self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, conv_kernel_size: int | None = None, **_: Any
+    ) -> Tensor:
+        """The inputs of the convolution, [B, D, S], behind those that are remembered; the last of all are kept."""
+        before = self.parts.get(("conv", state_idx))
+        whole = conv_states if before is None else torch.cat([before, conv_states], -1)
+        assert conv_kernel_size is not None
+        kept = whole[..., -conv_kernel_size:]
+        self.parts["conv", state_idx] = nn.functional.pad(kept, (conv_kernel_size - kept.shape[-1], 0))
+        return whole
+
+    def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **_: Any) -> Tensor:
+        self.parts["recurrent", state_idx] = recurrent_states
+        return recurrent_states
+
+
+Call = Callable[[Tensor, State], Tensor]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of mixer. A newcomer is one file that makes one of these, and a line in `mixers.KINDS`.
+
+    matches: whether a module is one, by what it holds. argument: what its forward calls its cache. continued: of a module, what
+    runs x [B, S, D] from a state, any number of tokens, and leaves the state behind the last of them -> [B, S, D]; a state
+    without parts is that before the first token, and so is one of zeros. pairs: its forward gives a pair, the output first.
+    """
+
+    name: str
+    matches: Callable[[nn.Module], bool]
+    argument: str
+    continued: Callable[[Any], Call]
+    pairs: bool = False
+
+
+def holds(module: nn.Module, *names: str) -> bool:
+    return all(hasattr(module, name) for name in names)
+
+
+def axes(parameter: Any) -> int:
+    return parameter.ndim
+
+
+def own_forward(module: Any, argument: str, **replaced: Any) -> Call:
+    """The module's own forward with a state for its cache, and with these functions in place of those that it calls."""
+    known = {name: function for name, function in replaced.items() if name in _globals(module)}
+    forward = types.MethodType(with_globals(type(module).forward, **known), module)
+
+    def run(x: Tensor, state: State) -> Tensor:
+        y = forward(x, **{argument: state})
+        return y[0] if isinstance(y, tuple) else y
+
+    return run
+
+
+def own_function(module: Any, name: str) -> Callable[..., Any] | None:
+    """A function that the module's forward finds in its file."""
+    return _globals(module).get(name)
+
+
+def _globals(module: Any) -> dict[str, Any]:
+    function: Any = type(module).forward
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function.__globals__
+
+
+def in_short_chunks(function: Callable[..., Any] | None, length: Callable[[Any], int]) -> Callable[..., Any]:
+    """A chunked scan that pads to whole chunks: on a CPU, chunks no longer than the tokens are. length: of its first argument."""
+
+    def scan(x: Tensor, *args: Any, chunk_size: int = 64, **named: Any) -> Any:
+        assert function is not None
+        if x.device.type == "cpu":
+            chunk_size = min(chunk_size, max(2, 1 << (length(x) - 1).bit_length()))
+        return function(x, *args, chunk_size=chunk_size, **named)
+
+    return scan
