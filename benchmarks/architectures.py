@@ -39,6 +39,7 @@ COLUMNS = (
 def row(family: str, findings: list[Finding], layers: str) -> str:
     can = dict(uses(findings))
     if not any(can.values()):
+        layers = "none known" if layers == "attention" else layers
         return f"| {family} | {layers} | refused |" + " |" * len(COLUMNS)
     verdict = "all" if all(can.values()) else ", ".join(use for use, yes in can.items() if yes) + " only"
     cells = [_cell(finding) for finding in findings]

@@ -113,8 +113,9 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
         _with_scores(pick.row, pick.row.take(pick.tokens, pick.confidences), *both)
         for pick, both in zip(picks, scored, strict=True)
     ]
-    for i, feed in enumerate(feeds):
-        batch.cache.commit(first_line + i, feed.row.cached - before[i])
+    if batch.cache.recurrent is not None:
+        for i, feed in enumerate(feeds):
+            batch.cache.commit(first_line + i, feed.row.cached - before[i])
     return chunks
 
 
