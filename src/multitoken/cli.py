@@ -158,6 +158,31 @@ def generate(
         )
 
 
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A folder or Hub name, adapted or not; 'demo' is the embedded one.")],
+    policy: Annotated[
+        str | None, typer.Option(help=f"{_POLICY_HELP}. Adapted models: exact, others: next-token.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Confidence from 0 to 1 that a token must reach.")] = None,
+    k: Annotated[int | None, typer.Option(help="Most tokens a step; at most what the model was trained for.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
+    base: BaseOption = None,
+    device: DeviceOption = "cpu",
+    trust_remote_code: TrustFlag = False,
+) -> None:
+    """Talk with MODEL in the terminal; /help there tells what one can change on the way."""
+    from multitoken.decoding import make_policy
+    from multitoken.models.model import Model
+    from multitoken.serving.terminal import Chat
+
+    if policy is None and (threshold is not None or k is not None):
+        raise UsageError("--threshold and --k belong to a policy; add --policy exact, for example")
+    chosen = make_policy(policy, threshold=threshold, k=k) if policy else None
+    loaded = Model.load(_model_path(model), device=device, trust_remote_code=trust_remote_code, base=base)
+    Chat(loaded, _console(), policy=chosen, max_new_tokens=max_new_tokens).run()
+
+
 @app.command("serve")
 def serve_command(
     model: Annotated[str, typer.Argument(help="A folder or Hub name, adapted or not; 'demo' is the embedded one.")],
