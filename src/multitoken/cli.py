@@ -406,6 +406,7 @@ def demo(
         questions = QUESTIONS_OF_A_FAST_ONE
     given = {"minutes": minutes, "questions": questions}
     run_demo(DemoOptions(output, fast, **{key: v for key, v in given.items() if v is not None}), _console())
+    _console().print(f"See it in a browser:  multitoken serve {'demo' if fast else output / 'adapted'}", soft_wrap=True)
 
 
 def _model_path(name: str, embedded: str = "gated") -> str:
