@@ -2,9 +2,10 @@
 
     python -m benchmarks.serving --pairs 15 --requests 2000
 
-The model computes with one thread, in the server and beside it, so that on two cores the other is left to HTTP and the client. A
-pair is the same word problems once per way, one right after the other; ratios are medians over pairs, with the quartiles. The flood asks for more at a time than the server holds, waits where it is
-told to, and compares every answer, token for token, with the engine alone. The last line is JSON.
+The model computes with one thread, in the server and beside it, so that on two cores the other is left to HTTP and the
+client. A pair is the same word problems once per way, one right after the other; ratios are medians over pairs, with the
+quartiles. The flood asks for more at a time than the server holds, waits where it is told to, and compares every answer, token
+for token, with the engine alone. The last line is JSON.
 """
 
 import argparse

@@ -76,7 +76,7 @@ class GenerationBody(BaseModel):
     frequency_penalty: Penalty | None = None
     repetition_penalty: float | None = Field(None, gt=0)
     return_token_ids: bool = False
-    mtp: MtpOptions = MtpOptions()
+    mtp: MtpOptions = Field(default_factory=lambda: MtpOptions.model_validate({}))
 
     @model_validator(mode="before")
     @classmethod

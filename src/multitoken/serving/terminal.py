@@ -72,7 +72,9 @@ class Chat:
             "/threshold": lambda given: self._set(threshold=_number(given, float)),
             "/k": lambda given: self._set(k=_number(given, int)),
             "/compare": lambda _: self._compare(),
-            "/history": lambda _: [self._say(f"{m['role']}: {m['content']}") for m in self.messages] and None,
+            "/history": lambda _: self._say(
+                "\n".join(f"{m['role']}: {m['content']}" for m in self.messages) or "nothing yet"
+            ),
             "/clear": lambda _: self.messages.clear(),
         }
         name, _, given = line.partition(" ")
