@@ -169,6 +169,91 @@ def generate(
         )
 
 
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A folder or Hub name, adapted or not; 'demo' is the embedded one.")],
+    policy: Annotated[
+        str | None, typer.Option(help=f"{_POLICY_HELP}. Adapted models: exact, others: next-token.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Confidence from 0 to 1 that a token must reach.")] = None,
+    k: Annotated[int | None, typer.Option(help="Most tokens a step; at most what the model was trained for.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
+    base: BaseOption = None,
+    device: DeviceOption = "cpu",
+    trust_remote_code: TrustFlag = False,
+) -> None:
+    """Talk with MODEL in the terminal; /help there tells what one can change on the way."""
+    from multitoken.decoding import make_policy
+    from multitoken.models.model import Model
+    from multitoken.serving.terminal import Chat
+
+    if policy is None and (threshold is not None or k is not None):
+        raise UsageError("--threshold and --k belong to a policy; add --policy exact, for example")
+    chosen = make_policy(policy, threshold=threshold, k=k) if policy else None
+    loaded = Model.load(_model_path(model), device=device, trust_remote_code=trust_remote_code, base=base)
+    Chat(loaded, _console(), policy=chosen, max_new_tokens=max_new_tokens).run()
+
+
+@app.command("serve")
+def serve_command(
+    model: Annotated[str, typer.Argument(help="A folder or Hub name, adapted or not; 'demo' is the embedded one.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="MULTITOKEN_API_KEY", help="Key that every request must bring.")
+    ] = None,
+    served_name: Annotated[str | None, typer.Option(help="The model's name in the API; MODEL if not given.")] = None,
+    policy: Annotated[str | None, typer.Option(help=f"Of requests that name none: {_POLICY_HELP}.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Confidence from 0 to 1 that a token must reach.")] = None,
+    k: Annotated[int | None, typer.Option(help="Most tokens a step; at most what the model was trained for.")] = None,
+    max_rows: Annotated[int, typer.Option(help="Answers that are written side by side.")] = 32,
+    queue: Annotated[int, typer.Option(help="Answers that may wait besides; more get a 429.")] = 128,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 1024,
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 600.0,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="A site whose pages may call the API from a browser; repeatable.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="multitoken, or vllm: hand over to `vllm serve` with the plugin.")
+    ] = "multitoken",
+    base: BaseOption = None,
+    device: DeviceOption = "cpu",
+    trust_remote_code: TrustFlag = False,
+) -> None:
+    """Serve MODEL with an OpenAI-compatible API, and a page at / that shows what multi-token decoding is."""
+    from multitoken.decoding import make_policy
+    from multitoken.models.model import Model
+
+    try:
+        from multitoken.serving import run
+        from multitoken.serving.handover import serve_with_vllm
+        from multitoken.serving.options import ServeOptions
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{error.name} is not installed; the server needs it: pip install 'multitoken[serve]'"
+        ) from error
+    if policy is None and (threshold is not None or k is not None):
+        raise UsageError("--threshold and --k belong to a policy; add --policy exact, for example")
+    if engine not in ("multitoken", "vllm"):
+        raise UsageError(f"engine is {engine!r}; expected multitoken or vllm")
+    options = ServeOptions(
+        name=served_name or model,
+        host=host,
+        port=port,
+        policy=make_policy(policy, threshold=threshold, k=k) if policy else None,
+        api_key=api_key,
+        max_rows=max_rows,
+        queue=queue,
+        max_tokens=max_tokens,
+        timeout=timeout,
+        origins=tuple(cors_origin or ()),
+    )
+    if engine == "vllm":
+        serve_with_vllm(_model_path(model), options, trust_remote_code=trust_remote_code)
+    loaded = Model.load(_model_path(model), device=device, trust_remote_code=trust_remote_code, base=base)
+    run.serve(loaded, options, _console())
+
+
 @app.command("evaluate")
 def evaluate_command(
     model: Annotated[str, typer.Argument(help="The model to measure; 'demo' is the embedded adapted one.")],
@@ -383,6 +468,7 @@ def demo(
         questions = QUESTIONS_OF_A_FAST_ONE
     given = {"minutes": minutes, "questions": questions}
     run_demo(DemoOptions(output, fast, **{key: v for key, v in given.items() if v is not None}), _console())
+    _console().print(f"See it in a browser:  multitoken serve {'demo' if fast else output / 'adapted'}", soft_wrap=True)
 
 
 def _model_path(name: str, embedded: str = "gated") -> str:

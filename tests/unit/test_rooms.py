@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "checkpoints": {"decoding", "models"},
     "training": {"decoding", "models", "checkpoints"},
     "evaluation": {"decoding", "models", "checkpoints"},
+    "serving": {"decoding", "models", "checkpoints"},
     "vllm": {"decoding", "models"},
     "quickstart": {"decoding", "models", "checkpoints", "training", "evaluation", "serving"},
 }

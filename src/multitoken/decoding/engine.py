@@ -98,6 +98,14 @@ class Engine:
             self._keep([row for row in self._rows if not row.done])
             return chunks
 
+    def recover(self) -> list[int]:
+        """To go on after `step` has raised: drop the rows that have lines, whose state nobody knows, and the cache with them.
+        Returns their numbers; the requests that wait stay."""
+        lost = [row.number for row in self._rows]
+        self._rows = []
+        self._batch.cache = SlotCache(len(self._batch.cache.layers))
+        return lost
+
     def run(self) -> Iterator[Chunk]:
         """Steps until nothing is left to do."""
         while self.busy:
@@ -178,7 +186,7 @@ class Engine:
 
     def _pace_of(self, rows: list[Row]) -> Pace | None:
         """What paces these rows, if anything: only policies whose output does not depend on the number of masks are paced."""
-        return self._pace if all(row.policy.verifies for row in rows) else None
+        return self._pace if all(row.policy.verifies and row.request.adaptive for row in rows) else None
 
     def _masks_of(self, row: Row) -> int:
         return row.room_for_masks(self._max_positions) if self._batch.mask_id is not None else 0

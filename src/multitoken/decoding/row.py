@@ -17,7 +17,8 @@ class Request:
 
     `processors` and `criteria` are transformers' own; they are shown `shown_before` (the padding that a caller's batch has in
     front, if any), the prompt and what was emitted: for every position exactly the prefix that plain decoding would show.
-    Noise is keyed by (seed, noise_row, position). `keep_scores` has chunks carry logits and scores.
+    Noise is keyed by (seed, noise_row, position). `keep_scores` has chunks carry logits and scores. `adaptive=False`: the row
+    is fed all masks that it may have, even where the engine feeds as many as pay.
     """
 
     prompt: Sequence[int]
@@ -30,6 +31,7 @@ class Request:
     noise_row: int = 0
     shown_before: Sequence[int] = ()
     keep_scores: bool = False
+    adaptive: bool = True
 
 
 class Row:

@@ -22,6 +22,7 @@ from multitoken.decoding.generate import Prepared, prepare, run
 from multitoken.decoding.loop import Decoder
 from multitoken.decoding.policies import Exact, NextToken, Policy, make_policy
 from multitoken.decoding.records import Chunk, DecodingError, RowsFailed
+from multitoken.decoding.row import Request
 from multitoken.errors import UsageError
 
 from .loading import load_causal_lm
@@ -189,7 +190,7 @@ class Model:
         prompts = prompt if _is_many(prompt) else [prompt]
         if not prompts:
             return []
-        prepared = self._prepare(prompts, policy, max_new_tokens, options)
+        prepared = self._prepare([self.encode(each) for each in prompts], policy, max_new_tokens, options)
         rows: list[list[Chunk]] = [[] for _ in prepared.requests]
         try:
             for chunk in run(self.decoder, prepared):
@@ -206,13 +207,20 @@ class Model:
         self, prompt: Prompt, *, policy: Policy | None = None, max_new_tokens: int | None = None, **options: Any
     ) -> Iterator[Chunk]:
         """The chunks of one answer as they come; their texts end to end are the answer. options: those of `generate`."""
-        prepared = self._prepare([prompt], policy, max_new_tokens, options)
+        prepared = self._prepare([self.encode(prompt)], policy, max_new_tokens, options)
         if len(prepared.requests) > 1:
             raise UsageError("stream writes one answer; leave num_return_sequences out")
         return self._with_text(run(self.decoder, prepared))
 
+    def requests(
+        self, ids: list[list[int]], *, policy: Policy | None = None, max_new_tokens: int | None = None, **options: Any
+    ) -> list[Request]:
+        """What `generate` would hand to an engine for these encoded prompts: for whoever drives one, such as a server.
+        options: those of `generate`."""
+        return self._prepare(ids, policy, max_new_tokens, options).requests
+
     def _prepare(
-        self, prompts: list[Prompt], policy: Policy | None, max_new_tokens: int | None, options: dict[str, Any]
+        self, encoded: list[list[int]], policy: Policy | None, max_new_tokens: int | None, options: dict[str, Any]
     ) -> Prepared:
         """Each prompt by itself: without padding, what its processors are shown does not depend on its neighbours."""
         for name, instead in _ELSEWHERE.items():
@@ -225,15 +233,14 @@ class Model:
         options, config = self._with_defaults({**options, "max_new_tokens": max_new_tokens})
         ours = {name: options.pop(name) for name in ("seed", "adaptive") if name in options}
         direct = {name: options.pop(name) for name in ("logits_processor", "streamer") if name in options}
-        if direct.get("streamer") is not None and len(prompts) > 1:
-            raise DecodingError(f"a streamer takes one prompt, found {len(prompts)}")
+        if direct.get("streamer") is not None and len(encoded) > 1:
+            raise DecodingError(f"a streamer takes one prompt, found {len(encoded)}")
         criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or [])
         if stops := option("stop_strings", options, config, self.hf.generation_config):
             criteria.append(StopStringCriteria(self.tokenizer, stops))  # it reads the whole vocabulary: once is enough
             options["stop_strings"] = None
         prepared: list[Prepared] = []
-        for i, prompt in enumerate(prompts):
-            ids = self.encode(prompt)
+        for i, ids in enumerate(encoded):
             if not ids:
                 raise DecodingError(f"prompt {i} is empty; it needs at least one token")
             prepared.append(

@@ -1,0 +1,138 @@
+"""The HTTP app: routes, and what goes wrong as OpenAI's clients expect to hear of it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from importlib import resources
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+
+import multitoken
+from multitoken.models.model import Model
+
+from .errors import ApiError, refused
+from .guard import Guard
+from .options import ServeOptions
+from .protocol import ChatBody, CompletionBody
+from .service import Service
+
+_PAGE_HEADERS = {
+    # The page has its style and script in it, and talks to nobody but this server.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def create_app(model: Model, options: ServeOptions) -> FastAPI:
+    """The app, with its `Service` in `app.state.service`. The model is the app's alone from here on."""
+    service = Service(model, options)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.drain()
+
+    # The pages of documentation that FastAPI makes would load their scripts from elsewhere.
+    app = FastAPI(title="multitoken", version=multitoken.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.service = service
+    if options.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=options.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    app.add_middleware(Guard, options=options, requests=service.metrics.requests)
+    _add_routes(app, service)
+    _add_handlers(app)
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    page = resources.files("multitoken.serving").joinpath("page.html").read_text(encoding="utf-8")
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        return await service.answer(body, request.receive)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatBody, request: Request) -> Response:
+        return await service.answer(body, request.receive)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_card(service)]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model_named(name: str) -> dict[str, Any]:
+        if name != service.options.name:
+            message = f"there is no model {name!r}; this server has {service.options.name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return _card(service)
+
+    @app.get("/health")
+    async def health() -> Response:
+        state = service.health()
+        return JSONResponse(state, 200 if state["status"] == "ok" else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def playground() -> Response:
+        return HTMLResponse(page, headers=_PAGE_HEADERS)
+
+
+def _card(service: Service) -> dict[str, Any]:
+    policy = service.preparer.default
+    return {
+        "id": service.options.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "multitoken",
+        "max_model_len": service.model.decoder.max_positions,
+        "mtp": {
+            "k": service.model.decoder.trained_k,
+            "chat": service.model.tokenizer.chat_template is not None,
+            "max_tokens": service.options.max_tokens,
+            "default": {"policy": policy.name, **asdict(policy)},
+        },
+    }
+
+
+def _add_handlers(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        found = error.errors()[0]
+        param = ".".join(str(part) for part in found["loc"][1:] if isinstance(part, int) or part.islower()) or None
+        if found["type"] == "json_invalid":
+            return refused(f"the body is not JSON: {found['ctx']['error']}").response()
+        message = found["msg"].removeprefix("Value error, ")
+        if found["type"] == "value_error" and not param:
+            return refused(message, message.split()[0].strip("'")).response()
+        value = f" is {_short(found['input'])}" if found["type"] != "missing" else ""
+        return refused(f"{param or 'the body'}{value}: {message}", param).response()
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {})).response()
+
+    @app.exception_handler(Exception)
+    async def surprise(request: Request, error: Exception) -> Response:
+        return ApiError(500, f"unexpected {type(error).__name__}: {error}").response()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

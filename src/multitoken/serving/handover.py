@@ -1,0 +1,36 @@
+"""`multitoken serve --engine vllm`: the same flags for `vllm serve`, which finds the plugin by itself."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from typing import NoReturn
+
+from multitoken.errors import UsageError
+
+from .options import ServeOptions
+
+
+def serve_with_vllm(model: str, options: ServeOptions, *, trust_remote_code: bool = False) -> NoReturn:
+    """Become `vllm serve`. Raises `UsageError` where it is not installed."""
+    program = shutil.which("vllm")
+    if program is None:
+        raise UsageError("the command vllm is not installed here: pip install 'multitoken[vllm]' (docs/vllm.md)")
+    arguments = vllm_arguments(model, options, trust_remote_code=trust_remote_code)
+    if options.api_key is not None:  # not as an argument, which every user of the machine can read
+        os.environ["VLLM_API_KEY"] = options.api_key
+    os.execv(program, [program, *arguments])
+
+
+def vllm_arguments(model: str, options: ServeOptions, *, trust_remote_code: bool = False) -> list[str]:
+    """What follows `vllm`. Its queue, its longest answer and its time have no bound to set."""
+    arguments = ["serve", model, "--host", options.host, "--port", str(options.port)]
+    arguments += ["--served-model-name", options.name, "--max-num-seqs", str(options.max_rows)]
+    if options.policy is not None:
+        mtp = {"policy": options.policy.name, **{k: v for k, v in asdict(options.policy).items() if v is not None}}
+        arguments += ["--additional-config", json.dumps({"mtp": mtp})]
+    if options.origins:
+        arguments += ["--allowed-origins", json.dumps(list(options.origins))]
+    if trust_remote_code:
+        arguments.append("--trust-remote-code")
+    return arguments

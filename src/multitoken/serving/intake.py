@@ -1,0 +1,174 @@
+"""An API body -> checked rows for the engine. All errors of a request are found here, before any work."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from transformers import (
+    InfNanRemoveLogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from multitoken.decoding.penalties import PresenceFrequencyPenalty
+from multitoken.decoding.policies import Policy, make_policy
+from multitoken.decoding.records import DecodingError
+from multitoken.decoding.row import Request
+from multitoken.errors import MultitokenError
+from multitoken.models.model import Model
+from multitoken.models.prompts import encode_prompt
+
+from .errors import ApiError, refused
+from .options import ServeOptions
+from .protocol import ChatBody, CompletionBody, GenerationBody, MtpOptions
+
+_ANY_PROMPT = (  # processors that are the same whatever prompt they were made for
+    InfNanRemoveLogitsProcessor,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+_KINDS = 64  # combinations of options that are remembered
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What a body comes to: `rows` of the engine, n for each prompt, in the order of the answer's choices."""
+
+    rows: list[Request]
+    prompt_tokens: int
+
+
+class Preparer:
+    """Makes requests of one model, one at a time."""
+
+    def __init__(self, model: Model, options: ServeOptions) -> None:
+        self._model = model
+        self._options = options
+        self.default = options.policy or model.default_policy
+        self._known: dict[Any, Request] = {}
+
+    def rows_of(self, body: GenerationBody) -> int:
+        """How many rows a body asks for. Raises `ApiError` if they are more than the server ever holds."""
+        prompts = body.prompts if isinstance(body, CompletionBody) else [body]
+        if not prompts:
+            raise refused("prompt is empty; give at least one", "prompt")
+        rows = len(prompts) * (body.n or 1)
+        if rows > self._options.most:
+            raise refused(f"the request asks for {rows} answers; this server takes up to {self._options.most}", "n")
+        return rows
+
+    def prepare(self, body: GenerationBody) -> Intake:
+        """Raises `ApiError` for what cannot be decoded."""
+        if body.model != self._options.name:
+            raise ApiError(
+                404,
+                f"there is no model {body.model!r}; this server has {self._options.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+        if any(not stop for stop in body.stops):
+            raise refused("stop has an empty string; leave it out", "stop")
+        if body.stream_options is not None and not body.stream:
+            raise refused("stream_options needs stream: true", "stream_options")
+        try:
+            policy = self._policy(body.mtp)
+            prompts = self._encode(body)
+            return Intake(
+                [
+                    self._row(body, ids, policy, i * (body.n or 1) + j)
+                    for i, ids in enumerate(prompts)
+                    for j in range(body.n or 1)
+                ],
+                sum(map(len, prompts)),
+            )
+        except (DecodingError, MultitokenError) as error:
+            raise refused(str(error)) from error
+
+    def _policy(self, given: MtpOptions) -> Policy:
+        """Another policy's threshold is not this one's: only the same one's options are kept."""
+        name = given.policy or self.default.name
+        options = asdict(self.default) if name == self.default.name else {}
+        options |= {key: value for key in ("threshold", "k") if (value := getattr(given, key)) is not None}
+        return make_policy(name, **options)
+
+    def _encode(self, body: GenerationBody) -> list[list[int]]:
+        tokenizer = self._model.tokenizer
+        if isinstance(body, CompletionBody):
+            return [
+                encode_prompt(prompt, tokenizer, chat=False) if isinstance(prompt, str) else list(prompt)
+                for prompt in body.prompts
+            ]
+        assert isinstance(body, ChatBody)
+        tools = body.tools if body.tool_choice != "none" else None
+        if tools and "tools" not in str(tokenizer.chat_template or ""):
+            raise refused("this model's chat template takes no tools; leave them out", "tools")
+        return [encode_prompt([m.for_template() for m in body.messages], tokenizer, tools=tools)]
+
+    def _row(self, body: GenerationBody, ids: list[int], policy: Policy, row: int) -> Request:
+        decoder = self._model.decoder
+        new = self._new_tokens(body, len(ids))
+        like = self._like(body, ids, policy, new)
+        processors = LogitsProcessorList(like.processors)
+        if body.presence_penalty or body.frequency_penalty:
+            penalty = PresenceFrequencyPenalty(body.presence_penalty or 0, body.frequency_penalty or 0, len(ids))
+            processors.insert(0, penalty)
+        seed = None
+        if like.seed is not None:
+            seed = body.seed if body.seed is not None else int(torch.randint(2**63 - 1, ()))
+        request = decoder.request(
+            ids, policy=policy, max_new_tokens=new, row=row, processors=processors, eos_ids=like.eos_ids, seed=seed
+        )
+        return replace(request, keep_scores=body.top is not None, adaptive=body.mtp.adaptive)
+
+    def _new_tokens(self, body: GenerationBody, prompt: int) -> int:
+        most, asked = self._options.max_tokens, body.max_tokens
+        if isinstance(body, ChatBody) and asked is None:
+            asked = body.max_completion_tokens
+        if asked is not None and asked > most:
+            raise refused(f"max_tokens is {asked}; this server writes up to {most}", "max_tokens")
+        positions = self._model.decoder.max_positions
+        room = most if positions is None else positions - prompt
+        if room < (asked or 1):
+            raise refused(
+                f"the prompt has {prompt} tokens and max_tokens is {asked or 1}, together more than the model's "
+                f"{positions} positions; shorten the prompt or ask for less",
+                code="context_length_exceeded",
+            )
+        return asked or min(most, room)
+
+    def _like(self, body: GenerationBody, ids: list[int], policy: Policy, new: int) -> Request:
+        """A request with the processors of this one, by transformers' own preparation, which takes milliseconds: it is
+        done once for each combination of options if it is the same for every prompt."""
+        options = _generation_options(body)
+        key = tuple(sorted(options.items()))
+        if key in self._known:
+            return self._known[key]
+        [found] = self._model.requests([ids], policy=policy, max_new_tokens=new, **options)
+        if all(type(processor) in _ANY_PROMPT for processor in found.processors) and not found.criteria:
+            if len(self._known) >= _KINDS:
+                self._known.clear()
+            self._known[key] = replace(found, prompt=())
+        return found
+
+
+def _generation_options(body: GenerationBody) -> dict[str, Any]:
+    """The options of `Model.generate` that decide on processors."""
+    names: Sequence[str] = () if body.temperature == 0 else ("temperature", "top_p", "top_k", "min_p")
+    options = {name: value for name in names if (value := getattr(body, name)) is not None}
+    if body.temperature == 0:
+        options["do_sample"] = False
+    elif body.seed is not None:
+        options["seed"] = 0  # the row has its own
+    if body.repetition_penalty is not None:
+        options["repetition_penalty"] = body.repetition_penalty
+    return options

@@ -1,0 +1,173 @@
+"""The bodies that the API takes. What is not supported is refused by its name; nothing is silently ignored."""
+
+import json
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from multitoken.errors import nearest
+
+_NULL: tuple[Any, ...] = (None,)
+# Fields of OpenAI's that are not supported, with the values that ask for nothing.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "audio": _NULL,
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "function_call": (None, "none", "auto"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "metadata": (None, {}),
+    "modalities": (None, ["text"]),
+    "moderation": _NULL,
+    "parallel_tool_calls": (None, True),
+    "prediction": _NULL,
+    "reasoning_effort": _NULL,
+    "response_format": (None, {"type": "text"}),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "suffix": (None, ""),
+    "verbosity": _NULL,
+    "web_search_options": _NULL,
+}
+_OF_NO_EFFECT = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class MtpOptions(BaseModel):
+    """How this request is decoded; what it leaves out is the server's default."""
+
+    model_config = _STRICT
+
+    policy: Literal["exact", "confadapt", "static", "next-token"] | None = None
+    threshold: float | None = Field(None, ge=0, le=1)
+    k: int | None = Field(None, ge=1)
+    adaptive: bool = Field(True, description="Feed as many masks as pay, where that changes no output; false: all.")
+    confidences: bool = Field(False, description="Have choices carry the texts of their tokens and the confidences.")
+
+
+class StreamOptions(BaseModel):
+    model_config = _STRICT
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class GenerationBody(BaseModel):
+    """What both endpoints take."""
+
+    model_config = _STRICT
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1, description="If not given: the server's most.")
+    n: int | None = Field(1, ge=1)
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    temperature: float | None = Field(None, ge=0, le=2, description="0, or nothing that asks for sampling: greedy.")
+    top_p: Share | None = None
+    top_k: int | None = Field(None, ge=1)
+    min_p: Share | None = None
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: float | None = Field(None, gt=0)
+    return_token_ids: bool = False
+    mtp: MtpOptions = Field(default_factory=lambda: MtpOptions.model_validate({}))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            raise ValueError("the body is not a JSON object")
+        try:
+            json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON may hold and no tokenizer takes
+            raise ValueError(f"the body has a string that is no Unicode: {error}") from error
+        for name in [name for name in _UNSUPPORTED if name in body and name not in cls.model_fields]:
+            # `1 == True`, which is another thing in JSON.
+            if not any(body[name] == plain and type(body[name]) is type(plain) for plain in _UNSUPPORTED[name]):
+                raise ValueError(f"{name} is not supported; leave it out")
+        body = {
+            k: v for k, v in body.items() if k not in _OF_NO_EFFECT and (k not in _UNSUPPORTED or k in cls.model_fields)
+        }
+        for name in body:
+            if name not in cls.model_fields:
+                raise ValueError(f"{name!r} is no field of this request{nearest(name, cls.model_fields)}")
+        return body
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def top(self) -> int | None:
+        """Likeliest tokens to report at each place; None for no logprobs."""
+        raise NotImplementedError
+
+
+class CompletionBody(GenerationBody):
+    endpoint: ClassVar[str] = "completions"
+
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def top(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]  # pyright: ignore[reportReturnType]
+        return self.prompt  # pyright: ignore[reportReturnType]
+
+
+class ContentPart(BaseModel):
+    model_config = _STRICT
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """A message as chat templates take it; what else one has (a name, calls of tools) goes to the template."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: str
+    content: str | list[ContentPart] | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        message = self.model_dump(exclude_none=True)
+        if isinstance(self.content, list):
+            message["content"] = "".join(part.text for part in self.content)
+        return message
+
+
+class ChatBody(GenerationBody):
+    endpoint: ClassVar[str] = "chat/completions"
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ChatBody":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+        return self
+
+    @property
+    def top(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None

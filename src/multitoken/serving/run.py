@@ -1,0 +1,70 @@
+"""`multitoken serve`: an app behind uvicorn, from the first line on the terminal to a clean end."""
+
+import asyncio
+import socket
+
+import uvicorn
+from rich.console import Console
+
+from multitoken.errors import UsageError
+from multitoken.models.model import Model
+
+from .app import create_app
+from .options import ServeOptions
+from .service import Service
+
+_CLOSING = 10  # seconds for connections to end after the time of grace
+
+
+class Server(uvicorn.Server):
+    """Gives requests at work their time of grace; a second Ctrl-C ends it at once."""
+
+    def __init__(self, model: Model, options: ServeOptions) -> None:
+        app = create_app(model, options)
+        self.service: Service = app.state.service
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(options.grace) + _CLOSING,
+                lifespan="on",
+            )
+        )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        draining = asyncio.create_task(self.service.drain())
+        await super().shutdown(sockets)
+        await draining
+
+
+def serve(model: Model, options: ServeOptions, console: Console) -> None:
+    """Serve until a signal ends it. Raises `UsageError` for an address that cannot be had."""
+    listening = listen(options)
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    server = Server(model, options)
+    console.print(
+        f"Serving {options.name} ({server.service.preparer.default})\n"
+        f"  playground  http://{shown}:{port}/\n"
+        f"  API         http://{shown}:{port}/v1\n"
+        "Ctrl-C ends it.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not options.is_local and options.api_key is None:
+        console.print("Anyone who reaches this address may use it: --api-key KEY keeps others out.", style="yellow")
+    server.run([listening])
+
+
+def listen(options: ServeOptions) -> socket.socket:
+    """The server's socket, so that an address in use is an error before anything begins."""
+    try:
+        family, *_, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=512)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {options.host} port {options.port}: {error.strerror}; choose another --host or --port"
+        ) from error

@@ -1,0 +1,162 @@
+"""`multitoken chat`: a conversation in the terminal, a colour a forward pass."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from multitoken.decoding.policies import NextToken, Policy, make_policy, with_trained_k
+from multitoken.decoding.records import Chunk, DecodingError
+from multitoken.errors import MultitokenError, UsageError, nearest
+from multitoken.models.model import Generation, Model
+from multitoken.models.prompts import Message
+
+_COLOURS = ("cyan", "yellow", "green", "magenta")
+_HELP = """\
+/policy NAME        exact, confadapt, static or next-token; alone, it shows the present one
+/threshold NUMBER   confidence from 0 to 1 that a token must reach
+/k NUMBER           most tokens a step
+/compare            the last question again, token by token and by the present policy
+/history            the conversation so far
+/clear              begin a new one
+/quit               so do Ctrl-D and, at the prompt, Ctrl-C; while it writes, Ctrl-C stops the answer"""
+
+
+class Chat:
+    """read: asks for a line, and raises `EOFError` when there is none."""
+
+    def __init__(
+        self,
+        model: Model,
+        console: Console,
+        *,
+        policy: Policy | None = None,
+        max_new_tokens: int = 512,
+        read: Callable[[str], str] = input,
+    ) -> None:
+        self._model = model
+        self._console = console
+        self._read = read
+        self._max_new_tokens = max_new_tokens
+        self._remembers = model.tokenizer.chat_template is not None
+        self.policy = with_trained_k(policy or model.default_policy, model.decoder.trained_k)
+        self.messages: list[Message] = []
+
+    def run(self) -> None:
+        """Until the user ends it."""
+        with contextlib.suppress(ImportError):  # Windows
+            import readline  # noqa: F401  arrow keys, and what was typed before
+        self._say(f"{self._model.name}, {_words(self.policy)}. /help tells what there is.")
+        if not self._remembers:
+            self._say("This model has no chat template: each line is a text that it continues.")
+        while True:
+            try:
+                line = self._read("> ").strip()
+            except (EOFError, KeyboardInterrupt):
+                self._console.print()
+                return
+            if line in ("/quit", "/exit"):
+                return
+            try:
+                self._command(line) if line.startswith("/") else line and self._ask(line)
+            except (DecodingError, MultitokenError) as error:
+                self._console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+
+    def _command(self, line: str) -> None:
+        commands: dict[str, Callable[[str], None]] = {
+            "/help": lambda _: self._say(_HELP),
+            "/policy": lambda given: self._set(policy=given) if given else self._say(_words(self.policy)),
+            "/threshold": lambda given: self._set(threshold=_number(given, float)),
+            "/k": lambda given: self._set(k=_number(given, int)),
+            "/compare": lambda _: self._compare(),
+            "/history": lambda _: self._say(
+                "\n".join(f"{m['role']}: {m['content']}" for m in self.messages) or "nothing yet"
+            ),
+            "/clear": lambda _: self.messages.clear(),
+        }
+        name, _, given = line.partition(" ")
+        if name not in commands:
+            raise UsageError(f"there is no command {name}{nearest(name, commands)}")
+        commands[name](given.strip())
+
+    def _set(self, *, policy: str | None = None, **given: float | None) -> None:
+        """Another policy's threshold is not this one's; k is the model's own unless it is said."""
+        old = self.policy
+        name = policy or old.name
+        options: dict[str, Any] = asdict(old) if name == old.name else {}
+        if name == "static":
+            options.setdefault("k", self._model.decoder.trained_k)
+        self.policy = with_trained_k(make_policy(name, **{**options, **given}), self._model.decoder.trained_k)
+        self._say(_words(self.policy))
+
+    def _ask(self, question: str) -> None:
+        """Answer, and remember both; what fails is not remembered, and what is stopped is, as far as it got."""
+        if not self._remembers:
+            self._answer(question, self.policy)
+            self.messages = [{"role": "user", "content": question}]
+            return
+        asked = [*self.messages, {"role": "user", "content": question}]
+        answer = self._answer(asked, self.policy)
+        self.messages = [*asked, {"role": "assistant", "content": answer.text}]
+
+    def _compare(self) -> None:
+        last = next((i for i in range(len(self.messages) - 1, -1, -1) if self.messages[i]["role"] == "user"), None)
+        if last is None:
+            raise UsageError("there is no question yet; ask one, then compare")
+        prompt = self.messages[: last + 1] if self._remembers else self.messages[last]["content"]
+        found = []
+        for policy in (NextToken(), self.policy):
+            self._say(f"{_words(policy)}:")
+            found.append(self._answer(prompt, policy))
+        plain, ours = found
+        same = "the same text" if plain.token_ids == ours.token_ids else "another text"
+        self._say(f"{plain.seconds / ours.seconds:.1f} times as fast, {same}")
+
+    def _answer(self, prompt: str | list[Message], policy: Policy) -> Generation:
+        chunks: list[Chunk] = []
+        begun = time.perf_counter()
+        stream = self._model.stream(prompt, policy=policy, max_new_tokens=self._room(prompt))
+        with contextlib.suppress(KeyboardInterrupt):
+            for chunk in self._shown(stream):
+                chunks.append(chunk)
+        answer = Generation.of(chunks, time.perf_counter() - begun)
+        self._console.print()
+        self._say(
+            f"{len(answer.token_ids)} tokens in {answer.forward_passes} forward passes, {answer.tokens_per_step:.2f} per step, "
+            f"{len(answer.token_ids) / answer.seconds:.0f} per second"
+            if chunks
+            else "stopped"
+        )
+        return answer
+
+    def _room(self, prompt: str | list[Message]) -> int:
+        """New tokens that still fit behind the prompt; generate tells of a prompt that leaves none."""
+        positions = self._model.decoder.max_positions
+        if positions is None:
+            return self._max_new_tokens
+        return max(1, min(self._max_new_tokens, positions - len(self._model.encode(prompt))))
+
+    def _shown(self, stream: Iterator[Chunk]) -> Iterator[Chunk]:
+        for i, chunk in enumerate(stream):
+            self._console.print(
+                chunk.text, style=_COLOURS[i % len(_COLOURS)], end="", markup=False, highlight=False, soft_wrap=True
+            )
+            yield chunk
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _words(policy: Policy) -> str:
+    options = {key: value for key, value in asdict(policy).items() if value is not None}
+    return " ".join([policy.name, *(f"{key} {value}" for key, value in options.items())])
+
+
+def _number(text: str, kind: type[int] | type[float]) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise UsageError(f"found {text!r}; expected a number, such as /threshold 0.7 or /k 4") from None
