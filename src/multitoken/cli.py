@@ -179,7 +179,8 @@ def chat(
     k: Annotated[int | None, typer.Option(help="Most tokens a step; at most what the model was trained for.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
     base: BaseOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     trust_remote_code: TrustFlag = False,
 ) -> None:
     """Talk with MODEL in the terminal; /help there tells what one can change on the way."""
@@ -190,7 +191,7 @@ def chat(
     if policy is None and (threshold is not None or k is not None):
         raise UsageError("--threshold and --k belong to a policy; add --policy exact, for example")
     chosen = make_policy(policy, threshold=threshold, k=k) if policy else None
-    loaded = Model.load(_model_path(model), device=device, trust_remote_code=trust_remote_code, base=base)
+    loaded = Model.load(_model_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code, base=base)
     Chat(loaded, _console(), policy=chosen, max_new_tokens=max_new_tokens).run()
 
 
@@ -217,7 +218,8 @@ def serve_command(
         str, typer.Option(help="multitoken, or vllm: hand over to `vllm serve` with the plugin.")
     ] = "multitoken",
     base: BaseOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     trust_remote_code: TrustFlag = False,
 ) -> None:
     """Serve MODEL with an OpenAI-compatible API, and a page at / that shows what multi-token decoding is."""
@@ -250,7 +252,7 @@ def serve_command(
     )
     if engine == "vllm":
         serve_with_vllm(_model_path(model), options, trust_remote_code=trust_remote_code)
-    loaded = Model.load(_model_path(model), device=device, trust_remote_code=trust_remote_code, base=base)
+    loaded = Model.load(_model_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code, base=base)
     run.serve(loaded, options, _console())
 
 
@@ -414,7 +416,8 @@ def check(
         bool, typer.Option("--random-weights", help="From the config alone: random weights, few layers, no download.")
     ] = False,
     base: BaseOption = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     trust_remote_code: TrustFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
@@ -430,7 +433,7 @@ def check(
         tested = random_model(config, trust_remote_code=trust_remote_code)
         how = f"random weights, {tested.config.get_text_config().num_hidden_layers} of its layers"
     else:
-        loaded = load_causal_lm(path, device=device, trust_remote_code=trust_remote_code, base=base)
+        loaded = load_causal_lm(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code, base=base)
         tested, name, mask_id = loaded.model, loaded.name, loaded.mtp and loaded.mtp.mask_token_id
         if loaded.adapter is not None:
             raise UsageError(

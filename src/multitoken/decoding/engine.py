@@ -103,7 +103,7 @@ class Engine:
         Returns their numbers; the requests that wait stay."""
         lost = [row.number for row in self._rows]
         self._rows = []
-        self._batch.cache = SlotCache(len(self._batch.cache.layers))
+        self._batch.cache = SlotCache.of(self._batch.model)
         return lost
 
     def run(self) -> Iterator[Chunk]:

@@ -27,7 +27,7 @@ from multitoken.errors import UsageError
 
 from .loading import load_causal_lm
 from .mtp_config import MtpConfig
-from .prompts import Message, encode_prompt
+from .prompts import Message, encode_prompt, eos_ids
 from .selftest import check_blocks
 from .text import with_text
 
@@ -287,19 +287,6 @@ class Model:
 
     def _with_text(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         return with_text(chunks, self._decode_text)
-
-
-def eos_ids(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end a response: the generation config's, which instruction models often have several of, and the
-    tokenizer's."""
-    ids: set[int] = set()
-    sources: tuple[Any, ...] = (getattr(hf.generation_config, "eos_token_id", None), tokenizer.eos_token_id)
-    for source in sources:
-        if isinstance(source, int):
-            ids.add(source)
-        elif source is not None:
-            ids |= set(source)
-    return sorted(ids)
 
 
 def _is_many(prompt: object) -> bool:

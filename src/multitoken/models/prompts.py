@@ -12,7 +12,7 @@ import jinja2
 from multitoken.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Message = dict[str, Any]
 Tool = dict[str, Any]
@@ -135,3 +135,16 @@ def _leading_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def eos_ids(hf: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The ids that end a response: the generation config's, which instruction models often have several of, and the
+    tokenizer's."""
+    ids: set[int] = set()
+    sources: tuple[Any, ...] = (getattr(hf.generation_config, "eos_token_id", None), tokenizer.eos_token_id)
+    for source in sources:
+        if isinstance(source, int):
+            ids.add(source)
+        elif source is not None:
+            ids |= set(source)
+    return sorted(ids)

@@ -15,7 +15,7 @@ from multitoken.decoding.records import Chunk
 from multitoken.decoding.row import Request
 
 from .metrics import Metrics
-from .text import TextStream
+from .text import AnswerText
 
 _LOWEST = -9999.0  # a logprob in JSON, which has no infinity
 
@@ -51,7 +51,7 @@ class RowJob:
     """A row of an API request. `by_token`: texts token by token; `top`: how many likeliest tokens, None for no logprobs."""
 
     request: Request
-    text: TextStream
+    text: AnswerText
     put: Callable[[Piece], None]
     by_token: bool = False
     top: int | None = None

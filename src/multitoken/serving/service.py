@@ -20,7 +20,7 @@ from .intake import Intake, Preparer
 from .job import ClientGone, Job
 from .options import ServeOptions
 from .protocol import GenerationBody
-from .text import TextStream
+from .text import AnswerText
 from .wire import Wire, wire_of
 
 _GONE = 499  # the client has closed the connection: nobody reads this
@@ -124,7 +124,7 @@ class _Work:
         self._job = Job(
             service.driver,
             [
-                RowJob(request, TextStream(tokenizer, body.stops), _nowhere, by_token, body.top)
+                RowJob(request, AnswerText(tokenizer, body.stops), _nowhere, by_token, body.top)
                 for request in intake.rows
             ],
             asyncio.get_running_loop().time() + service.options.timeout,

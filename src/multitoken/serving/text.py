@@ -3,47 +3,30 @@
 from collections.abc import Sequence
 from typing import Any
 
-_MISSING = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet one
+from multitoken.models.text import TextStream
 
 
-class TextStream:
+class AnswerText:
     """`push` tokens, and get the text that is certain by then; the texts end to end, with that of `end`, are the whole.
 
     stops: strings that end the text; the first to come is cut off, with all that is behind it, and `stopped` says so.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
-        self._tokenizer = tokenizer
+        self._text = TextStream(lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
         self._stops = tuple(stops)
-        # A piece is decoded behind the one before it: the first word of a text loses its space in some tokenizers.
-        self._window: list[int] = []
-        self._before = 0  # tokens of the window whose text is out
-        self._shown = 0  # characters of the window's text that are out
         self._held = ""  # what may be the beginning of a stop string
         self.stopped = False
 
     def push(self, tokens: Sequence[int]) -> str:
         """The text that these tokens make certain."""
-        self._window += tokens
-        text = self._decode()
-        unsure = len(text) - len(text.rstrip(_MISSING))
-        fresh = text[self._shown : len(text) - unsure]
-        self._shown += len(fresh)
-        if fresh and not unsure:
-            self._window = self._window[self._before :]
-            self._before, self._shown = len(self._window), len(self._decode())
-        return self._without_stop(fresh)
+        return self._without_stop(self._text.add(tokens))
 
     def end(self) -> str:
         """The text that was held back."""
-        rest = self._without_stop(self._decode()[self._shown :]) + self._held
+        rest = self._without_stop(self._text.add((), last=True)) + self._held
         self._held = ""
         return rest
-
-    def _decode(self) -> str:
-        text = self._tokenizer.decode(self._window, skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text
 
     def _without_stop(self, fresh: str) -> str:
         if self.stopped:

@@ -13,8 +13,8 @@ from multitoken.config import AdaptConfig
 from multitoken.decoding.positions import position_limit
 from multitoken.errors import ModelError, UsageError
 from multitoken.models.loading import Loaded, load_causal_lm
-from multitoken.models.model import eos_ids
 from multitoken.models.placement import find_device, find_dtype, has_bf16
+from multitoken.models.prompts import eos_ids
 from multitoken.models.selftest import check_blocks
 
 from .dataset import DataReport, PreparedData, WriteAll, prepare_samples

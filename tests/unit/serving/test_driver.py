@@ -8,7 +8,7 @@ import pytest
 
 from multitoken.decoding import Decoder, Exact, NextToken
 from multitoken.serving.driver import Driver, Piece, RowJob
-from multitoken.serving.text import TextStream
+from multitoken.serving.text import AnswerText
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer(60, extra=["<MTP>"])
@@ -31,7 +31,7 @@ class Harness:
 
     def job(self, prompt: list[int], new: int = 12, policy: Any = None) -> RowJob:
         request = self.decoder.request(prompt, policy=policy or Exact(0.0), max_new_tokens=new)
-        return RowJob(request, TextStream(TOKENIZER), lambda piece: None)
+        return RowJob(request, AnswerText(TOKENIZER), lambda piece: None)
 
     def answers(self, *jobs: RowJob) -> list[list[int] | Exception]:
         """The tokens of each, or its error."""

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from multitoken.serving.text import TextStream
+from multitoken.serving.text import AnswerText
 
 
 def byte_level() -> PreTrainedTokenizerFast:
@@ -43,8 +43,8 @@ def ids_of(name: str, text: str) -> list[int]:
     return [5 + byte for byte in text.encode()]
 
 
-def pieces_of(name: str, ids: Sequence[int], size: int, stops: Sequence[str] = ()) -> tuple[list[str], TextStream]:
-    stream = TextStream(TOKENIZERS[name], stops)
+def pieces_of(name: str, ids: Sequence[int], size: int, stops: Sequence[str] = ()) -> tuple[list[str], AnswerText]:
+    stream = AnswerText(TOKENIZERS[name], stops)
     pieces = []
     for i in range(0, len(ids), size):
         pieces.append(stream.push(ids[i : i + size]))
@@ -102,6 +102,6 @@ def test_stop_strings_cut_and_never_show(name: str, text: str, stops: list[str],
 
 def test_a_text_that_looks_like_a_stop_string_goes_on() -> None:
     """What is held back must come after all: `ab` of `abc`, when `d` follows."""
-    stream = TextStream(TOKENIZERS["bytes"], ["abc"])
+    stream = AnswerText(TOKENIZERS["bytes"], ["abc"])
     shown = [stream.push(ids_of("bytes", letter)) for letter in "xababd"]
     assert shown == ["x", "", "", "ab", "", "abd"]
