@@ -77,7 +77,7 @@ def survey(families: list[str]) -> tuple[list[str], dict[str, str]]:
 def page(text: str, lines: list[str], reasons: dict[str, str], command: str) -> str:
     """The page with this table in it."""
     whole = sum("| all |" in line for line in lines)
-    head = "| family | recurrent layers | works | " + " | ".join(COLUMNS) + " |"
+    head = "| family | layers | works | " + " | ".join(COLUMNS) + " |"
     made = (
         f"`{command}` on 1 core of {_processor()}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"{datetime.date.today()}: {len(lines)} families, {whole} right in everything."

@@ -22,7 +22,7 @@ def position_limit(model: PreTrainedModel) -> int | None:
                 kind.get("original_max_position_embeddings")
                 or getattr(config, "original_max_position_embeddings", None)
             )
-    if config.model_type == "llama4_text" and getattr(config, "attn_temperature_tuning", False):
+    if getattr(config, "model_type", None) == "llama4_text" and getattr(config, "attn_temperature_tuning", False):
         limits.append(config.floor_scale - 1)
     return min((limit for limit in limits if limit is not None), default=None)
 
