@@ -66,6 +66,7 @@ def round_weights(trained: Path, output: Path, *, overwrite: bool) -> None:
         "extra_files": log,
         "dtype": torch.bfloat16,
         "head": loaded.head,
+        "decoding": getattr(loaded.model.generation_config, "mtp", None),
     }
     if loaded.adapter is not None:
         save_adapter(loaded.adapter, loaded.tokenizer, loaded.mtp, output, base=str(checkpoint("base")), **files)

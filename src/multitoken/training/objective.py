@@ -227,11 +227,17 @@ class Distillation(nn.Module):
     def examine(self, inputs: dict[str, Tensor]) -> "Examined":
         """What is proposed, how surely, and what would have been right. inputs: as for `forward`."""
         batch = self._lay_out(inputs)
-        hidden = self.passes.propose(batch).blocks
-        _, moved = self._propose(batch, hidden)
-        proposals, confidences = self.passes.student.best_and_sure(hidden, moved)
-        theirs = self.passes.read(batch, proposals) if self.objective.labels == "online" else None
-        return Examined(batch, proposals, confidences, self._labels(batch, theirs, inputs["ends"]))
+        ours = self.passes.propose(batch)
+        _, moved = self._propose(batch, ours.blocks)
+        proposals, confidences = self.passes.student.best_and_sure(ours.blocks, moved)
+        online = self.objective.labels == "online"
+        may_drift = self.passes.student is not self.passes.teacher
+        theirs = self.passes.read(batch, proposals if online else None) if online or may_drift else None
+        kept = None
+        if theirs is not None and may_drift:
+            at = inputs["trainable"]
+            kept = self.passes.student.best(ours.real[at]) == self.passes.teacher.best(theirs.real[at])
+        return Examined(batch, proposals, confidences, self._labels(batch, theirs, inputs["ends"]), kept)
 
     def _labels(self, batch: BlockBatch, theirs: Hidden | None, ends: Tensor) -> Tensor:
         """What each place should have said, -100 behind the end of its turn. -> [B, M]."""
@@ -255,12 +261,14 @@ class Distillation(nn.Module):
 
 @dataclass(frozen=True)
 class Examined:
-    """All [B, M], a value for each place of each block."""
+    """All [B, M], a value for each place of each block. `kept` [number]: of the real tokens that may be trained, whether the
+    next token is the original's; None where the student's next tokens are the original's by construction."""
 
     batch: BlockBatch
     proposals: Tensor
     confidences: Tensor
     labels: Tensor
+    kept: Tensor | None
 
 
 def _mean_of_means(chosen: Tensor, segments: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from multitoken.models.selftest import check_blocks
 from .dataset import DataReport, PreparedData, WriteAll, prepare_samples
 from .methods import Adaptation, prepare
 from .objective import Distillation, Objective
+from .optimizer import default_rate
 from .sources import Record, read_records
 from .stream import StreamOptions
 from .teacher import response_writer
@@ -66,6 +67,9 @@ def make_ready(
     check_blocks(model, way.mask.id)
 
     config = _within_positions(config, model, console)
+    if config.learning_rate is None:
+        width = int(model.config.get_text_config().hidden_size)
+        config = config.model_copy(update={"learning_rate": default_rate(config.method, config.optimizer, width)})
     ends = eos_ids(model, loaded.tokenizer)
     write = wrap_writer(response_writer(model, way.mask.id, ends, config, work, base_hash, console))
     # The first process writes what is missing; the others find it in the cache.
@@ -120,7 +124,6 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
         max_steps=config.steps or UNBOUNDED_STEPS,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         max_grad_norm=1.0,
         bf16=config.dtype == "bfloat16",
@@ -130,8 +133,8 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
         ddp_timeout=_A_DAY,
         seed=config.seed,
         eval_strategy="steps" if evaluates else "no",
-        eval_steps=config.evaluate_every,
-        metric_for_best_model="eval_tokens_per_step_0.5" if config.patience is not None else None,
+        eval_steps=config.evaluate_every or UNBOUNDED_STEPS,  # `Looks` asks for those by the share of the run
+        metric_for_best_model="eval_tokens_per_step" if config.patience is not None else None,
         greater_is_better=True if config.patience is not None else None,
         save_steps=config.checkpoint_every,
         save_total_limit=2,

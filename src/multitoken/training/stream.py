@@ -2,6 +2,7 @@
 the stream alone, so that a resumed run, several processes and accumulated gradients all see the same thing."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,23 +20,58 @@ _WINDOW = 16  # steps whose rows are sorted by length together: less padding, st
 @dataclass(frozen=True)
 class StreamOptions:
     """rows_per_step: rows of one optimizer step over all processes and micro-batches. pack: several samples in a row
-    as long as the longest of all, so that it takes no more memory than a row of one sample may anyway. growth: steps over
-    which the longest block grows to k_max."""
+    as long as the longest of all, so that it takes no more memory than a row of one sample may anyway. growth: share of
+    the run over which the longest block grows to k_max."""
 
     seed: int
     rows_per_step: int
     blocks: int
     k_max: int
     fixed_k: bool = False
-    growth: int = 0
+    growth: float = 0.0
     train_on: str = "response"
     pack: bool = False
 
-    def longest(self, step: int) -> int:
-        """The longest block of a step."""
-        if step >= self.growth or self.k_max <= _FIRST_K:
+    def longest(self, done: float) -> int:
+        """The longest block of a step before which that share of the run was done."""
+        if done >= self.growth or self.k_max <= _FIRST_K:
             return self.k_max
-        return _FIRST_K + (self.k_max - _FIRST_K) * step // self.growth
+        return _FIRST_K + int((self.k_max - _FIRST_K) * done / self.growth)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Samples side by side: ids, the samples' lengths, where anchors may stand with the end of the turn that the next token
+    belongs to, and for each id whether its text was sampled."""
+
+    ids: list[int]
+    lengths: list[int]
+    end_of: dict[int, int]
+    sampled: list[bool]
+
+    @classmethod
+    def of(cls, samples: list[Sample], train_on: str) -> "Row":
+        ids: list[int] = []
+        end_of: dict[int, int] = {}
+        for sample in samples:
+            start = len(ids)
+            for first, end in sample.predictable(train_on):
+                end_of |= {start + place: start + end for place in range(first - 1, end - 1)}
+            ids += sample.ids
+        sampled = [sample.sampled for sample in samples for _ in sample.ids]
+        return cls(ids, [len(sample.ids) for sample in samples], end_of, sampled)
+
+    def item(self, anchors: list[int], ks: list[int]) -> dict[str, list[int]]:
+        """As `collate` takes it."""
+        return {
+            "ids": self.ids,
+            "lengths": self.lengths,
+            "places": list(self.end_of),
+            "anchors": anchors,
+            "ends": [self.end_of[anchor] for anchor in anchors],
+            "ks": ks,
+            "sampled": [int(self.sampled[anchor]) for anchor in anchors],
+        }
 
 
 class BlockStream(Dataset[dict[str, list[int]]]):
@@ -44,12 +80,20 @@ class BlockStream(Dataset[dict[str, list[int]]]):
     whether its text was sampled [N], and ks [N].
 
     An anchor stands where the *next* token is to be predicted. Its block may run up to the end of that token's turn.
+    `progress` is the share of the run that is done, for runs by the clock; else the step says it.
     """
 
-    def __init__(self, samples: list[Sample], options: StreamOptions, steps: int) -> None:
+    def __init__(
+        self,
+        samples: list[Sample],
+        options: StreamOptions,
+        steps: int,
+        progress: Callable[[], float] | None = None,
+    ) -> None:
         self.rows = _packed(samples) if options.pack else [[sample] for sample in samples]
         self.options = options
         self.steps = steps
+        self._progress = progress
         self._order = lru_cache(maxsize=2)(self._epoch_order)
 
     def __len__(self) -> int:
@@ -58,34 +102,16 @@ class BlockStream(Dataset[dict[str, list[int]]]):
     def __getitem__(self, i: int) -> dict[str, list[int]]:
         o = self.options
         epoch, within = divmod(i, len(self.rows))
-        row = self.rows[self._order(epoch)[within]]
-        ids: list[int] = []
-        end_of: dict[int, int] = {}
-        for sample in row:
-            start = len(ids)
-            for first, end in sample.predictable(o.train_on):
-                end_of |= {start + place: start + end for place in range(first - 1, end - 1)}
-            ids += sample.ids
-        places = list(end_of)
+        row = Row.of(self.rows[self._order(epoch)[within]], o.train_on)
+        places = list(row.end_of)
         step = i // o.rows_per_step
-        step_rng, longest = random.Random(f"{o.seed}:ks:{step}"), o.longest(step)
+        longest = o.longest(self._progress() if self._progress else step / self.steps)
+        step_rng = random.Random(f"{o.seed}:ks:{step}")
         ks = [longest if o.fixed_k else step_rng.randint(2, longest) for _ in range(o.blocks)]
         rng = random.Random(f"{o.seed}:anchors:{i}")
         anchors = [places[rng.randrange(len(places))] for _ in range(max(0, o.blocks - len(places)))]
         anchors += rng.sample(places, o.blocks - len(anchors))
-        ends = [end_of[anchor] for anchor in anchors]
-        drawn = [int(sample.sampled) for sample in row for _ in sample.ids]
-        sampled = [drawn[anchor] for anchor in anchors]
-        lengths = [len(sample.ids) for sample in row]
-        return {
-            "ids": ids,
-            "lengths": lengths,
-            "places": places,
-            "anchors": anchors,
-            "ends": ends,
-            "ks": ks,
-            "sampled": sampled,
-        }
+        return row.item(anchors, ks)
 
     def _epoch_order(self, epoch: int) -> list[int]:
         """A permutation whose windows are sorted by length, the steps within a window shuffled."""
