@@ -50,6 +50,7 @@ REFERENCE: dict[str, Any] = {
     "rank": 64,
     "labels": "data",
     "k_growth": 0.0,
+    "join_share": 0.0,
     "head_rank": 0,  # the tables in docs/ablations.md are older than the draft head
     "loss_weights": "reach",
     "optimizer": "muon",

@@ -53,6 +53,8 @@ def _stories(base: Path, prompts: list[str]) -> list[dict[str, str]]:
 
 def judge(model: Model, task: str, number: int, policies: list[Any]) -> dict[str, Any]:
     """Share of right answers (None for stories), and what each policy wrote."""
+    if not number:
+        return {"right": None, "answers": [[] for _ in policies]}
     if task == "word-problems":
         questions = embedded_task(task, number).questions
         prompts = [model.encode(q.prompt) for q in questions]
@@ -64,7 +66,7 @@ def judge(model: Model, task: str, number: int, policies: list[Any]) -> dict[str
     if questions is not None:
         grader = embedded_task(task, number).grader
         texts = (str(model.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids, _, _ in answers[0])
-        right = sum(grader.grade(t, q.answer) is True for t, q in zip(texts, questions, strict=True)) / max(1, number)
+        right = sum(grader.grade(t, q.answer) is True for t, q in zip(texts, questions, strict=True)) / number
     return {"right": right, "answers": answers}
 
 
@@ -124,6 +126,7 @@ def main() -> None:
         "same_texts": sum(o[0] == b[0] for o, b in zip(plain, before["answers"][0], strict=True)) / max(1, a.prompts),
         "threshold": getattr(policy, "threshold", None),
         "expected": done.validation.tokens_per_step,
+        "agreement": done.validation.agreement[:8],
         "exact": round(tokens_per_step(exact), 3) if a.prompts else None,
         "provenance": provenance(threads=torch.get_num_threads()),
     }

@@ -18,8 +18,8 @@ METHODS = ("gated", "lora", "full")
 # What is not given is chosen by the method (docs/defaults.md).
 BY_METHOD: dict[str, dict[str, Any]] = {
     "gated": {"optimizer": "muon", "next_token_weight": 0.0},
-    "lora": {"optimizer": "muon", "next_token_weight": 10.0},
-    "full": {"optimizer": "muon", "next_token_weight": 10.0},
+    "lora": {"optimizer": "muon", "next_token_weight": 10.0, "batch_size": 4, "blocks_per_row": 24},
+    "full": {"optimizer": "muon", "next_token_weight": 10.0, "batch_size": 4, "blocks_per_row": 24},
 }
 
 PathOrName = Annotated[
@@ -59,13 +59,15 @@ class AdaptConfig(BaseModel):
     steps: int | None = Field(default=None, ge=1)
     """How long to train, in optimizer steps; only this makes a run repeatable bit by bit."""
     batch_size: int = Field(default=8, ge=1)
-    """Rows in one forward pass."""
+    """Rows in one forward pass (methods lora and full: 4, if not given)."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Forward passes whose gradients are added up for one optimizer step."""
     max_length: int = Field(default=1024, ge=4)
     """Tokens of prompt and response together; longer samples are cut."""
     pack: bool = False
     """Let short samples share a row as long as the longest sample; none sees another, and blocks are the row's."""
+    join_share: float = Field(default=0.125, ge=0, le=1)
+    """Share of steps in which samples stand one behind the other, as turns of one conversation: drafts behind long prompts."""
     validation_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the prompts that is kept from training and measured instead."""
 
@@ -73,16 +75,17 @@ class AdaptConfig(BaseModel):
     """The longest block: tokens predicted by one forward pass."""
     k_schedule: Literal["random", "fixed"] = "random"
     """How long training blocks are: drawn from 2 to k_max, or always k_max."""
-    k_growth: float = Field(default=0.5, ge=0, le=1)
+    k_growth: float = Field(default=1.0, ge=0, le=1)
     """Share of the run over which the longest block grows from 4 to k_max; 0: it is k_max from the start."""
     blocks_per_row: int = Field(default=8, ge=1)
-    """Blocks packed behind the real tokens of one row."""
+    """Blocks packed behind the real tokens of one row (methods lora and full: 24, if not given)."""
     train_on: Literal["response", "all"] = "response"
     """The tokens that blocks may predict: those of the response, or those of the prompt as well."""
 
     labels: Literal["auto", "online", "data"] = "auto"
     """What a block should have said: online, the teacher's word on the student's own block; data, the response's tokens;
-    auto, the response's where the original model wrote it greedily, else the teacher's."""
+    auto, the response's where the original model wrote it greedily, else the original's probabilities behind the response's
+    tokens."""
     teacher: Literal["hard", "soft"] = "hard"
     """The teacher's word: its best token, or its whole distribution (KL divergence)."""
     loss_until: Literal["end", "first-disagreement"] = "end"

@@ -24,7 +24,15 @@ from .embedded import checkpoint
 
 # More of the open-ended and the toy tasks than the base saw: they are where drafts are worst.
 MIXTURE = {"word-problems": 0.55, "letters": 0.25, "counting": 0.12, "repeating": 0.08}
-_COMMON = {"k_max": 16, "blocks_per_row": 32, "batch_size": 8, "optimizer": "muon", "dtype": "bfloat16"}
+_COMMON = {
+    "k_max": 16,
+    "k_growth": 0.0,
+    "join_share": 0.0,
+    "blocks_per_row": 32,
+    "batch_size": 8,
+    "optimizer": "muon",
+    "dtype": "bfloat16",
+}
 RECIPES: dict[str, dict[str, Any]] = {
     # The responses are the base's own greedy ones, so their tokens are its labels.
     # Every second one is sampled, and teaches probabilities.

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 _WIDTH = 256  # hidden size at which the default rates were found
 _RATES = {
-    "muon": {"gated": 5e-3, "lora": 5e-3, "full": 2e-3},
+    "muon": {"gated": 5e-3, "lora": 5e-3, "full": 3e-3},
     "adamw": {"gated": 2e-3, "lora": 2e-3, "full": 1e-3},
 }
 

@@ -16,6 +16,7 @@ from multitoken.models.model import eos_ids
 from multitoken.models.selftest import check_blocks
 
 from .dataset import DataReport, PreparedData, WriteAll, prepare_samples
+from .joining import longest_join
 from .methods import Adaptation, prepare
 from .objective import Distillation, Objective
 from .optimizer import default_rate
@@ -82,7 +83,9 @@ def make_ready(
     objective = _objective(config, data.report)
     if objective.labels == "data" and config.labels != "data":
         console.print(
-            "Labels: the responses' own tokens, which the original model wrote; where it sampled them, its probabilities."
+            "Labels: the original model's probabilities behind the responses' tokens."
+            if objective.foreign
+            else "Labels: the responses' own tokens, which the original model wrote; where it sampled them, its probabilities."
         )
     distillation = Distillation(
         way.trained, way.passes, objective=objective, mask_id=way.mask.id, eos_ids=ends, drafter=way.head
@@ -103,6 +106,8 @@ def make_ready(
             growth=config.k_growth,
             train_on=config.train_on,
             pack=config.pack,
+            join_share=config.join_share,
+            join_room=longest_join(_positions(model), config.k_max),
         ),
     )
 
@@ -170,7 +175,7 @@ def _text_of(record: Record) -> str:
 
 def _within_positions(config: AdaptConfig, model: PreTrainedModel, console: Console) -> AdaptConfig:
     """Samples no longer than leaves room for a block behind their last token: learned position tables end there."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = _positions(model)
     if limit is None or config.max_length + config.k_max <= limit:
         return config
     longest = limit - config.k_max
@@ -180,6 +185,10 @@ def _within_positions(config: AdaptConfig, model: PreTrainedModel, console: Cons
         f"Samples are cut at {longest} tokens: the model has {limit} positions, a block needs {config.k_max}."
     )
     return config.model_copy(update={"max_length": longest})
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _objective(config: AdaptConfig, report: DataReport) -> Objective:
@@ -195,10 +204,16 @@ def _objective(config: AdaptConfig, report: DataReport) -> Objective:
     asked_for = until_disagreement or config.labels == "auto"
     if teachers_own_words and config.teacher == "hard" and may_skip_the_teacher and asked_for:
         labels = "data"
+    # Others' words teach the original's distribution behind them: in equal time more than its word on the student's block,
+    # which needs a pass of its own (docs/defaults.md).
+    foreign = config.labels == "auto" and not teachers_own_words and not until_disagreement and config.teacher == "hard"
+    if foreign:
+        labels = "data"
     return Objective(
         labels=labels,
         teacher=config.teacher,
         until_disagreement=until_disagreement,
         weights=config.loss_weights,
+        foreign=foreign,
         next_token_weight=config.next_token_weight,
     )

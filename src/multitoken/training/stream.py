@@ -5,12 +5,14 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .encoding import Sample
+from .joining import is_joined, join
 from .packing import pack
 
 _FIRST_K = 4  # the longest block at first, where blocks grow
@@ -21,7 +23,8 @@ _WINDOW = 16  # steps whose rows are sorted by length together: less padding, st
 class StreamOptions:
     """rows_per_step: rows of one optimizer step over all processes and micro-batches. pack: several samples in a row
     as long as the longest of all, so that it takes no more memory than a row of one sample may anyway. growth: share of
-    the run over which the longest block grows to k_max."""
+    the run over which the longest block grows to k_max. join_share: of steps, whose rows are joined, up to join_room tokens
+    (see `joining`); not where rows are packed."""
 
     seed: int
     rows_per_step: int
@@ -31,6 +34,8 @@ class StreamOptions:
     growth: float = 0.0
     train_on: str = "response"
     pack: bool = False
+    join_share: float = 0.0
+    join_room: int = 0
 
     def longest(self, done: float) -> int:
         """The longest block of a step before which that share of the run was done."""
@@ -61,7 +66,7 @@ class Row:
         sampled = [sample.sampled for sample in samples for _ in sample.ids]
         return cls(ids, [len(sample.ids) for sample in samples], end_of, sampled)
 
-    def item(self, anchors: list[int], ks: list[int]) -> dict[str, list[int]]:
+    def item(self, anchors: list[int], ks: list[int]) -> dict[str, Any]:
         """As `collate` takes it."""
         return {
             "ids": self.ids,
@@ -74,7 +79,7 @@ class Row:
         }
 
 
-class BlockStream(Dataset[dict[str, list[int]]]):
+class BlockStream(Dataset[dict[str, Any]]):
     """Item i is row `i % rows_per_step` of step `i // rows_per_step`: its token ids, the lengths of the samples that
     they are of, where anchors may stand (`places`), anchors [N] drawn from them, the end of each one's turn [N],
     whether its text was sampled [N], and ks [N].
@@ -99,7 +104,7 @@ class BlockStream(Dataset[dict[str, list[int]]]):
     def __len__(self) -> int:
         return self.steps * self.options.rows_per_step
 
-    def __getitem__(self, i: int) -> dict[str, list[int]]:
+    def __getitem__(self, i: int) -> dict[str, Any]:
         o = self.options
         epoch, within = divmod(i, len(self.rows))
         row = Row.of(self.rows[self._order(epoch)[within]], o.train_on)
@@ -111,7 +116,8 @@ class BlockStream(Dataset[dict[str, list[int]]]):
         rng = random.Random(f"{o.seed}:anchors:{i}")
         anchors = [places[rng.randrange(len(places))] for _ in range(max(0, o.blocks - len(places)))]
         anchors += rng.sample(places, o.blocks - len(anchors))
-        return row.item(anchors, ks)
+        item: dict[str, Any] = row.item(anchors, ks)
+        return item | {"room": o.join_room if is_joined(step, o.join_share) and not o.pack else 0}
 
     def _epoch_order(self, epoch: int) -> list[int]:
         """A permutation whose windows are sorted by length, the steps within a window shuffled."""
@@ -137,9 +143,11 @@ def _packed(samples: list[Sample]) -> list[list[Sample]]:
     return [[samples[i] for i in row] for row in pack(lengths, max(lengths))]
 
 
-def collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Right-padded tensors: tokens [B, T], lengths [B], segments [B, T], anchors [B, N], ends [B, N], ks [N],
-    trainable [B, T] bool, sampled [B, N] bool. The padding is a segment of its own."""
+    trainable [B, T] bool, sampled [B, N] bool. The padding is a segment of its own. Rows of a joined step become fewer and longer."""
+    if room := rows[0].get("room"):
+        rows = join(rows, room)
     longest = max(len(row["ids"]) for row in rows)
     segments = torch.full((len(rows), longest), -1)
     trainable = torch.zeros(len(rows), longest, dtype=torch.bool)

@@ -7,8 +7,8 @@ does with their batches in one.
 import json
 import math
 import time
-from dataclasses import replace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class BlockTrainer(Trainer):
         self,
         distillation: Distillation,
         args: TrainingArguments,
-        stream: Dataset[dict[str, list[int]]],
+        stream: Dataset[dict[str, Any]],
         *,
         clock: Clock,
         optimizer: str,
