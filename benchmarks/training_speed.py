@@ -118,7 +118,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = a.data or write_problems(Path(folder) / "data.jsonl")
         common = {"model": a.model, "data": data, "output": Path(folder) / "out", "steps": 1, "dtype": a.dtype}
-        common |= {"report_to": "none", "k_schedule": "fixed", "labels": "online", "optimizer": "adamw"}
+        common |= {
+            "report_to": "none",
+            "k_schedule": "fixed",
+            "k_growth": 0.0,
+            "join_share": 0.0,
+            "next_token_weight": 0.0,
+            "batch_size": 8,
+            "blocks_per_row": 8,
+            "labels": "online",
+            "optimizer": "adamw",
+        }
         long = {"data": a.data or write_problems(Path(folder) / "long.jsonl", before=3)}
         wide = {"model": write_wide_model(Path(folder) / "wide"), "batch_size": 4}
         results: dict[str, Any] = {}

@@ -372,7 +372,9 @@ def export_command(
     output: Annotated[Path, typer.Argument(help="The folder to write.")],
     policy: Annotated[
         str | None,
-        typer.Option(help=f"How it decodes unless a call says otherwise: {_POLICY_HELP}. If not given: exact."),
+        typer.Option(
+            help=f"How it decodes unless a call says otherwise: {_POLICY_HELP}. If not given: as the checkpoint does."
+        ),
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Confidence from 0 to 1 that a token must reach.")] = None,
     k: Annotated[int | None, typer.Option(help="Most tokens a step; at most what the model was trained for.")] = None,

@@ -15,11 +15,11 @@ from multitoken.errors import UsageError, nearest
 
 DEFAULT_MINUTES = 10.0
 METHODS = ("gated", "lora", "full")
-OPTIMIZERS: dict[str, Literal["adamw", "muon"]] = {"gated": "muon", "lora": "adamw", "full": "adamw"}
-_BY_METHOD = ("optimizer", "learning_rate")
-LEARNING_RATES = {
-    "muon": {"gated": 5e-3, "lora": 2e-3, "full": 2e-3},
-    "adamw": {"gated": 2e-3, "lora": 5e-4, "full": 2e-4},
+# What is not given is chosen by the method (docs/defaults.md).
+BY_METHOD: dict[str, dict[str, Any]] = {
+    "gated": {"optimizer": "muon", "next_token_weight": 0.0},
+    "lora": {"optimizer": "muon", "next_token_weight": 10.0, "batch_size": 4, "blocks_per_row": 24},
+    "full": {"optimizer": "muon", "next_token_weight": 10.0, "batch_size": 4, "blocks_per_row": 24},
 }
 
 PathOrName = Annotated[
@@ -59,13 +59,15 @@ class AdaptConfig(BaseModel):
     steps: int | None = Field(default=None, ge=1)
     """How long to train, in optimizer steps; only this makes a run repeatable bit by bit."""
     batch_size: int = Field(default=8, ge=1)
-    """Rows in one forward pass."""
+    """Rows in one forward pass (methods lora and full: 4, if not given)."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Forward passes whose gradients are added up for one optimizer step."""
     max_length: int = Field(default=1024, ge=4)
     """Tokens of prompt and response together; longer samples are cut."""
     pack: bool = False
     """Let short samples share a row as long as the longest sample; none sees another, and blocks are the row's."""
+    join_share: float = Field(default=0.125, ge=0, le=1)
+    """Share of steps in which samples stand one behind the other, as turns of one conversation: drafts behind long prompts."""
     validation_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the prompts that is kept from training and measured instead."""
 
@@ -73,16 +75,17 @@ class AdaptConfig(BaseModel):
     """The longest block: tokens predicted by one forward pass."""
     k_schedule: Literal["random", "fixed"] = "random"
     """How long training blocks are: drawn from 2 to k_max, or always k_max."""
-    k_growth: int = Field(default=0, ge=0)
-    """Optimizer steps over which the longest block grows from 4 to k_max; 0: it is k_max from the start."""
+    k_growth: float = Field(default=1.0, ge=0, le=1)
+    """Share of the run over which the longest block grows from 4 to k_max; 0: it is k_max from the start."""
     blocks_per_row: int = Field(default=8, ge=1)
-    """Blocks packed behind the real tokens of one row."""
+    """Blocks packed behind the real tokens of one row (methods lora and full: 24, if not given)."""
     train_on: Literal["response", "all"] = "response"
     """The tokens that blocks may predict: those of the response, or those of the prompt as well."""
 
     labels: Literal["auto", "online", "data"] = "auto"
     """What a block should have said: online, the teacher's word on the student's own block; data, the response's tokens;
-    auto, the response's where the original model wrote it greedily, else the teacher's."""
+    auto, the response's where the original model wrote it greedily, else the original's probabilities behind the response's
+    tokens."""
     teacher: Literal["hard", "soft"] = "hard"
     """The teacher's word: its best token, or its whole distribution (KL divergence)."""
     loss_until: Literal["end", "first-disagreement"] = "end"
@@ -90,12 +93,16 @@ class AdaptConfig(BaseModel):
     loss_weights: Literal["even", "reach"] = "reach"
     """How places of a block count: evenly, or each with the probability that all places before it are right."""
     next_token_weight: float = Field(default=0.0, ge=0)
-    """Weight of the KL divergence from the original model's next-token predictions on real tokens."""
+    """Weight of the KL divergence from the original model's next-token predictions on real tokens (methods lora and full: 10, if
+    not given)."""
+    max_drift: float | None = Field(default=None, gt=0, lt=1)
+    """Share of next tokens on unseen prompts that may differ from the original's (methods lora and full): next_token_weight is
+    doubled at each look that finds more."""
 
-    optimizer: Literal["adamw", "muon"] = OPTIMIZERS["gated"]
-    """The optimizer; muon orthogonalises the updates of weight matrices (methods lora and full: adamw, if not given)."""
-    learning_rate: float = Field(default=LEARNING_RATES["muon"]["gated"], gt=0)
-    """The highest learning rate of the run (by method and optimizer, if not given; lora 5e-4, full 2e-4)."""
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """The optimizer; muon orthogonalises the updates of weight matrices."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """The highest learning rate of the run (by method, optimizer and the model's width, if not given)."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay; the mask token's own row never decays."""
     warmup: float = Field(default=0.05, ge=0, le=1)
@@ -121,8 +128,8 @@ class AdaptConfig(BaseModel):
     """Where to compute: auto (an accelerator if there is one), cpu, mps, cuda, cuda:N, xpu or xpu:N."""
     device_map: Literal["auto"] | None = None
     """Spread the frozen model of method gated over several devices and memory (auto, by accelerate)."""
-    evaluate_every: int = Field(default=200, ge=1)
-    """Steps between two looks at unseen prompts."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between two looks at unseen prompts (a tenth of the run, if not given)."""
     patience: int | None = Field(default=None, ge=1)
     """End the run after so many looks in which the expected tokens per step were no better than before."""
     report_to: str = "tensorboard"
@@ -145,14 +152,12 @@ class AdaptConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_optimizer(cls, values: Any) -> Any:
+    def _fill_by_method(cls, values: Any) -> Any:
         if not isinstance(values, dict) or (method := values.get("method", "gated")) not in METHODS:
             return values  # the fields' own checks say it better
-        filled = {name: value for name, value in values.items() if name not in _BY_METHOD or value is not None}
-        filled.setdefault("optimizer", OPTIMIZERS[method])
-        if (rates := LEARNING_RATES.get(str(filled["optimizer"]))) is not None:
-            filled.setdefault("learning_rate", rates[method])
-        return filled
+        return BY_METHOD[method] | {
+            name: value for name, value in values.items() if name not in BY_METHOD[method] or value is not None
+        }
 
     @field_validator("k_max")
     @classmethod
@@ -196,8 +201,11 @@ class AdaptConfig(BaseModel):
             )
         if self.patience is not None and not self.validation_share:
             raise ValueError("patience looks at unseen prompts: it needs a validation_share above 0")
-        if self.method == "gated" and self.next_token_weight:
-            raise ValueError("next_token_weight needs method=full: a gated adapter cannot move next-token predictions")
+        if self.method == "gated" and (self.next_token_weight or self.max_drift is not None):
+            option = "next_token_weight" if self.next_token_weight else "max_drift"
+            raise ValueError(f"{option} needs method=full or lora: a gated adapter cannot move next-token predictions")
+        if self.max_drift is not None and not self.validation_share:
+            raise ValueError("max_drift is held by looks at unseen prompts: it needs a validation_share above 0")
         if self.teacher == "soft" and self.labels == "data":
             raise ValueError("teacher=soft needs labels=online: with labels=data there is no teacher pass")
         return self

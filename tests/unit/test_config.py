@@ -58,6 +58,9 @@ def test_steps_option_replaces_the_recipe_s_minutes():
         ({"resume": True, "overwrite": True}, "resume continues .* overwrite discards"),
         ({"temperature": 0.7, "responses": "greedy"}, "temperature=0.7 needs responses=sampled"),
         ({"teacher": "soft", "labels": "data"}, "teacher=soft needs labels=online"),
+        ({"k_growth": 100}, "k_growth is 100; it should be less than or equal to 1. Share of the run"),
+        ({"max_drift": 0.02}, "max_drift needs method=full or lora"),
+        ({"max_drift": 0.02, "method": "full", "validation_share": 0}, "max_drift .* needs a validation_share"),
     ],
 )
 def test_what_cannot_be_is_refused_in_plain_words(options: dict, complaint: str):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,7 +16,7 @@ from multitoken.models.mtp_config import MtpConfig
 
 from .atomic import atomic_folder, write_json, write_text
 from .provenance import provenance
-from .save import write_head
+from .save import write_decoding, write_head
 
 
 def save_adapter(
@@ -29,9 +30,10 @@ def save_adapter(
     dtype: torch.dtype = torch.float32,
     head: DraftHead | None = None,
     extra_files: Mapping[str, str] | None = None,
+    decoding: Mapping[str, Any] | None = None,
 ) -> None:
     """`base` is a hub name or a folder; a folder is noted relative to `output`, so that both may move together. `dtype` is
-    that of the file: adapters compute in float32.
+    that of the file: adapters compute in float32. `decoding`: how it decodes unless told otherwise (policy, threshold).
 
     Raises OutputError where `output` cannot be written (see `atomic_folder`).
     """
@@ -40,6 +42,7 @@ def save_adapter(
         save_file(to_peft(adapter, dtype), folder / WEIGHTS, metadata={"format": "pt"})
         write_json(folder / CONFIG, peft_settings(adapter, located) | {"mtp": mtp.to_dict()})
         write_head(head, folder)
+        write_decoding(decoding, folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "provenance.json", provenance(mtp=mtp.to_dict()))
         for name, text in (extra_files or {}).items():

@@ -15,10 +15,11 @@ from transformers.utils.hub import cached_file
 import multitoken.decoding
 from multitoken.decoding.gate_file import CONFIG, WEIGHTS
 from multitoken.decoding.generate import ADAPTER_FOLDER
-from multitoken.decoding.policies import Exact, Policy, with_trained_k
+from multitoken.decoding.policies import Policy, with_trained_k
 from multitoken.errors import ModelError, UsageError
 from multitoken.models.gated import find_base, is_adapter, is_hub_name, read_adapter_config
 from multitoken.models.loading import Loaded, load_causal_lm
+from multitoken.models.model import stored_policy
 from multitoken.models.mtp_config import MtpConfig
 from multitoken.models.placement import DTYPES
 
@@ -27,7 +28,7 @@ from .card import CODE_FOLDER, EVALUATION_FOLDER, Facts, license_of, model_card
 from .hub import check_push, push
 from .measured import PICTURE, RESULTS, Measured, read_evaluation
 from .provenance import provenance
-from .save import write_head
+from .save import write_decoding, write_head
 from .weight_copy import copy_weights
 
 REQUIREMENTS = "transformers>=5.19\n"  # transformers looks before it runs the code, and names what is missing
@@ -59,7 +60,7 @@ def export(
     """Write `source`, a folder that `multitoken adapt` made, to the folder `output`, and put that on the Hub if
     `push_to_hub` names a repository. Returns `output`.
 
-    policy: how the exported checkpoint decodes unless a call says otherwise (Exact). base: where the model of a gated
+    policy: how the exported checkpoint decodes unless a call says otherwise (as `source` does). base: where the model of a gated
     adapter lies, if not where the adapter says. reference: a gated adapter without its base, which is named only.
     evaluation: a folder that `multitoken evaluate` wrote, for the model card. dtype: store the weights in another.
 
@@ -69,14 +70,15 @@ def export(
     source, output = Path(source), Path(output)
     mtp = _read_mtp(source)
     _check_options(mtp, dtype, policy, reference)
-    policy = policy or Exact()
-    with_trained_k(policy, mtp.k)  # refuses a k that is too large
+    if policy is not None:
+        with_trained_k(policy, mtp.k)  # refuses a k that is too large
     measured = read_evaluation(evaluation) if evaluation is not None else None
     check_output(output, overwrite=overwrite)
     if push_to_hub is not None:
         check_push(push_to_hub)
     # A checkpoint that cannot be loaded is not published.
     loaded = load_causal_lm(source, base=base, dtype="bfloat16", device="cpu")
+    policy = policy or stored_policy(loaded.model)
     place = _find(source, mtp, base)
     if reference and place.base is None:
         raise UsageError(
@@ -89,6 +91,7 @@ def export(
     with atomic_folder(output, overwrite=overwrite) as folder:
         if reference:
             _write_adapter(place, mtp, folder)
+            write_decoding(decoding, folder)
         else:
             _write_model(loaded, place, mtp, decoding, dtype, folder)
         write_head(loaded.head, folder)

@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.head_file import HEAD_WEIGHTS, head_state
@@ -29,11 +31,12 @@ def save_checkpoint(
     extra_files: Mapping[str, str] | None = None,
     max_shard_size: str = "5GB",
     head: DraftHead | None = None,
+    decoding: Mapping[str, Any] | None = None,
 ) -> None:
     """Write safetensors, `config.json` with the `mtp` block, generation config, tokenizer and `provenance.json`.
 
     `dtype` casts the saved weights only: the model in memory keeps its own, and gets `config.mtp` and nothing else.
-    `extra_files` maps names in the folder to their text.
+    `extra_files` maps names in the folder to their text. `decoding`: how it decodes unless told otherwise (policy, threshold).
 
     Raises OutputError where `output` cannot be written (see `atomic_folder`), and ModelError where `mtp` and the
     tokenizer disagree about the mask token.
@@ -54,7 +57,8 @@ def save_checkpoint(
         with own_settings_kept(model):
             model.save_pretrained(folder, state_dict=_cast(model, dtype), max_shard_size=max_shard_size)
         if model.can_generate():
-            write_text(folder / "generation_config.json", model.generation_config.to_json_string() + "\n")
+            generation = json.loads(model.generation_config.to_json_string())
+            write_decoding(decoding, folder, generation)
         tokenizer.save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config["dtype"] = str(saved_dtype).removeprefix("torch.")
@@ -64,6 +68,19 @@ def save_checkpoint(
         for name, text in (extra_files or {}).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_text(folder / name, text)
+
+
+def write_decoding(
+    decoding: Mapping[str, Any] | None, folder: Path, generation: Mapping[str, Any] | None = None
+) -> None:
+    """`generation_config.json`, with how the checkpoint decodes unless told otherwise as its `mtp`; no file where nothing is
+    said."""
+    config = dict(generation or {})
+    if decoding:
+        config.pop("_from_model_config", None)  # with it, transformers drops what it does not know
+        config["mtp"] = dict(decoding)
+    if config:
+        write_json(folder / GENERATION_CONFIG_NAME, config)
 
 
 def write_head(head: DraftHead | None, folder: Path) -> None:

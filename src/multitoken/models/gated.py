@@ -2,6 +2,7 @@
 
 adapter_config.json         PEFT's format, and the `mtp` block
 adapter_model.safetensors   PEFT's names: base_model.model.LAYER.lora_A.weight (and lora_B), and the mask's vector
+generation_config.json      how it decodes unless told otherwise, as `mtp`, if its adaptation found that
 tokenizer files             the base's, with the mask token reserved
 
 An exported checkpoint holds its base as well; the first two files then stand in its folder `mtp_adapter/`, and the `mtp`
@@ -16,6 +17,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from multitoken.decoding.gate import GatedAdapter
@@ -97,8 +99,16 @@ def find_base(folder: Path, settings: dict[str, Any]) -> str:
 
 
 def read_adapter(model: PreTrainedModel, folder: Path, mtp: MtpConfig) -> GatedAdapter:
-    """The adapter of a folder, made for `model` and not yet at work. Raises `ModelError` where it does not fit."""
-    return _read(model, folder / CONFIG, folder / WEIGHTS, mtp)
+    """The adapter of a folder, made for `model` and not yet at work; the model learns how the folder says that it decodes.
+    Raises `ModelError` where it does not fit."""
+    adapter = _read(model, folder / CONFIG, folder / WEIGHTS, mtp)
+    says = folder / GENERATION_CONFIG_NAME
+    if says.is_file() and model.generation_config is not None:
+        try:
+            model.generation_config.mtp = json.loads(says.read_text(encoding="utf-8")).get("mtp")
+        except (OSError, ValueError, AttributeError) as error:
+            raise ModelError(f"{says}: cannot be read: {error}; expected an object with the key mtp") from error
+    return adapter
 
 
 def _read(model: PreTrainedModel, config: str | Path, weights: str | Path, mtp: MtpConfig) -> GatedAdapter:

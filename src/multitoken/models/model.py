@@ -145,10 +145,7 @@ class Model:
     def default_policy(self) -> Policy:
         """Exact where the model was adapted, unless its `generation_config.json: mtp` says otherwise: several tokens a step,
         and next-token decoding's output."""
-        if self.mtp is None:
-            return NextToken()
-        says: dict[str, Any] = getattr(self.hf.generation_config, "mtp", None) or {}
-        return make_policy(says.get("policy", Exact.name), threshold=says.get("threshold"), k=says.get("k"))
+        return stored_policy(self.hf) if self.mtp is not None else NextToken()
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The ids that generation continues: the chat template's rendering where there is one."""
@@ -287,6 +284,12 @@ class Model:
 
     def _with_text(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         return with_text(chunks, self._decode_text)
+
+
+def stored_policy(hf: PreTrainedModel) -> Policy:
+    """How an adapted model decodes unless told otherwise: what its `generation_config.json: mtp` says, else Exact."""
+    says: dict[str, Any] = getattr(hf.generation_config, "mtp", None) or {}
+    return make_policy(says.get("policy", Exact.name), threshold=says.get("threshold"), k=says.get("k"))
 
 
 def _is_many(prompt: object) -> bool:

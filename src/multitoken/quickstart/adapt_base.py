@@ -24,7 +24,15 @@ from .embedded import checkpoint
 
 # More of the open-ended and the toy tasks than the base saw: they are where drafts are worst.
 MIXTURE = {"word-problems": 0.55, "letters": 0.25, "counting": 0.12, "repeating": 0.08}
-_COMMON = {"k_max": 16, "blocks_per_row": 32, "batch_size": 8, "optimizer": "muon", "dtype": "bfloat16"}
+_COMMON = {
+    "k_max": 16,
+    "k_growth": 0.0,
+    "join_share": 0.0,
+    "blocks_per_row": 32,
+    "batch_size": 8,
+    "optimizer": "muon",
+    "dtype": "bfloat16",
+}
 RECIPES: dict[str, dict[str, Any]] = {
     # The responses are the base's own greedy ones, so their tokens are its labels.
     # Every second one is sampled, and teaches probabilities.
@@ -66,6 +74,7 @@ def round_weights(trained: Path, output: Path, *, overwrite: bool) -> None:
         "extra_files": log,
         "dtype": torch.bfloat16,
         "head": loaded.head,
+        "decoding": getattr(loaded.model.generation_config, "mtp", None),
     }
     if loaded.adapter is not None:
         save_adapter(loaded.adapter, loaded.tokenizer, loaded.mtp, output, base=str(checkpoint("base")), **files)

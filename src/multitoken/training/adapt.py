@@ -23,10 +23,11 @@ from transformers.utils import logging as transformers_logging
 from multitoken.checkpoints.atomic import check_output, disk_errors
 from multitoken.config import AdaptConfig, make_config
 from multitoken.decoding.draft_head import VERSION
+from multitoken.decoding.policies import Exact
 from multitoken.errors import OutOfMemoryError, UsageError
 from multitoken.models.mtp_config import MtpConfig
 
-from .clock import Clock
+from .clock import Clock, Looks
 from .progress import TrainingBar
 from .run_folder import last_complete_checkpoint, open_run_folder
 from .setup import UNBOUNDED_STEPS, Setup, make_ready, reporters, training_arguments
@@ -34,7 +35,8 @@ from .stream import BlockStream
 from .trainer import BlockTrainer
 from .validate import Validation, validate
 
-_ROWS_WHILE_TRAINING = 64  # of unseen prompts, a look: a curve needs less than the final figure
+_LOOKS = 10  # at unseen prompts, over the run
+_SAMPLES, _PLACES = 16, 32  # of a look while training: a curve needs less than the final figure
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def adapt(
     bar = TrainingBar(clock, console)
     trainer = make_trainer(setup, arguments, clock, [bar, *_reporting(config, first)])
     if checkpoint is not None:
-        trainer.restore_clock(checkpoint)
+        trainer.restore(checkpoint)
         console.print(f"Continuing from {checkpoint.name}.")
     try:
         with disk_errors(work), memory_errors(setup.config):
@@ -93,6 +95,10 @@ def adapt(
     validation = validate(setup.distillation, setup.data.validation, setup.validation_stream)
     if validation is not None:
         console.print(f"Validation: {validation}.")
+        if config.max_drift is not None and validation.drift > config.max_drift:
+            console.print(
+                f"More is lost than max_drift={config.max_drift:g} allows: lower --learning-rate.", style="yellow"
+            )
     log = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_accepted" in entry]
     adapted = Adapted(config.output, trainer.state.global_step, clock.seconds, validation, log)
     if first:
@@ -107,19 +113,28 @@ def make_trainer(
 ) -> BlockTrainer:
     """The trainer of a run that was made ready."""
     config = setup.config
+    assert config.learning_rate is not None, "make_ready chose one"
+    looks = [Looks(clock, _LOOKS)] if config.evaluate_every is None and config.validation_share else []
     stopping = [EarlyStoppingCallback(config.patience)] if config.patience is not None else []
     transformers_logging.disable_progress_bar()
     trainer = BlockTrainer(
         setup.distillation,
         arguments,
-        BlockStream(setup.data.train, setup.stream, config.steps or UNBOUNDED_STEPS),
+        BlockStream(
+            setup.data.train,
+            setup.stream,
+            config.steps or UNBOUNDED_STEPS,
+            progress=clock.progress if config.minutes is not None else None,
+        ),
         clock=clock,
         optimizer=config.optimizer,
+        learning_rate=config.learning_rate,
         warmup=config.warmup,
+        max_drift=config.max_drift,
         examine=partial(
-            validate, setup.distillation, setup.data.validation, setup.validation_stream, _ROWS_WHILE_TRAINING
+            validate, setup.distillation, setup.data.validation, setup.validation_stream, _SAMPLES, _PLACES
         ),
-        callbacks=[*callbacks, *stopping],
+        callbacks=[*looks, *callbacks, *stopping],
     )
     trainer.remove_callback(PrinterCallback)  # the bar says it better
     return trainer
@@ -170,7 +185,8 @@ def _save(setup: Setup, adapted: Adapted) -> None:
         "validation": dataclasses.asdict(adapted.validation) if adapted.validation else None,
         "log": adapted.log,
     }
-    setup.way.save(mtp, {"adapt.json": json.dumps(record, indent=1)})
+    decoding = {"policy": Exact.name, "threshold": adapted.validation.threshold} if adapted.validation else {}
+    setup.way.save(mtp, decoding, {"adapt.json": json.dumps(record, indent=1)})
 
 
 def _portable(config: AdaptConfig) -> dict[str, Any]:

@@ -49,6 +49,25 @@ class Clock(TrainerCallback):
         self._stopped = time.monotonic()
 
 
+class Looks(TrainerCallback):
+    """Asks for a look at unseen prompts whenever another one of `number` equal parts of the run is over, the last aside."""
+
+    def __init__(self, clock: Clock, number: int) -> None:
+        self.clock, self.number = clock, number
+        self._done = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._done = self._parts()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._done < self._parts() < self.number:
+            self._done = self._parts()
+            control.should_evaluate = True
+
+    def _parts(self) -> int:
+        return int(self.clock.progress() * self.number + 1e-9)
+
+
 def _first_process_says(value: float, device: torch.device) -> float:
     if not distributed.is_initialized():
         return value

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -33,7 +34,7 @@ from .head import Head
 from .lora import only_trained, with_lora
 from .passes import GatedPasses, PackedPasses, Passes
 
-Save = Callable[[MtpConfig, Mapping[str, str]], None]
+Save = Callable[[MtpConfig, Mapping[str, Any], Mapping[str, str]], None]
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ def _lora(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptati
     head = _draft_head(model, config)
     adapted = with_lora(model, layers, rank=config.rank, seed=config.seed)
 
-    def save(mtp: MtpConfig, files: Mapping[str, str]) -> None:
+    def save(mtp: MtpConfig, decoding: Mapping[str, Any], files: Mapping[str, str]) -> None:
         whole = adapted.merge_and_unload()
         whole.get_input_embeddings().weight.data[mask.id] = vector.mask_vector.detach()
-        _save_whole(whole, loaded, config, head, mtp, files)
+        _save_whole(whole, loaded, config, head, mtp, decoding, files)
 
     student, teacher = _student(model, mask, config), Head(model, mask.id, under=adapted.disable_adapter)
     trained = _beside(only_trained(model, vector), head)
@@ -97,7 +98,7 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
 
     head = _draft_head(model, config)
 
-    def save(mtp: MtpConfig, files: Mapping[str, str]) -> None:
+    def save(mtp: MtpConfig, decoding: Mapping[str, Any], files: Mapping[str, str]) -> None:
         save_adapter(
             adapter,
             loaded.tokenizer,
@@ -107,6 +108,7 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
             overwrite=config.overwrite,
             extra_files=files,
             head=head,
+            decoding=decoding,
         )
 
     passes = GatedPasses(Head(model, mask.id), AttentionRule(model))
@@ -171,8 +173,16 @@ def _save_whole(
     config: AdaptConfig,
     head: DraftHead | None,
     mtp: MtpConfig,
+    decoding: Mapping[str, Any],
     files: Mapping[str, str],
 ) -> None:
     save_checkpoint(
-        model, loaded.tokenizer, mtp, config.output, overwrite=config.overwrite, extra_files=files, head=head
+        model,
+        loaded.tokenizer,
+        mtp,
+        config.output,
+        overwrite=config.overwrite,
+        extra_files=files,
+        head=head,
+        decoding=decoding,
     )

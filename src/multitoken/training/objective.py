@@ -8,7 +8,7 @@ One exact short cut: with `until_disagreement`, and responses that the teacher i
 has seen only the teacher's own tokens, so its label *is* the text's next token and labels="data" is the same objective
 without a teacher pass.
 
-Where the text was sampled from the teacher, a token is one draw of many. What is taught there is the teacher's distribution
+Where the text was sampled from the teacher, or written by another, a token is one of many that may stand there. What is taught there is the teacher's distribution
 behind the text's own tokens (KL divergence), and a place counts with the share of probability that both have in common, which
 bounds how often a draft with the position's own noise holds.
 
@@ -44,6 +44,7 @@ class Objective:
     weights: "even", or "reach": each place counts with the probability, by the student's own word, that all places before
         it are right, which is the probability that decoding gets there (the anchor's token always stands). The gradient
         does not pass through the weights.
+    foreign: the text was not written by the teacher. With labels="data" it is then taught as a sampled one is.
     next_token_weight: weight of KL(teacher || student) on the real tokens, which keeps next-token behaviour in place.
     """
 
@@ -51,6 +52,7 @@ class Objective:
     teacher: Literal["hard", "soft"] = "hard"
     until_disagreement: bool = False
     weights: Literal["even", "reach"] = "even"
+    foreign: bool = False
     next_token_weight: float = 0.0
 
     @property
@@ -158,7 +160,7 @@ class Distillation(nn.Module):
         batch = self._lay_out(inputs)
         ours = passes.propose(batch)
         online = objective.labels == "online"
-        sampled = inputs["sampled"][:, batch.block_of] & (not online)
+        sampled = (inputs["sampled"][:, batch.block_of] | objective.foreign) & (not online)
         proposals, moved = self._propose(batch, ours.blocks)
         asks = online or objective.next_token_weight or bool(sampled.any())
         theirs = passes.read(batch, proposals if online else None) if asks else None
@@ -227,11 +229,17 @@ class Distillation(nn.Module):
     def examine(self, inputs: dict[str, Tensor]) -> "Examined":
         """What is proposed, how surely, and what would have been right. inputs: as for `forward`."""
         batch = self._lay_out(inputs)
-        hidden = self.passes.propose(batch).blocks
-        _, moved = self._propose(batch, hidden)
-        proposals, confidences = self.passes.student.best_and_sure(hidden, moved)
-        theirs = self.passes.read(batch, proposals) if self.objective.labels == "online" else None
-        return Examined(batch, proposals, confidences, self._labels(batch, theirs, inputs["ends"]))
+        ours = self.passes.propose(batch)
+        _, moved = self._propose(batch, ours.blocks)
+        proposals, confidences = self.passes.student.best_and_sure(ours.blocks, moved)
+        online = self.objective.labels == "online"
+        may_drift = self.passes.student is not self.passes.teacher
+        theirs = self.passes.read(batch, proposals if online else None) if online or may_drift else None
+        kept = None
+        if theirs is not None and may_drift:
+            at = inputs["trainable"]
+            kept = self.passes.student.best(ours.real[at]) == self.passes.teacher.best(theirs.real[at])
+        return Examined(batch, proposals, confidences, self._labels(batch, theirs, inputs["ends"]), kept)
 
     def _labels(self, batch: BlockBatch, theirs: Hidden | None, ends: Tensor) -> Tensor:
         """What each place should have said, -100 behind the end of its turn. -> [B, M]."""
@@ -255,12 +263,14 @@ class Distillation(nn.Module):
 
 @dataclass(frozen=True)
 class Examined:
-    """All [B, M], a value for each place of each block."""
+    """All [B, M], a value for each place of each block. `kept` [number]: of the real tokens that may be trained, whether the
+    next token is the original's; None where the student's next tokens are the original's by construction."""
 
     batch: BlockBatch
     proposals: Tensor
     confidences: Tensor
     labels: Tensor
+    kept: Tensor | None
 
 
 def _mean_of_means(chosen: Tensor, segments: Tensor) -> Tensor:

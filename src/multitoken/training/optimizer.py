@@ -9,6 +9,12 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
+_WIDTH = 256  # hidden size at which the default rates were found
+_RATES = {
+    "muon": {"gated": 5e-3, "lora": 5e-3, "full": 3e-3},
+    "adamw": {"gated": 2e-3, "lora": 2e-3, "full": 1e-3},
+}
+
 
 class MuonAdamW(Optimizer):
     """Muon and AdamW as one optimizer, for trainers that know one. Group 0 is Muon's, the others AdamW's."""
@@ -42,6 +48,18 @@ class MuonAdamW(Optimizer):
         self.muon.load_state_dict(state_dict["muon"])
         self.adamw.load_state_dict(state_dict["adamw"])
         self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+
+
+def default_rate(method: str, optimizer: str, width: int) -> float:
+    """The learning rate for a model of hidden size `width`, if none is given.
+
+    A step of Muon (as `match_rms_adamw` scales it) moves what a matrix does to its input in proportion to sqrt(width), one of
+    AdamW to width: where every weight moves, the rate falls by as much. A low-rank adapter's factors have one short side.
+    """
+    rate = _RATES[optimizer][method]
+    if method != "full":
+        return rate
+    return rate * (_WIDTH / width) ** (0.5 if optimizer == "muon" else 1.0)
 
 
 def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: float) -> Optimizer:

@@ -64,7 +64,7 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
     check_output(config.output, overwrite=config.overwrite)
     trial = config.model_copy(
         update={"steps": _STEPS, "minutes": None, "report_to": "none", "patience": None, "evaluate_every": _STEPS + 1}
-        | {"checkpoint_every": _STEPS + 1, "resume": False}
+        | {"checkpoint_every": _STEPS + 1, "resume": False, "k_growth": 0.0}  # blocks as long as they will be
     )
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

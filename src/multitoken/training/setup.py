@@ -18,8 +18,10 @@ from multitoken.models.prompts import eos_ids
 from multitoken.models.selftest import check_blocks
 
 from .dataset import DataReport, PreparedData, WriteAll, prepare_samples
+from .joining import longest_join
 from .methods import Adaptation, prepare
 from .objective import Distillation, Objective
+from .optimizer import default_rate
 from .sources import Record, read_records
 from .stream import StreamOptions
 from .teacher import response_writer
@@ -75,6 +77,9 @@ def make_ready(
     check_blocks(model, way.mask.id)
 
     config = _within_positions(config, model, console)
+    if config.learning_rate is None:
+        width = int(model.config.get_text_config().hidden_size)
+        config = config.model_copy(update={"learning_rate": default_rate(config.method, config.optimizer, width)})
     ends = eos_ids(model, loaded.tokenizer)
     write = wrap_writer(response_writer(model, way.mask.id, ends, config, work, base_hash, console))
     # The first process writes what is missing; the others find it in the cache.
@@ -87,7 +92,9 @@ def make_ready(
     objective = _objective(config, data.report)
     if objective.labels == "data" and config.labels != "data":
         console.print(
-            "Labels: the responses' own tokens, which the original model wrote; where it sampled them, its probabilities."
+            "Labels: the original model's probabilities behind the responses' tokens."
+            if objective.foreign
+            else "Labels: the responses' own tokens, which the original model wrote; where it sampled them, its probabilities."
         )
     distillation = Distillation(
         way.trained, way.passes, objective=objective, mask_id=way.mask.id, eos_ids=ends, drafter=way.head
@@ -108,6 +115,8 @@ def make_ready(
             growth=config.k_growth,
             train_on=config.train_on,
             pack=config.pack,
+            join_share=config.join_share,
+            join_room=longest_join(position_limit(model), config.k_max),
         ),
     )
 
@@ -140,7 +149,6 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
         max_steps=config.steps or UNBOUNDED_STEPS,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         max_grad_norm=1.0,
         bf16=dtype == torch.bfloat16,
@@ -150,8 +158,8 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
         ddp_timeout=_A_DAY,
         seed=config.seed,
         eval_strategy="steps" if evaluates else "no",
-        eval_steps=config.evaluate_every,
-        metric_for_best_model="eval_tokens_per_step_0.5" if config.patience is not None else None,
+        eval_steps=config.evaluate_every or UNBOUNDED_STEPS,  # `Looks` asks for those by the share of the run
+        metric_for_best_model="eval_tokens_per_step" if config.patience is not None else None,
         greater_is_better=True if config.patience is not None else None,
         save_steps=config.checkpoint_every,
         save_total_limit=2,
@@ -220,10 +228,16 @@ def _objective(config: AdaptConfig, report: DataReport) -> Objective:
     asked_for = until_disagreement or config.labels == "auto"
     if teachers_own_words and config.teacher == "hard" and may_skip_the_teacher and asked_for:
         labels = "data"
+    # Others' words teach the original's distribution behind them: in equal time more than its word on the student's block,
+    # which needs a pass of its own (docs/defaults.md).
+    foreign = config.labels == "auto" and not teachers_own_words and not until_disagreement and config.teacher == "hard"
+    if foreign:
+        labels = "data"
     return Objective(
         labels=labels,
         teacher=config.teacher,
         until_disagreement=until_disagreement,
         weights=config.loss_weights,
+        foreign=foreign,
         next_token_weight=config.next_token_weight,
     )

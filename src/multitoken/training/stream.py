@@ -2,14 +2,17 @@
 the stream alone, so that a resumed run, several processes and accumulated gradients all see the same thing."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .encoding import Sample
+from .joining import is_joined, join
 from .packing import pack
 
 _FIRST_K = 4  # the longest block at first, where blocks grow
@@ -19,73 +22,102 @@ _WINDOW = 16  # steps whose rows are sorted by length together: less padding, st
 @dataclass(frozen=True)
 class StreamOptions:
     """rows_per_step: rows of one optimizer step over all processes and micro-batches. pack: several samples in a row
-    as long as the longest of all, so that it takes no more memory than a row of one sample may anyway. growth: steps over
-    which the longest block grows to k_max."""
+    as long as the longest of all, so that it takes no more memory than a row of one sample may anyway. growth: share of
+    the run over which the longest block grows to k_max. join_share: of steps, whose rows are joined, up to join_room tokens
+    (see `joining`); not where rows are packed."""
 
     seed: int
     rows_per_step: int
     blocks: int
     k_max: int
     fixed_k: bool = False
-    growth: int = 0
+    growth: float = 0.0
     train_on: str = "response"
     pack: bool = False
+    join_share: float = 0.0
+    join_room: int = 0
 
-    def longest(self, step: int) -> int:
-        """The longest block of a step."""
-        if step >= self.growth or self.k_max <= _FIRST_K:
+    def longest(self, done: float) -> int:
+        """The longest block of a step before which that share of the run was done."""
+        if done >= self.growth or self.k_max <= _FIRST_K:
             return self.k_max
-        return _FIRST_K + (self.k_max - _FIRST_K) * step // self.growth
+        return _FIRST_K + int((self.k_max - _FIRST_K) * done / self.growth)
 
 
-class BlockStream(Dataset[dict[str, list[int]]]):
+@dataclass(frozen=True)
+class Row:
+    """Samples side by side: ids, the samples' lengths, where anchors may stand with the end of the turn that the next token
+    belongs to, and for each id whether its text was sampled."""
+
+    ids: list[int]
+    lengths: list[int]
+    end_of: dict[int, int]
+    sampled: list[bool]
+
+    @classmethod
+    def of(cls, samples: list[Sample], train_on: str) -> "Row":
+        ids: list[int] = []
+        end_of: dict[int, int] = {}
+        for sample in samples:
+            start = len(ids)
+            for first, end in sample.predictable(train_on):
+                end_of |= {start + place: start + end for place in range(first - 1, end - 1)}
+            ids += sample.ids
+        sampled = [sample.sampled for sample in samples for _ in sample.ids]
+        return cls(ids, [len(sample.ids) for sample in samples], end_of, sampled)
+
+    def item(self, anchors: list[int], ks: list[int]) -> dict[str, Any]:
+        """As `collate` takes it."""
+        return {
+            "ids": self.ids,
+            "lengths": self.lengths,
+            "places": list(self.end_of),
+            "anchors": anchors,
+            "ends": [self.end_of[anchor] for anchor in anchors],
+            "ks": ks,
+            "sampled": [int(self.sampled[anchor]) for anchor in anchors],
+        }
+
+
+class BlockStream(Dataset[dict[str, Any]]):
     """Item i is row `i % rows_per_step` of step `i // rows_per_step`: its token ids, the lengths of the samples that
     they are of, where anchors may stand (`places`), anchors [N] drawn from them, the end of each one's turn [N],
     whether its text was sampled [N], and ks [N].
 
     An anchor stands where the *next* token is to be predicted. Its block may run up to the end of that token's turn.
+    `progress` is the share of the run that is done, for runs by the clock; else the step says it.
     """
 
-    def __init__(self, samples: list[Sample], options: StreamOptions, steps: int) -> None:
+    def __init__(
+        self,
+        samples: list[Sample],
+        options: StreamOptions,
+        steps: int,
+        progress: Callable[[], float] | None = None,
+    ) -> None:
         self.rows = _packed(samples) if options.pack else [[sample] for sample in samples]
         self.options = options
         self.steps = steps
+        self._progress = progress
         self._order = lru_cache(maxsize=2)(self._epoch_order)
 
     def __len__(self) -> int:
         return self.steps * self.options.rows_per_step
 
-    def __getitem__(self, i: int) -> dict[str, list[int]]:
+    def __getitem__(self, i: int) -> dict[str, Any]:
         o = self.options
         epoch, within = divmod(i, len(self.rows))
-        row = self.rows[self._order(epoch)[within]]
-        ids: list[int] = []
-        end_of: dict[int, int] = {}
-        for sample in row:
-            start = len(ids)
-            for first, end in sample.predictable(o.train_on):
-                end_of |= {start + place: start + end for place in range(first - 1, end - 1)}
-            ids += sample.ids
-        places = list(end_of)
+        row = Row.of(self.rows[self._order(epoch)[within]], o.train_on)
+        places = list(row.end_of)
         step = i // o.rows_per_step
-        step_rng, longest = random.Random(f"{o.seed}:ks:{step}"), o.longest(step)
+        longest = o.longest(self._progress() if self._progress else step / self.steps)
+        step_rng = random.Random(f"{o.seed}:ks:{step}")
         ks = [longest if o.fixed_k else step_rng.randint(2, longest) for _ in range(o.blocks)]
         rng = random.Random(f"{o.seed}:anchors:{i}")
         anchors = [places[rng.randrange(len(places))] for _ in range(max(0, o.blocks - len(places)))]
         anchors += rng.sample(places, o.blocks - len(anchors))
-        ends = [end_of[anchor] for anchor in anchors]
-        drawn = [int(sample.sampled) for sample in row for _ in sample.ids]
-        sampled = [drawn[anchor] for anchor in anchors]
-        lengths = [len(sample.ids) for sample in row]
-        return {
-            "ids": ids,
-            "lengths": lengths,
-            "places": places,
-            "anchors": anchors,
-            "ends": ends,
-            "ks": ks,
-            "sampled": sampled,
-        }
+        item: dict[str, Any] = row.item(anchors, ks)
+        return item | {"room": o.join_room if is_joined(step, o.join_share) and not o.pack else 0}
 
     def _epoch_order(self, epoch: int) -> list[int]:
         """A permutation whose windows are sorted by length, the steps within a window shuffled."""
@@ -111,9 +143,11 @@ def _packed(samples: list[Sample]) -> list[list[Sample]]:
     return [[samples[i] for i in row] for row in pack(lengths, max(lengths))]
 
 
-def collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Right-padded tensors: tokens [B, T], lengths [B], segments [B, T], anchors [B, N], ends [B, N], ks [N],
-    trainable [B, T] bool, sampled [B, N] bool. The padding is a segment of its own."""
+    trainable [B, T] bool, sampled [B, N] bool. The padding is a segment of its own. Rows of a joined step become fewer and longer."""
+    if room := rows[0].get("room"):
+        rows = join(rows, room)
     longest = max(len(row["ids"]) for row in rows)
     segments = torch.full((len(rows), longest), -1)
     trainable = torch.zeros(len(rows), longest, dtype=torch.bool)

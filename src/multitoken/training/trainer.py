@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from .run_folder import COMPLETE, last_complete_checkpoint
 from .stream import collate
 from .validate import Validation
 
-_CLOCK = "clock.json"
+_STATE = "run.json"  # what changes in a run beside weights and optimizer
 
 
 class BlockTrainer(Trainer):
@@ -38,11 +39,13 @@ class BlockTrainer(Trainer):
         self,
         distillation: Distillation,
         args: TrainingArguments,
-        stream: Dataset[dict[str, list[int]]],
+        stream: Dataset[dict[str, Any]],
         *,
         clock: Clock,
         optimizer: str,
+        learning_rate: float,
         warmup: float,
+        max_drift: float | None,
         examine: Callable[[], Validation | None],
         callbacks: list[TrainerCallback],
     ) -> None:
@@ -57,7 +60,9 @@ class BlockTrainer(Trainer):
         self.distillation = distillation
         self.clock = clock
         self._optimizer_name = optimizer
+        self._learning_rate = learning_rate
         self._warmup = warmup
+        self._max_drift = max_drift
         self._examine = examine
         self._tally = _Tally()
         self.tokens = 0  # of this process, in this run
@@ -74,7 +79,7 @@ class BlockTrainer(Trainer):
             kept = last_complete_checkpoint(Path(str(self.args.output_dir)))
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.state.global_step}; lower --learning-rate "
-                f"(now {self.args.learning_rate:g}). "
+                f"(now {self._learning_rate:g}). "
                 + (f"The last good state is kept in {kept}" if kept else "No checkpoint was written yet")
             )
         self._tally.add(statistics)
@@ -90,16 +95,27 @@ class BlockTrainer(Trainer):
         """Every process examines the same unseen blocks, so that all stop together where they stop early."""
         validation = self._examine()
         metrics = {f"eval_{name}": value for name, value in validation.metrics().items()} if validation else {}
+        if self._max_drift is not None and validation is not None:
+            if validation.drift > self._max_drift:
+                self._weigh_next_tokens(2 * self._next_token_weight or 1.0)
+            metrics["eval_next_token_weight"] = self._next_token_weight
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @property
+    def _next_token_weight(self) -> float:
+        return self.distillation.objective.next_token_weight
+
+    def _weigh_next_tokens(self, weight: float) -> None:
+        self.distillation.objective = replace(self.distillation.objective, next_token_weight=weight)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = build_optimizer(
                 self.distillation.trained,
                 name=self._optimizer_name,
-                lr=self.args.learning_rate,
+                lr=self._learning_rate,
                 weight_decay=self.args.weight_decay,
             )
         return self.optimizer
@@ -128,12 +144,15 @@ class BlockTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # other processes write their random states
         if self.args.should_save:
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            (folder / _CLOCK).write_text(json.dumps({"seconds": self.clock.seconds}))
+            state = {"seconds": self.clock.seconds, "next_token_weight": self._next_token_weight}
+            (folder / _STATE).write_text(json.dumps(state))
             (folder / COMPLETE).touch()
 
-    def restore_clock(self, checkpoint: Path) -> None:
-        """Count the minutes that the interrupted run had trained at this checkpoint."""
-        self.clock.spent = float(json.loads((checkpoint / _CLOCK).read_text())["seconds"])
+    def restore(self, checkpoint: Path) -> None:
+        """Count the minutes that the interrupted run had trained at this checkpoint, with what it had learned of drift."""
+        state = json.loads((checkpoint / _STATE).read_text())
+        self.clock.spent = float(state["seconds"])
+        self._weigh_next_tokens(float(state["next_token_weight"]))
 
 
 class _Tally:

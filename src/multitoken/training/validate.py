@@ -1,19 +1,18 @@
-"""What the model does on prompts it was not trained on: how often each place of a block is right, and how fast Exact
-would be with it, without decoding anything."""
+"""What the model does on prompts it was not trained on: how often each place of a block is right, how fast Exact would be
+with it at several thresholds, without decoding anything, and how much of the original's next-token behaviour is left."""
 
-from dataclasses import dataclass, replace
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from multitoken.decoding.policies import Exact
-
 from .encoding import Sample
 from .objective import Distillation, supervised
-from .stream import BlockStream, StreamOptions, collate
+from .stream import Row, StreamOptions, collate
 
-THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
-_DEFAULT = Exact().threshold
+THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 _SHOWN = 8  # places, in a sentence and in logs
 
 
@@ -23,56 +22,113 @@ class Validation:
 
     `agreement[j]`: share of right tokens at place j, where all places before it were right.
     `tokens_per_step`: by threshold, what `Exact` may be expected to reach (see `expected_tokens_per_step`).
+    `kept`: share of next tokens that are the original's; None where nothing can be lost (method gated).
     """
 
     blocks: int
     accepted: float
     agreement: list[float]
     tokens_per_step: dict[float, float]
+    kept: float | None = None
+
+    @property
+    def threshold(self) -> float:
+        """The one at which Exact may be expected to be fastest."""
+        return max(self.tokens_per_step, key=lambda threshold: self.tokens_per_step[threshold])
+
+    @property
+    def drift(self) -> float:
+        """Share of next tokens that are no longer the original's."""
+        return 1 - self.kept if self.kept is not None else 0.0
 
     def __str__(self) -> str:
         shares = " ".join(f"{share:.0%}" for share in self.agreement[:_SHOWN])
+        lost = f"; {self.kept:.1%} of next tokens are the original's" if self.kept is not None else ""
         return (
             f"{self.accepted:.2f} tokens of a block are right on {self.blocks} unseen blocks (by place: {shares} ...); "
-            f"Exact {_DEFAULT:g} may be expected to emit {self.tokens_per_step[_DEFAULT]:.2f} a step"
+            f"Exact {self.threshold:g} may be expected to emit {self.tokens_per_step[self.threshold]:.2f} a step{lost}"
         )
 
     def metrics(self) -> dict[str, float]:
         """Numbers for a log, by name."""
-        named = {"accepted": self.accepted}
+        named = {"accepted": self.accepted, "tokens_per_step": self.tokens_per_step[self.threshold]}
+        if self.kept is not None:
+            named["kept"] = self.kept
         named |= {f"tokens_per_step_{threshold:g}": rate for threshold, rate in self.tokens_per_step.items()}
         return named | {f"agreement_{place}": share for place, share in enumerate(self.agreement[:_SHOWN])}
 
 
+@dataclass(frozen=True)
+class Walk:
+    """A block at each of some places of a text, one behind the other. All [places, k]: the proposal is right; the text has not
+    ended before it; its probability."""
+
+    right: Tensor
+    reached: Tensor
+    confidence: Tensor
+
+
 @torch.no_grad()
 def validate(
-    distillation: Distillation, samples: list[Sample], options: StreamOptions, most_rows: int = 128
+    distillation: Distillation,
+    samples: Sequence[Sample],
+    options: StreamOptions,
+    most_samples: int = 32,
+    most_places: int = 128,
 ) -> Validation | None:
-    """Blocks of the greatest length at random anchors of at most `most_rows` samples; None where there are none.
-
-    128 rows know a mean length to a few hundredths.
-    """
+    """Blocks of the greatest length at up to `most_places` successive places of at most `most_samples` samples; None where
+    there are no samples. `options.rows_per_step` is the rows of one pass."""
+    rng = random.Random(f"{options.seed}:validation")
     samples = [sample for sample in samples if not sample.sampled] or samples  # a draw has no right token
-    rows = min(options.rows_per_step, len(samples))
-    if not rows:
-        return None
-    steps = max(1, min(len(samples), most_rows) // rows)
-    stream = BlockStream(samples, replace(options, rows_per_step=rows, fixed_k=True, growth=0, pack=False), steps)
+    chosen = sorted(rng.sample(samples, min(most_samples, len(samples))), key=lambda sample: len(sample.ids))
+    walks: list[Walk] = []
+    kept: list[Tensor] = []
+    for start in range(0, len(chosen), options.rows_per_step):
+        rows = [Row.of([sample], options.train_on) for sample in chosen[start : start + options.rows_per_step]]
+        places = [_successive(list(row.end_of), most_places, rng) for row in rows]
+        found, same = _look(distillation, rows, places, options)
+        walks += found
+        kept += same
+    return summarise(walks, float(torch.cat(kept).double().mean()) if kept else None) if walks else None
+
+
+def _successive(places: list[int], most: int, rng: random.Random) -> list[int]:
+    start = rng.randrange(max(1, len(places) - most + 1))
+    return places[start : start + most]
+
+
+def _look(
+    distillation: Distillation, rows: list[Row], places: list[list[int]], options: StreamOptions
+) -> tuple[list[Walk], list[Tensor]]:
+    """The walks over some rows, `options.blocks` places at a time, and whether their next tokens are the original's."""
     device = next(distillation.parameters()).device
-    right, reached, confidence = [], [], []
-    for step in range(steps):
-        inputs = collate([stream[step * rows + i] for i in range(rows)])
+    ks = [options.k_max] * options.blocks
+    parts: list[Walk] = []
+    kept: list[Tensor] = []
+    for start in range(0, max(map(len, places)), options.blocks):
+        anchors = [own[start : start + options.blocks] for own in places]
+        # All rows have equally many blocks: the last place is repeated, and left out below.
+        full = [part + [own[-1]] * (options.blocks - len(part)) for part, own in zip(anchors, places, strict=True)]
+        inputs = collate([row.item(part, ks) for row, part in zip(rows, full, strict=True)])
         seen = distillation.examine({name: tensor.to(device) for name, tensor in inputs.items()})
         counted = supervised(seen.batch, seen.proposals, seen.labels, distillation.eos_ids, until_disagreement=False)
-        by_block = (-1, options.k_max)
-        right.append((counted & (seen.proposals == seen.labels)).reshape(by_block).cpu())
-        reached.append(counted.reshape(by_block).cpu())
-        confidence.append(seen.confidences.masked_fill(~counted, 0.0).reshape(by_block).cpu())
-    return summarise(torch.cat(right), torch.cat(reached), torch.cat(confidence))
+        shape = (len(rows), options.blocks, options.k_max)
+        right = (counted & (seen.proposals == seen.labels)).reshape(shape).cpu()
+        confidence = seen.confidences.masked_fill(~counted, 0.0).reshape(shape).cpu()
+        parts.append(Walk(right, counted.reshape(shape).cpu(), confidence))
+        if seen.kept is not None and not start:
+            kept.append(seen.kept.cpu())
+    right, reached, confidence = (
+        torch.cat([getattr(part, name) for part in parts], 1) for name in ("right", "reached", "confidence")
+    )
+    walks = [
+        Walk(right[i, : len(own)], reached[i, : len(own)], confidence[i, : len(own)]) for i, own in enumerate(places)
+    ]
+    return walks, kept
 
 
-def summarise(right: Tensor, reached: Tensor, confidence: Tensor) -> Validation:
-    """All [blocks, k]: the proposal is right; the text has not ended before it; its probability."""
+def summarise(walks: Sequence[Walk], kept: float | None = None) -> Validation:
+    right, reached = torch.cat([walk.right for walk in walks]), torch.cat([walk.reached for walk in walks])
     front = right.long().cumprod(1)
     before = torch.cat([torch.ones_like(front[:, :1]), front[:, :-1]], 1)
     shares = front.sum(0) / (before * reached).sum(0).clamp_min(1)
@@ -80,17 +136,25 @@ def summarise(right: Tensor, reached: Tensor, confidence: Tensor) -> Validation:
         blocks=len(right),
         accepted=float(front.sum(1).double().mean()),
         agreement=[round(share, 4) for share in shares.tolist()],
-        tokens_per_step={t: round(expected_tokens_per_step(right, confidence, t), 4) for t in THRESHOLDS},
+        tokens_per_step={t: round(expected_tokens_per_step(walks, t), 4) for t in THRESHOLDS},
+        kept=None if kept is None else round(kept, 4),
     )
 
 
-def expected_tokens_per_step(right: Tensor, confidence: Tensor, threshold: float) -> float:
-    """Of `Exact`, were its anchors spread as evenly as those here. right, confidence [blocks, k]; place 0 is the anchor.
+def expected_tokens_per_step(walks: Sequence[Walk], threshold: float) -> float:
+    """Of `Exact` walking over the texts from block to block, as decoding does: where much is accepted it looks seldom.
 
     A block with c confident drafts of which the first a are right costs one step, which emits a + 1 tokens; where a < c
     that step's masks stood behind a wrong token, and a second step emits one token without drafts.
     """
-    drafts = (confidence[:, 1:] >= threshold).long().cumprod(1)
-    confirmed = (drafts * right[:, 1:]).cumprod(1).sum(1)
-    wasted = (confirmed < drafts.sum(1)).long()
-    return float((1 + confirmed + wasted).sum() / (1 + wasted).sum())
+    emitted = steps = 0
+    for walk in walks:
+        drafts = (walk.confidence[:, 1:] >= threshold).long().cumprod(1)
+        confirmed = (drafts * walk.right[:, 1:]).cumprod(1).sum(1)
+        wasted = (confirmed < drafts.sum(1)).long()
+        tokens, passes, place = (1 + confirmed + wasted).tolist(), (1 + wasted).tolist(), 0
+        while place < len(tokens):
+            emitted += tokens[place]
+            steps += passes[place]
+            place += tokens[place]
+    return emitted / steps

@@ -113,7 +113,7 @@ def test_resume_is_bit_identical(project, monkeypatch) -> None:
 def test_options_that_would_do_nothing_are_refused() -> None:
     """Their author expects an effect."""
     given = {"model": "m", "data": "d", "output": "o"}
-    with pytest.raises(UsageError, match="next_token_weight needs method=full"):
+    with pytest.raises(UsageError, match="next_token_weight needs method=full or lora"):
         make_config(**given, method="gated", next_token_weight=0.5)
     with pytest.raises(UsageError, match="rank and layers belong to method=gated"):
         make_config(**given, method="full", rank=8)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from multitoken.training.optimizer import build_optimizer, build_schedule
+from multitoken.training.optimizer import build_optimizer, build_schedule, default_rate
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 
@@ -15,6 +15,14 @@ def test_embeddings_and_norms_never_decay() -> None:
     for name, parameter in model.named_parameters():
         expected = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         assert (id(parameter) in decayed) == expected, name
+
+
+def test_the_default_rate_falls_with_width_where_every_weight_moves() -> None:
+    """The rate of a model of 256 would wreck one of 4,096; an adapter's rank does not grow with its model."""
+    assert default_rate("full", "muon", 1024) == default_rate("full", "muon", 256) / 2
+    assert default_rate("full", "adamw", 1024) == default_rate("full", "adamw", 256) / 4
+    for method in ("gated", "lora"):
+        assert default_rate(method, "muon", 4096) == default_rate(method, "muon", 64)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -35,11 +35,22 @@ def test_rows_of_a_step_share_their_ks_and_steps_differ() -> None:
 def test_blocks_grow_over_the_first_steps() -> None:
     """Short blocks first: what a place learns before those in front of it is not used. A step's place decides, so a resumed
     run goes on where it was."""
-    grown = stream(fixed_k=True, growth=10)
+    grown = stream(fixed_k=True, growth=0.5)
     assert [grown[4 * step]["ks"][0] for step in range(12)] == [4, 4, 4, 5, 5, 6, 6, 6, 7, 7, 8, 8]
-    drawn = stream(growth=10)
+    drawn = stream(growth=0.5)
     assert all(2 <= k <= 4 for step in range(3) for k in drawn[4 * step]["ks"])
-    assert stream(k_max=3, fixed_k=True, growth=10)[0]["ks"] == [3, 3, 3]
+    assert stream(k_max=3, fixed_k=True, growth=0.5)[0]["ks"] == [3, 3, 3]
+
+
+def test_blocks_grow_by_the_clock_where_the_clock_ends_the_run() -> None:
+    """A run of minutes does not know its steps: counted in steps, blocks would grow for good or not at all."""
+    done = 0.0
+    options = StreamOptions(seed=3, rows_per_step=4, blocks=3, k_max=8, fixed_k=True, growth=0.4)
+    s = BlockStream(SAMPLES, options, steps=10**8, progress=lambda: done)
+    seen = []
+    for done in (0.0, 0.11, 0.21, 0.31, 0.4, 1.0):  # noqa: B007
+        seen.append(s[0]["ks"][0])
+    assert seen == [4, 5, 6, 7, 8, 8]
 
 
 def test_anchors_stand_where_a_response_token_follows() -> None:

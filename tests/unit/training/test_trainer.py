@@ -7,6 +7,7 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from multitoken.checkpoints.export import export
 from multitoken.config import make_config
 from multitoken.errors import DataError, OutOfMemoryError, OutputError, UsageError
 from multitoken.models.loading import load_causal_lm
@@ -167,6 +168,72 @@ def test_unseen_prompts_are_looked_at_while_training(project) -> None:
     assert stopped.steps == 6, "the first look sets the mark, two more do not better it"
 
 
+def test_looks_come_by_the_share_of_the_run_unless_told_otherwise(project) -> None:
+    """Every 200 steps would be never in a run of four minutes on a CPU."""
+    done = run(project, "adapted", steps=20, validation_share=0.2)
+    assert [entry["step"] for entry in done.log if "eval_accepted" in entry] == [*range(2, 22, 2)]
+
+
+def test_drift_is_watched_and_held(project) -> None:
+    """The next-token loss weighs twice as much after each look that finds too much lost, and that holds it."""
+    options = {"steps": 30, "validation_share": 0.3, "next_token_weight": 0.1, "learning_rate": 3e-3}
+    free = run(project, "free", **options)
+    held = run(project, "held", **options, max_drift=0.02)
+    assert free.validation is not None and held.validation is not None
+    assert free.validation.drift > 0.02, "or there is nothing to hold"
+    assert held.validation.drift < free.validation.drift
+    looks = [entry for entry in held.log if "eval_kept" in entry]
+    weight = 0.1
+    for look in looks:
+        weight *= 2 if 1 - look["eval_kept"] > 0.02 else 1
+        assert look["eval_next_token_weight"] == pytest.approx(weight)
+    assert weight > 0.1
+
+
+def test_a_resumed_run_keeps_its_next_token_weight(project, monkeypatch) -> None:
+    """It is found in the run: begun anew, the second half would let go what the first had learned to hold."""
+    options = {"steps": 6, "validation_share": 0.3, "next_token_weight": 0.1, "max_drift": 1e-4, "evaluate_every": 1}
+    run(project, "whole", **options)
+    plain, calls = BlockTrainer.compute_loss, []
+
+    def killed(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 6:  # in step 5: checkpoint 4 is complete
+            raise KeyboardInterrupt
+        return plain(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockTrainer, "compute_loss", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(project, "cut", **options)
+    resumed = run(project, "cut", **options, resume=True)
+    assert largest_difference(weights(project / "whole"), weights(project / "cut")) == 0.0
+    assert resumed.log[-1].get("eval_next_token_weight", 1.0) > 0.1
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "gated"])
+def test_the_best_threshold_is_stored_and_used(project, method: str) -> None:
+    """Whoever loads the checkpoint decodes at the threshold that its own run found best, without being told."""
+    import multitoken as mt
+
+    done = run(project, "adapted", method=method, steps=2, validation_share=0.3)
+    assert done.validation is not None
+    stored = json.loads((project / "adapted" / "generation_config.json").read_text())["mtp"]
+    assert stored == {"policy": "exact", "threshold": done.validation.threshold}
+    model = mt.load(project / "adapted")
+    assert model.default_policy == mt.Exact(done.validation.threshold)
+    export(project / "adapted", project / "exported")
+    exported = json.loads((project / "exported" / "generation_config.json").read_text())["mtp"]
+    assert (exported["policy"], exported["threshold"]) == ("exact", done.validation.threshold)
+
+
+def test_without_unseen_prompts_no_threshold_is_stored(project) -> None:
+    import multitoken as mt
+
+    run(project, "adapted", steps=2, validation_share=0.0)
+    assert mt.load(project / "adapted").default_policy == mt.Exact()
+
+
 def test_the_log_outlives_the_run_in_tensorboard(project) -> None:
     """The run's own folder is removed at the end."""
     run(project, "adapted", steps=2, report_to="tensorboard")
@@ -220,10 +287,11 @@ def test_options_of_every_objective_run(project) -> None:
 def test_defaults_are_those_of_the_recommended_method(project) -> None:
     """What the README promises of a bare `multitoken adapt` is the gated recipe that the ablation chose."""
     config = make_config(model="m", data="d", output="o")
-    assert (config.method, config.optimizer, config.learning_rate) == ("gated", "muon", 5e-3)
+    assert (config.method, config.optimizer, config.next_token_weight) == ("gated", "muon", 0.0)
     assert (config.labels, config.loss_weights) == ("auto", "reach")
-    full = make_config(model="m", data="d", output="o", method="full")
-    assert (full.optimizer, full.learning_rate) == ("adamw", 2e-4)
+    for method in ("full", "lora"):
+        other = make_config(model="m", data="d", output="o", method=method)
+        assert other.next_token_weight > 0, "else the next tokens are lost"
     options = {"method": "gated", "labels": "auto", "optimizer": None, "learning_rate": None, "loss_weights": "reach"}
     assert run(project, "adapted", steps=2, **options).steps == 2
 

@@ -1,43 +1,77 @@
 """The speed that validation foretells, against a decoder that plays the blocks out."""
 
-import random
-
 import pytest
 import torch
 
-from multitoken.training.validate import expected_tokens_per_step, summarise
+from multitoken.training.validate import Walk, expected_tokens_per_step, summarise
 
 
-def played_out(right: list[list[bool]], confidence: list[list[float]], threshold: float, steps: int) -> float:
-    """Exact over an endless text whose blocks are drawn from those given: emitted tokens a step."""
-    rng = random.Random(0)
-    emitted = drafts = confirmed = 0
-    for _ in range(steps):
-        # This step feeds the drafts of the last one, and masks behind them.
-        emitted += confirmed + 1
-        if confirmed < drafts:
-            drafts = confirmed = 0  # its masks stood behind a wrong token
-            continue
-        block = rng.randrange(len(right))
-        drafts = next((i for i, c in enumerate(confidence[block][1:]) if c < threshold), len(confidence[block]) - 1)
-        confirmed = next((i for i, r in enumerate(right[block][1 : 1 + drafts]) if not r), drafts)
+def played_out(walks: list[Walk], threshold: float) -> float:
+    """Exact over each text, a pass at a time: emitted tokens a step."""
+    emitted = steps = 0
+    for walk in walks:
+        right, confidence = walk.right.tolist(), walk.confidence.tolist()
+        place, drafts, confirmed = 0, 0, 0
+        while place < len(right) or drafts:
+            # This step feeds the drafts of the last one, and masks behind them.
+            steps += 1
+            if confirmed < drafts:
+                emitted += 1
+                place += 1
+                drafts = confirmed = 0  # its masks stood behind a wrong token
+                continue
+            if place >= len(right):
+                break
+            block = place
+            drafts = next((i for i, c in enumerate(confidence[block][1:]) if c < threshold), len(confidence[block]) - 1)
+            confirmed = next((i for i, r in enumerate(right[block][1 : 1 + drafts]) if not r), drafts)
+            emitted += 1 + confirmed
+            place += 1 + confirmed
+            if confirmed == drafts:
+                drafts = confirmed = 0
     return emitted / steps
+
+
+def made_up(seed: int) -> list[Walk]:
+    generator = torch.Generator().manual_seed(seed)
+    walks = []
+    for places in (30, 7, 1):
+        confidence = torch.rand(places, 6, generator=generator)
+        right = torch.rand(places, 6, generator=generator) < confidence.sqrt()
+        walks.append(Walk(right, torch.ones_like(right), confidence))
+    return walks
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9])
 def test_expected_tokens_per_step_is_what_playing_out_gives(threshold: float) -> None:
     """A rejected draft costs a second step: leaving that out would promise what no decoder reaches."""
-    generator = torch.Generator().manual_seed(0)
-    confidence = torch.rand(40, 6, generator=generator)
-    right = torch.rand(40, 6, generator=generator) < confidence.sqrt()
-    expected = expected_tokens_per_step(right, confidence, threshold)
-    assert expected == pytest.approx(played_out(right.tolist(), confidence.tolist(), threshold, 200_000), rel=0.01)
+    for seed in range(5):
+        walks = made_up(seed)
+        assert expected_tokens_per_step(walks, threshold) == pytest.approx(played_out(walks, threshold))
+
+
+def test_places_that_decoding_jumps_over_do_not_count() -> None:
+    """Four right drafts, then a place without any: a mean over all places would see the easy stretch four times too often."""
+    right = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 0, 0]]).bool()
+    walk = Walk(right, torch.ones_like(right), right.float())
+    assert expected_tokens_per_step([walk], 0.5) == pytest.approx((3 + 1) / 2)
+
+
+def test_the_best_threshold_is_the_fastest_one() -> None:
+    """Drafts of 0.6 that are always wrong make every threshold below waste a step, and drafts of 0.75 are always right."""
+    right = torch.tensor([[1, 1, 0]] * 12).bool()
+    confidence = torch.tensor([[1.0, 0.75, 0.65]] * 12)
+    found = summarise([Walk(right, torch.ones_like(right), confidence)], kept=0.97)
+    assert found.threshold == 0.7
+    assert found.tokens_per_step == {0.3: 1.5, 0.5: 1.5, 0.6: 1.5, 0.7: 2.0, 0.8: 1.0, 0.9: 1.0}
+    assert found.metrics()["tokens_per_step"] == 2.0
+    assert found.drift == pytest.approx(0.03) and "97.0% of next tokens are the original's" in str(found)
 
 
 def test_agreement_counts_only_places_that_are_reached() -> None:
     """A place behind a wrong one, or behind the text's end, says nothing about the model."""
     right = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1], [1, 1, 0, 0]]).bool()
     reached = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]).bool()
-    found = summarise(right, reached, torch.ones(3, 4))
+    found = summarise([Walk(right, reached, torch.ones(3, 4))])
     assert found.accepted == pytest.approx((2 + 1 + 2) / 3)
     assert found.agreement == [1.0, pytest.approx(2 / 3, abs=1e-4), 0.0, 0.0]
