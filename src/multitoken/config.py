@@ -19,7 +19,7 @@ METHODS = ("gated", "lora", "full")
 BY_METHOD: dict[str, dict[str, Any]] = {
     "gated": {"optimizer": "muon", "next_token_weight": 0.0},
     "lora": {"optimizer": "muon", "next_token_weight": 10.0, "batch_size": 4, "blocks_per_row": 24},
-    "full": {"optimizer": "muon", "next_token_weight": 10.0, "batch_size": 4, "blocks_per_row": 24},
+    "full": {"optimizer": "adamw", "next_token_weight": 10.0, "batch_size": 4, "blocks_per_row": 24},
 }
 
 PathOrName = Annotated[
@@ -100,7 +100,7 @@ class AdaptConfig(BaseModel):
     doubled at each look that finds more."""
 
     optimizer: Literal["adamw", "muon"] = "muon"
-    """The optimizer; muon orthogonalises the updates of weight matrices."""
+    """The optimizer; muon orthogonalises the updates of weight matrices (method full: adamw, if not given)."""
     learning_rate: float | None = Field(default=None, gt=0)
     """The highest learning rate of the run (by method, optimizer and the model's width, if not given)."""
     weight_decay: float = Field(default=0.0, ge=0)

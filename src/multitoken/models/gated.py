@@ -105,9 +105,10 @@ def read_adapter(model: PreTrainedModel, folder: Path, mtp: MtpConfig) -> GatedA
     says = folder / GENERATION_CONFIG_NAME
     if says.is_file() and model.generation_config is not None:
         try:
-            model.generation_config.mtp = json.loads(says.read_text(encoding="utf-8")).get("mtp")
+            decoding = json.loads(says.read_text(encoding="utf-8")).get("mtp")
         except (OSError, ValueError, AttributeError) as error:
             raise ModelError(f"{says}: cannot be read: {error}; expected an object with the key mtp") from error
+        setattr(model.generation_config, "mtp", decoding)  # noqa: B010: a key that transformers keeps and does not know
     return adapter
 
 

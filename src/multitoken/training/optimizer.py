@@ -54,12 +54,13 @@ def default_rate(method: str, optimizer: str, width: int) -> float:
     """The learning rate for a model of hidden size `width`, if none is given.
 
     A step of Muon (as `match_rms_adamw` scales it) moves what a matrix does to its input in proportion to sqrt(width), one of
-    AdamW to width: where every weight moves, the rate falls by as much. A low-rank adapter's factors have one short side.
+    AdamW to width: where every weight moves, the rate falls by as much in wider models. In narrower ones it does not climb:
+    measured, they lose more by it (docs/defaults.md). A low-rank adapter's factors have one short side.
     """
     rate = _RATES[optimizer][method]
     if method != "full":
         return rate
-    return rate * (_WIDTH / width) ** (0.5 if optimizer == "muon" else 1.0)
+    return rate * min(1.0, _WIDTH / width) ** (0.5 if optimizer == "muon" else 1.0)
 
 
 def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: float) -> Optimizer:

@@ -18,7 +18,8 @@ from multitoken.training.setup import _objective
         ({"loss_until": "first-disagreement"}, 10, "online"),
         ({"responses": "sampled", "loss_until": "first-disagreement"}, 10, "online"),
         ({"labels": "online"}, 10, "online"),
-        ({}, 9, "online"),
+        ({}, 9, "data"),
+        ({"loss_until": "first-disagreement"}, 9, "online"),
         ({"teacher": "soft"}, 10, "online"),
     ],
 )
@@ -27,4 +28,6 @@ def test_labels(options: dict[str, str], written: int, labels: str) -> None:
     proposal differs from it would end almost at once."""
     config = make_config(model="m", data="d", output=Path("o"), **options)
     report = DataReport(10, written, unfinished=0, cut=0, too_short=0, no_room=0, last_turn_only=0)
-    assert _objective(config, report).labels == labels
+    objective = _objective(config, report)
+    assert objective.labels == labels
+    assert objective.foreign == (written < 10 and labels == "data"), "others' words are no labels by themselves"
