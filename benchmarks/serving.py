@@ -89,7 +89,8 @@ async def at_once(client: Any, prompts: list[str], way: str, streams: int) -> fl
     async def one() -> None:
         nonlocal tokens
         while left:
-            tokens += (await stream(client, body_of(left.pop(), way)))[1]
+            _, written = await stream(client, body_of(left.pop(), way))
+            tokens += written  # not in one line with the await, which would read the sum before it
 
     begun = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(streams)))
