@@ -108,7 +108,7 @@ def read_adapter(model: PreTrainedModel, folder: Path, mtp: MtpConfig) -> GatedA
             decoding = json.loads(says.read_text(encoding="utf-8")).get("mtp")
         except (OSError, ValueError, AttributeError) as error:
             raise ModelError(f"{says}: cannot be read: {error}; expected an object with the key mtp") from error
-        setattr(model.generation_config, "mtp", decoding)  # noqa: B010: a key that transformers keeps and does not know
+        model.generation_config.mtp = decoding  # pyright: ignore[reportAttributeAccessIssue]
     return adapter
 
 
