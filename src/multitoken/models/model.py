@@ -20,7 +20,7 @@ from multitoken.decoding.arguments import option
 from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.generate import Prepared, prepare, run
 from multitoken.decoding.loop import Decoder
-from multitoken.decoding.policies import Exact, NextToken, Policy, make_policy
+from multitoken.decoding.policies import NextToken, Policy
 from multitoken.decoding.records import Chunk, DecodingError
 from multitoken.errors import UsageError
 
@@ -28,6 +28,7 @@ from .loading import load_causal_lm
 from .mtp_config import MtpConfig
 from .prompts import Message, encode_prompt
 from .selftest import check_blocks
+from .stored_policy import stored_policy
 
 Prompt = str | list[Message]
 
@@ -279,12 +280,6 @@ class Model:
                 whole = text.rstrip("\ufffd")
                 fresh, shown = whole[len(shown) :], max(shown, whole, key=len)
             yield replace(chunk, text=fresh)
-
-
-def stored_policy(hf: PreTrainedModel) -> Policy:
-    """How an adapted model decodes unless told otherwise: what its `generation_config.json: mtp` says, else Exact."""
-    says: dict[str, Any] = getattr(hf.generation_config, "mtp", None) or {}
-    return make_policy(says.get("policy", Exact.name), threshold=says.get("threshold"), k=says.get("k"))
 
 
 def eos_ids(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
