@@ -66,8 +66,8 @@ class AdaptConfig(BaseModel):
     """Tokens of prompt and response together; longer samples are cut."""
     pack: bool = False
     """Let short samples share a row as long as the longest sample; none sees another, and blocks are the row's."""
-    join_share: float = Field(default=0.125, ge=0, le=1)
-    """Share of steps in which samples stand one behind the other, as turns of one conversation: drafts behind long prompts."""
+    join_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of steps in which samples stand one behind the other, as turns of one conversation, for drafts behind long prompts."""
     validation_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the prompts that is kept from training and measured instead."""
 

@@ -48,7 +48,7 @@ def trained(method: str, family: str, folder: Path) -> tuple[torch.Tensor, int]:
         k=4, mask_token_id=way.mask.id, mask_token=way.mask.token, method=method, base_name="base",
         base_hash=loaded.weight_hash,
     )  # fmt: skip
-    way.save(mtp, {})
+    way.save(mtp, {}, {})
     return before, way.mask.id
 
 

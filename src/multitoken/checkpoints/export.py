@@ -19,9 +19,9 @@ from multitoken.decoding.policies import Policy, with_trained_k
 from multitoken.errors import ModelError, UsageError
 from multitoken.models.gated import find_base, is_adapter, is_hub_name, read_adapter_config
 from multitoken.models.loading import Loaded, load_causal_lm
-from multitoken.models.model import stored_policy
 from multitoken.models.mtp_config import MtpConfig
 from multitoken.models.placement import DTYPES
+from multitoken.models.stored_policy import stored_policy
 
 from .atomic import atomic_folder, check_output, write_json, write_text
 from .card import CODE_FOLDER, EVALUATION_FOLDER, Facts, license_of, model_card

@@ -17,7 +17,6 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from multitoken.decoding.gate import GatedAdapter
@@ -28,6 +27,7 @@ from multitoken.decoding.records import DecodingError
 from multitoken.errors import ModelError
 
 from .mtp_config import MtpConfig
+from .stored_policy import take_over
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # For `cached_file`: None, and no error, for a file that is not there or cannot be had.
@@ -102,13 +102,7 @@ def read_adapter(model: PreTrainedModel, folder: Path, mtp: MtpConfig) -> GatedA
     """The adapter of a folder, made for `model` and not yet at work; the model learns how the folder says that it decodes.
     Raises `ModelError` where it does not fit."""
     adapter = _read(model, folder / CONFIG, folder / WEIGHTS, mtp)
-    says = folder / GENERATION_CONFIG_NAME
-    if says.is_file() and model.generation_config is not None:
-        try:
-            decoding = json.loads(says.read_text(encoding="utf-8")).get("mtp")
-        except (OSError, ValueError, AttributeError) as error:
-            raise ModelError(f"{says}: cannot be read: {error}; expected an object with the key mtp") from error
-        model.generation_config.mtp = decoding  # pyright: ignore[reportAttributeAccessIssue]
+    take_over(model, folder)
     return adapter
 
 

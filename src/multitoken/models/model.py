@@ -20,7 +20,7 @@ from multitoken.decoding.arguments import option
 from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.generate import Prepared, prepare, run
 from multitoken.decoding.loop import Decoder
-from multitoken.decoding.policies import Exact, NextToken, Policy, make_policy
+from multitoken.decoding.policies import NextToken, Policy
 from multitoken.decoding.records import Chunk, DecodingError, RowsFailed
 from multitoken.decoding.row import Request
 from multitoken.errors import UsageError
@@ -29,6 +29,7 @@ from .loading import load_causal_lm
 from .mtp_config import MtpConfig
 from .prompts import Message, encode_prompt, eos_ids
 from .selftest import check_blocks
+from .stored_policy import stored_policy
 from .text import with_text
 
 Prompt = str | list[Message]
@@ -284,12 +285,6 @@ class Model:
 
     def _with_text(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         return with_text(chunks, self._decode_text)
-
-
-def stored_policy(hf: PreTrainedModel) -> Policy:
-    """How an adapted model decodes unless told otherwise: what its `generation_config.json: mtp` says, else Exact."""
-    says: dict[str, Any] = getattr(hf.generation_config, "mtp", None) or {}
-    return make_policy(says.get("policy", Exact.name), threshold=says.get("threshold"), k=says.get("k"))
 
 
 def _is_many(prompt: object) -> bool:

@@ -299,3 +299,12 @@ def test_the_teachers_own_greedy_words_need_no_teacher_pass(method: str) -> None
         loss, statistics = distil(batch)
         results.append((loss.item(), statistics.accepted))
     assert results[0] == pytest.approx(results[1], rel=1e-6)
+
+
+def test_others_words_are_taught_as_sampled_ones() -> None:
+    """Their tokens are no labels: the original might write something else there."""
+    losses = []
+    for foreign, sampled in ((True, False), (False, True), (False, False)):
+        distil, *_ = distillation("full", Objective(labels="data", weights="reach", foreign=foreign))
+        losses.append(distil(inputs(sampled=sampled))[0].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0] != pytest.approx(losses[2], rel=1e-3)

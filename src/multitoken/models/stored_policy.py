@@ -1,0 +1,29 @@
+"""How an adapted checkpoint decodes unless told otherwise: `mtp` in its `generation_config.json`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from multitoken.decoding.policies import Exact, Policy, make_policy
+from multitoken.errors import ModelError
+
+
+def stored_policy(hf: PreTrainedModel) -> Policy:
+    """What the loaded model's generation config says, else Exact."""
+    says: dict[str, Any] = getattr(hf.generation_config, "mtp", None) or {}
+    return make_policy(says.get("policy", Exact.name), threshold=says.get("threshold"), k=says.get("k"))
+
+
+def take_over(hf: PreTrainedModel, folder: Path) -> None:
+    """Let a base decode as the folder of its adapter says, if that says anything. Raises `ModelError` for a broken file."""
+    says = folder / GENERATION_CONFIG_NAME
+    if not says.is_file() or hf.generation_config is None:
+        return
+    generation: Any = hf.generation_config
+    try:
+        generation.mtp = json.loads(says.read_text(encoding="utf-8")).get("mtp")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{says}: cannot be read: {error}; expected an object with the key mtp") from error
