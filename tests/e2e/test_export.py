@@ -104,6 +104,7 @@ def test_from_the_hub(exported, tmp_path, monkeypatch) -> None:
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
+        "generation_config.json",
         "mtp_head",
         "provenance.json",
         "tokenizer.json",

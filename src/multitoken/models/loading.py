@@ -123,7 +123,7 @@ def load_causal_lm(
 
 def load_config(name_or_path: str | Path, *, trust_remote_code: bool = False) -> tuple[PreTrainedConfig, str]:
     """The config of a folder or hub name, no weights needed, and the name to speak of it. Raises as `load_causal_lm` does."""
-    source, name = locate(name_or_path)
+    source, name = locate(name_or_path, weights=False)
     config = read_config(source, trust_remote_code)
     refuse_unsupported(config, name)
     return config, name

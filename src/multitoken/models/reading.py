@@ -66,15 +66,15 @@ def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
         )
 
 
-def locate(name_or_path: str | Path) -> tuple[str, str]:
-    """What transformers shall open, and the name to speak of it: a folder's own name, or the hub's."""
+def locate(name_or_path: str | Path, *, weights: bool = True) -> tuple[str, str]:
+    """What transformers shall open, and the name to speak of it: a folder's own name, or the hub's. weights=False: the config is
+    all that is wanted."""
     text = str(name_or_path)
     path = Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"{text} has no config.json; expected the folder of a Hugging Face model")
-        weights = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]
-        if not weights:
+        if weights and not [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]:
             old = next(iter(sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])), None)
             found = f"found {old.name}, which can run code when it is read" if old else "found no weights"
             raise ModelError(
