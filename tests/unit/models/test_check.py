@@ -50,7 +50,7 @@ def test_the_command_asks_a_config_alone_and_exits_1_where_it_would_be_wrong(tmp
     tiny_config("rwkv").save_pretrained(tmp_path / "wrong")
     assert run("check", tmp_path / "right", "--random-weights", "--json") == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["uses"] == dict.fromkeys(EVERYTHING, True) and len(told["tests"]) == 9
+    assert told["uses"] == dict.fromkeys(EVERYTHING, True) and len(told["tests"]) == 10
     assert run("check", tmp_path / "wrong", "--random-weights") == 1
     said = capsys.readouterr().out
     assert "FAIL packed blocks" in said and "decoded: NO" in said
