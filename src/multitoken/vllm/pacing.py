@@ -1,6 +1,7 @@
 """How many masks the requests of a server are given: `decoding/pace.py`, with the clock that a sampler has.
 
-A step is the time between two calls of the sampler that had the same requests and no prompt.
+A step is the time between two calls of the sampler, prompts that ran in it included: the more tokens a step writes, the more
+often a request ends and a prompt takes its place, so steps without one would flatter many masks.
 """
 
 import time
@@ -16,15 +17,15 @@ class Pacer:
         self._pace = Pace(places)
         self._records: dict[str, Record] = {}
         self._fed: dict[str, int] = {}  # masks of the block that a request's drafts are of
-        self._batch: object = None  # of the step before, if no prompt was in it
+        self._names: frozenset[str] = frozenset()  # of the step before
         self._begun = 0.0
         self._seconds: float | None = None
 
-    def clock(self, batch: object, prompts: bool) -> None:
-        """A step is being sampled. batch: the same object as long as the requests are the same ones."""
-        now = time.perf_counter()
-        self._seconds = now - self._begun if self._batch is batch and not prompts else None
-        self._batch, self._begun = None if prompts else batch, now
+    def clock(self, names: Sequence[str]) -> None:
+        """A step of these requests is being sampled. Where none of them was in the step before, the server may have waited."""
+        now, fresh = time.perf_counter(), frozenset(names)
+        self._seconds = None if fresh.isdisjoint(self._names) else now - self._begun
+        self._names, self._begun = fresh, now
 
     def masks(
         self, names: Sequence[str], tokens: int, held: Sequence[int] | None, good: Sequence[int] | None

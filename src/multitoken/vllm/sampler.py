@@ -103,7 +103,7 @@ class Sampler:
         step, mask_id = step_of(self._runner), self._settings.mask_id
         rows = self._requests.rows(step.names, step.states)
         if self._pacer is not None:
-            self._pacer.clock(rows, bool(step.discarded.any()))
+            self._pacer.clock(step.names)
         alone = metadata is None  # nobody fed drafts or masks
         if mask_id < logits.shape[-1]:  # a gate's mask may lie beyond the vocabulary
             logits[:, mask_id] = -torch.inf
