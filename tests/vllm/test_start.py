@@ -169,3 +169,24 @@ def test_an_unsupported_vllm(monkeypatch) -> None:
     with pytest.raises(MultitokenError, match=r"vLLM is 0\.33\.1; multi-token decoding needs 0\.32\.\*"):
         config_of()
     assert config_of(additional_config={"mtp": {"enabled": False}}).speculative_config is None
+
+
+def test_recurrent_models_are_refused(tmp_path: Path) -> None:
+    """vLLM rolls attention's cache back behind a refused draft; what a mask has written to a recurrent state stays there."""
+    from transformers import Mamba2Config
+
+    config = Mamba2Config(
+        vocab_size=96,
+        hidden_size=48,
+        num_hidden_layers=2,
+        state_size=8,
+        num_heads=6,
+        head_dim=16,
+        n_groups=1,
+        chunk_size=8,
+    )
+    block = json.loads((CHECKPOINT / "config.json").read_text())["mtp"] | {"mask_token_id": 95}
+    settings = config.to_dict() | {"architectures": ["Mamba2ForCausalLM"], "mtp": block}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(MultitokenError, match="has recurrent layers"):
+        config_of(tmp_path, skip_tokenizer_init=True)

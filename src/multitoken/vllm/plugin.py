@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from multitoken.decoding.records import DecodingError
-from multitoken.errors import ModelError, MultitokenError, UsageError
+from multitoken.errors import ModelError, MultitokenError, UnsupportedModelError, UsageError
 
 from .private import check_version, moved, wrap
 from .settings import ADAPTED, KEY, RESOLVED, Settings, is_asked_for, is_enabled, request_policy, resolve
@@ -54,6 +54,11 @@ def _create_engine_config(original: Any, args: Any, *more: Any, **named: Any) ->
     if not settings.lossless:
         args.scheduler_cls = f"{_ROOM}.scheduler.FinalMasksScheduler"
     config = original(args, *more, **named)
+    if config.model_config.has_inner_state:
+        raise UnsupportedModelError(
+            f"{args.model} has recurrent layers, whose states masks would write to in vLLM; serve it with `multitoken serve`, or "
+            f'as an ordinary model with --additional-config \'{{"mtp": {{"enabled": false}}}}\''
+        )
     _check_budget(config.scheduler_config, settings)
     return config
 
