@@ -1,17 +1,13 @@
 """Families that need more than a mask: positions counted by index inside the attention, layers of unlike sizes, experts that
 are given their tokens only, latents that are expanded anew for all that is cached."""
 
-import copy
-
 import pytest
 import torch
-from torch import nn
 
 from benchmarks.tiny_families import EOS, MASK, tiny_model
 from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken
-from multitoken.decoding.gate import GatedAdapter, adaptable_layers
 from multitoken.models.selftest import check_blocks, packed_error, some_tokens
-from tests.parity.test_recurrent import PROMPTS, decoded, decoder_of, greedy, packed, separate, tokens
+from tests.parity.test_recurrent import PROMPTS, decoded, decoder_of, greedy, packed, separate, tokens, under_a_gate
 
 BY_INDEX = ["bloom", "mpt", "falcon, ALiBi", "gpt_neo"]
 FAMILIES = [*BY_INDEX, "gemma4_text", "llama4_text", "phimoe", "stablelm", "deepseek_v3", "jetmoe", "doge"]
@@ -39,13 +35,7 @@ def test_packed_blocks_and_their_gradients_are_those_of_blocks_alone(family: str
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_gate_leaves_the_original_models_text(family: str) -> None:
     """DeepSeek's latents are expanded for all cached keys at once: an update put at the last of them was put at real tokens."""
-    model = tiny_model(family).requires_grad_(False)
-    bare = copy.deepcopy(model)
-    adapter = GatedAdapter(model, mask_id=10_000, rank=4, layers=adaptable_layers(model))
-    torch.manual_seed(0)
-    for parameter in adapter.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    adapter.attach_for_decoding(model)
+    bare, model = under_a_gate(family)
     plain = decoded(Decoder(bare, eos_ids=[EOS]), PROMPTS[:3], NextToken())
     ours = Decoder(model, mask_id=10_000, trained_k=6, eos_ids=[EOS])
     assert decoded(ours, PROMPTS[:3], Exact(0.0)) == plain

@@ -41,6 +41,18 @@ PROMPTS = [torch.randint(6, 90, (n,), generator=torch.Generator().manual_seed(n)
 NEW = 16
 
 
+def under_a_gate(family: str):
+    """(a model of the family, the same one with a loud random gate at work)"""
+    model = tiny_model(family).requires_grad_(False)
+    bare = copy.deepcopy(model)
+    adapter = GatedAdapter(model, mask_id=10_000, rank=4, layers=adaptable_layers(model))
+    torch.manual_seed(0)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    adapter.attach_for_decoding(model)
+    return bare, model
+
+
 def decoded(decoder: Decoder, prompts: list[list[int]], policy, **options) -> list[list[int]]:
     rows: list[list[int]] = [[] for _ in prompts]
     for chunk in decoder.decode(prompts, policy=policy, max_new_tokens=NEW, **options):
@@ -234,13 +246,7 @@ def test_a_gate_trains_behind_the_original_models_prefix(family: str, monkeypatc
 @pytest.mark.parametrize("family", KINDS)
 def test_exact_under_a_gate_is_the_bare_models_text(family: str) -> None:
     """The promise of the gate, with updates that say something loud inside the mixers."""
-    model = tiny_model(family).requires_grad_(False)
-    bare = copy.deepcopy(model)
-    adapter = GatedAdapter(model, mask_id=10_000, rank=4, layers=adaptable_layers(model))
-    torch.manual_seed(0)
-    for parameter in adapter.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    adapter.attach_for_decoding(model)
+    bare, model = under_a_gate(family)
     plain = decoded(Decoder(bare, eos_ids=[EOS]), PROMPTS, NextToken())
     ours = Decoder(model, mask_id=10_000, trained_k=6, eos_ids=[EOS])
     assert decoded(ours, PROMPTS, Exact(0.0)) == plain
