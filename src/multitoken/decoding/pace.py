@@ -6,8 +6,8 @@ would write another text, so only verified policies are paced.
 A *level* is the most masks that a row is fed: 0 (plain decoding), 1, 3, 7, ... For each level, and each size of the batch, the
 tokens a second of its own steps are kept, old ones forgotten. The best level is fed. In between, the levels beside it, all
 masks and plain decoding have trials of a few steps, the more often the less they cost: a trial that loses the time of one step
-is repeated after `_PRICE` steps. A *purse* holds what masks have won against plain decoding, up to a few steps' time, and a small
-allowance: while it is empty nothing but plain decoding is fed, whatever was measured.
+is repeated after `_PRICE` steps. A *purse*, one for each size of the batch, holds what masks have won against plain decoding, up
+to some steps' time, and a small allowance: while it is empty nothing but plain decoding is fed, whatever was measured.
 
 Within a level each row is fed what its own last blocks suggest (`Record`): one row counts, another reasons.
 """
@@ -18,15 +18,23 @@ _STRETCH = (
     4  # steps between two decisions; the first after a change is not counted, for its drafts are of another level
 )
 _PRICE = 120  # steps to the next trial of a level for each step's time that one has cost
-_LEAST = 0.3  # steps' time that a trial is taken to cost, however well it went
+_LEAST, _MOST = 0.3, 6.0  # steps' time that a trial is taken to cost, however it went
 _ALLOWANCE = 0.006  # of the time may be lost against plain decoding
-_PURSE = 8.0  # steps' time that the purse holds: with the allowance, no 1,000 steps lose 2%
+_PURSE, _PURSE_OF_FEW = 10.0, 12.0  # steps' time in a new purse: with the allowance, no first 1,000 steps lose 2%
+_FULL = 30.0  # and in a full one
+_FARE, _DEBT = (
+    5.0,
+    -2.0,
+)  # what a trial must find in it, and what it may leave: its first step has masks to pay, and no drafts
 _MARGIN = 1.03  # by which another level must be better than the present one
 _DOUBT = 0.4  # and, in steps, by what more while few of its own are known
+_TRIAL = 24.0  # steps after which a trial has shown what it can
 _MEMORY = 60  # steps that a level's average goes over
+_STALE, _LITTLE = 100, 6.0  # steps after which an average counts for no more than so many
+_SETTLED = 20.0  # steps from which on an average moves with the machine, and not by chance
 _CROWD = 8  # rows that begin with plain decoding
 _IDLE = 12  # steps after which a row that accepts nothing is tried again
-_FADE = 0.8  # of what held at a time is remembered a block later
+_FADE = 0.65  # of what held at a time is remembered a block later
 
 
 class Record:
@@ -59,13 +67,16 @@ class _Level:
         self.steps = 0.0
         self.tokens = self.seconds = 0.0  # sums that forget
         self.due = 0  # step from which it may have a trial
+        self.seen = 0  # step that was added last
 
     def usual(self, seconds: float) -> float:
-        """At most twice as long, or half as long, as a step of this level takes: a machine that stalls says nothing of it."""
-        usual = self.seconds / self.steps if self.steps else seconds
-        return min(max(seconds, usual / 2), usual * 2)
+        """At most twice as long as a step of this level takes: a machine that stalls says nothing of it."""
+        return min(seconds, 2 * self.seconds / self.steps) if self.steps else seconds
 
-    def add(self, tokens: float, seconds: float) -> None:
+    def add(self, tokens: float, seconds: float, now: int) -> None:
+        if now - self.seen > _STALE:
+            self.forget(min(1.0, _LITTLE / max(self.steps, 1.0)))
+        self.seen = now
         keep = 1 - 1 / _MEMORY
         self.steps, self.tokens, self.seconds = (
             keep * old + new for old, new in ((self.steps, 1.0), (self.tokens, tokens), (self.seconds, seconds))
@@ -79,6 +90,14 @@ class _Level:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
+class _Size:
+    """What is known of batches of one size."""
+
+    def __init__(self, ladder: Sequence[int], crowd: bool) -> None:
+        self.levels = [_Level(masks) for masks in ladder]
+        self.purse = _PURSE if crowd else _PURSE_OF_FEW
+
+
 class Pace:
     """Chooses the masks of each step. places: the most masks of a row."""
 
@@ -87,7 +106,7 @@ class Pace:
         while ladder[-1] < places:
             ladder.append(min(2 * ladder[-1] + 1, places))
         self._ladder = ladder
-        self._sizes: dict[int, list[_Level]] = {}
+        self._sizes: dict[int, _Size] = {}
         self._now = 0
         self._size = -1
         self._present = 0  # index of the level that is fed
@@ -95,7 +114,6 @@ class Pace:
         self._best = -1  # index of the level that trials are compared with
         self._left = 0  # steps of the stretch
         self._cost = 0.0  # of the trial so far
-        self._purse = _PURSE
 
     def most(self, rows: int) -> int:
         """Masks of a row for a step of so many rows."""
@@ -117,34 +135,48 @@ class Pace:
             return
         self._now += 1
         self._left -= 1
-        levels, gained = self._levels(), tokens / rows
+        here, gained = self._here(), tokens / rows
+        levels = here.levels
         if seconds is None:
             self._before = -1
             return
         seconds = levels[self._present].usual(seconds)
         if self._before == self._present:
-            levels[self._present].add(gained, seconds)
+            self._add(levels, gained, seconds)
         plain = levels[0].rate
         if plain and (self._present or self._before > 0):
-            self._purse += gained - seconds * plain
-        self._purse = min(max(self._purse, -_PURSE) + _ALLOWANCE, _PURSE)
-        if self._purse <= 0 and self._present:
+            here.purse += gained - seconds * plain
+        here.purse = min(max(here.purse, -_PURSE) + _ALLOWANCE, _FULL)
+        if here.purse <= _DEBT and self._present:
             self._left = 0
         if self._best >= 0 and self._best != self._present:
             best = levels[self._best]
             self._cost += max(0.0, seconds - gained / best.rate) * best.steps / best.seconds if best.rate else 0.0
         self._before = self._present
 
-    def _levels(self) -> list[_Level]:
-        """Of the present size. A new one begins with what the nearest known one found, as far as it goes."""
+    def _add(self, levels: list[_Level], gained: float, seconds: float) -> None:
+        """To the present level. Where the machine as a whole becomes slower or faster, the best level shows it, and what is known
+        of the others moves along."""
+        present = levels[self._present]
+        before = present.seconds / present.steps if present.steps > _SETTLED else 0.0
+        present.add(gained, seconds, self._now)
+        if before and self._present == self._best:
+            drift = present.seconds / present.steps / before
+            for level in levels:
+                level.seconds *= 1.0 if level is present else drift
+
+    def _here(self) -> _Size:
+        """Of the present size. A new one begins with what the nearest known one found, as far as it goes: crowds tell of crowds."""
         if self._size not in self._sizes:
-            levels = [_Level(masks) for masks in self._ladder]
-            near = min(self._sizes, key=lambda known: abs(known - self._size), default=None)
+            edge = _CROWD.bit_length()
+            here = _Size(self._ladder, crowd=self._size >= edge)
+            alike = [known for known in self._sizes if (known >= edge) == (self._size >= edge)]
+            near = min(alike, key=lambda known: abs(known - self._size), default=None)
             if near is not None:
-                for level, like in zip(levels, self._sizes[near], strict=True):
+                for level, like in zip(here.levels, self._sizes[near].levels, strict=True):
                     level.steps, level.tokens, level.seconds = like.steps, like.tokens, like.seconds
                     level.forget(2 / max(2.0, like.steps))
-            self._sizes[self._size] = levels
+            self._sizes[self._size] = here
         return self._sizes[self._size]
 
     def _doubt(self, level: _Level) -> float:
@@ -152,10 +184,15 @@ class Pace:
         return 1.0 if level.masks == self._ladder[self._best] else 1 + _DOUBT / level.steps
 
     def _decide(self, rows: int) -> None:
-        levels = self._levels()
+        here = self._here()
+        levels = here.levels
         self._left = _STRETCH
         if self._best >= 0 and self._present != self._best:  # a trial has ended
-            levels[self._present].due = self._now + int(_PRICE * max(self._cost, _LEAST))
+            trial, best = levels[self._present], levels[self._best]
+            if here.purse > _DEBT and trial.steps < _TRIAL and trial.rate > best.rate > trial.rate / self._doubt(trial):
+                return  # it is ahead: let it go on until that is no chance
+            rivals = 2 if self._best else len(levels) - 1  # they share what trials may cost
+            levels[self._present].due = self._now + int(rivals / 2 * _PRICE * min(max(self._cost, _LEAST), _MOST))
         known = [i for i, level in enumerate(levels) if level.steps]
         if not known:
             self._present = self._best = 0 if rows >= _CROWD else len(levels) - 1
@@ -169,12 +206,14 @@ class Pace:
                 if 0 <= i < len(levels):
                     levels[i].due = min(levels[i].due, self._now)
         self._best, self._cost = best, 0.0
-        self._present = 0 if self._purse <= 0 else best
-        rivals = {0, best - 1, best + 1} - {best, -1, len(levels)}
+        self._present = 0 if here.purse <= _DEBT else best
+        # From plain decoding on, speed need not climb with every mask: the first one may cost more than all others.
+        rivals = {0, best - 1, best + 1} - {best, -1, len(levels)} if best else set(range(1, len(levels)))
         if rows < _CROWD:
             rivals |= {len(levels) - 1} - {best}
-        due = [i for i in rivals if levels[i].due <= self._now and (i == 0 or self._purse > _STRETCH / 2)]
+        due = [i for i in rivals if levels[i].due <= self._now and (i == 0 or here.purse > _FARE)]
         if due and self._present == best:
-            self._present = min(due, key=lambda i: (levels[i].steps > 0, levels[i].due))
+            middle = len(levels) - 2
+            self._present = min(due, key=lambda i: (levels[i].steps > 0, levels[i].due, abs(i - middle)))
             if not levels[self._present].steps:
                 self._left = _STRETCH + 2

@@ -42,7 +42,7 @@ class Masks:
     layers: dict[str, "Gated"] = field(default_factory=dict)  # by the name that the compiled model calls them by
     real: int = 0  # rows of the order below that go to the original layer; the others' go to the adapted one
     order: Tensor | None = None  # what is in each of these rows, None where all stands so already
-    back: Tensor | None = None  # [T] the row of each token
+    reals: Tensor | None = None  # [T - N], like places, where there is an order
 
     def look(self, ids: Tensor) -> bool:
         """Whether there are any among these tokens [T]."""
@@ -50,17 +50,14 @@ class Masks:
         is_mask = ids == self.mask_id
         masks = is_mask.nonzero()[:, 0]
         self.places = masks if len(masks) else None
-        self.real, self.order, self.back = len(ids) - len(masks), None, None
+        self.real, self.order, self.reals = len(ids) - len(masks), None, None
         if not len(masks):
             return False
         if int(masks[0]) == self.real:  # all of them behind everything else
             return True
-        reals = (~is_mask).nonzero()[:, 0]
-        self.back = torch.empty_like(ids, dtype=torch.int64)
-        self.back[reals] = torch.arange(len(reals), device=ids.device)
-        self.order = torch.cat([_filled(reals), _filled(masks)])
-        self.real = _up(len(reals))
-        self.back[masks] = torch.arange(self.real, self.real + len(masks), device=ids.device)
+        self.reals = (~is_mask).nonzero()[:, 0]
+        self.order = torch.cat([_filled(self.reals), _filled(masks)])
+        self.real = _up(len(self.reals))
         return True
 
 
@@ -124,8 +121,12 @@ class Gated(LinearMethodBase):
         if self._merged is not None:
             rows = x if masks.order is None else x.index_select(0, masks.order)
             real = self.method.apply(layer, rows[: masks.real], bias)
-            y = torch.cat([real, self.method.apply(self._merged, rows[masks.real :], bias)])
-            return y if masks.back is None else y.index_select(0, masks.back)
+            masked = self.method.apply(self._merged, rows[masks.real :], bias)
+            if masks.reals is None:
+                return torch.cat([real, masked])
+            y = x.new_empty(len(x), self.outputs)
+            y.index_copy_(0, masks.reals, real[: len(masks.reals)])
+            return y.index_copy_(0, masks.places, masked[: len(masks.places)])
         y = self.method.apply(layer, x, bias)
         masked = x[masks.places].float()
         for first, down, up in self._parts:
