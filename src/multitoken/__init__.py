@@ -13,9 +13,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from multitoken.api import evaluate
     from multitoken.checkpoints.export import export
-    from multitoken.decoding import Chunk, ConfAdapt, DecodingError, Exact, NextToken, RowsFailed, StaticK
-    from multitoken.errors import MultitokenError
+    from multitoken.decoding.policies import ConfAdapt, Exact, NextToken, Policy, StaticK
+    from multitoken.decoding.records import Chunk
+    from multitoken.errors import (
+        DataError,
+        DecodingError,
+        ModelError,
+        MultitokenError,
+        OutOfMemoryError,
+        OutputError,
+        RowsFailed,
+        UnsupportedModelError,
+        UsageError,
+    )
     from multitoken.models.model import Generation, Model
     from multitoken.training.adapt import adapt
 
@@ -24,31 +36,47 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Chunk": "multitoken.decoding",
-    "ConfAdapt": "multitoken.decoding",
-    "DecodingError": "multitoken.decoding",
-    "Exact": "multitoken.decoding",
-    "NextToken": "multitoken.decoding",
-    "RowsFailed": "multitoken.decoding",
-    "StaticK": "multitoken.decoding",
-    "MultitokenError": "multitoken.errors",
+    "Chunk": "multitoken.decoding.records",
+    "ConfAdapt": "multitoken.decoding.policies",
+    "DataError": "multitoken.errors",
+    "DecodingError": "multitoken.errors",
+    "Exact": "multitoken.decoding.policies",
     "Generation": "multitoken.models.model",
     "Model": "multitoken.models.model",
+    "ModelError": "multitoken.errors",
+    "MultitokenError": "multitoken.errors",
+    "NextToken": "multitoken.decoding.policies",
+    "OutOfMemoryError": "multitoken.errors",
+    "OutputError": "multitoken.errors",
+    "Policy": "multitoken.decoding.policies",
+    "RowsFailed": "multitoken.errors",
+    "StaticK": "multitoken.decoding.policies",
+    "UnsupportedModelError": "multitoken.errors",
+    "UsageError": "multitoken.errors",
     "adapt": "multitoken.training.adapt",
+    "evaluate": "multitoken.api",
     "export": "multitoken.checkpoints.export",
 }
 __all__ = [
     "Chunk",
     "ConfAdapt",
+    "DataError",
     "DecodingError",
     "Exact",
     "Generation",
     "Model",
+    "ModelError",
     "MultitokenError",
     "NextToken",
+    "OutOfMemoryError",
+    "OutputError",
+    "Policy",
     "RowsFailed",
     "StaticK",
+    "UnsupportedModelError",
+    "UsageError",
     "adapt",
+    "evaluate",
     "export",
     "load",
 ]

@@ -1,6 +1,8 @@
 """What can go wrong, as one small tree. Every message names the value, what was expected and the mend.
 
     MultitokenError                 exit code 1
+    ├── DecodingError               exit code 2: a prompt or option that cannot be decoded; a ValueError
+    │   └── RowsFailed              some answers of a call failed, and it has the others
     ├── UsageError                  exit code 2: an option or argument that cannot be
     ├── DataError                   training or evaluation data
     ├── ModelError                  a model or checkpoint that cannot be used
@@ -8,17 +10,26 @@
     ├── OutputError                 a folder in use, a full disk
     └── OutOfMemoryError            a run too large for its machine
 
-`decoding/` is an island and has its own `DecodingError` (a ValueError) in `decoding/records.py`.
+The root and its first branch stand in `decoding/failures.py`: `decoding/` is an island.
 """
 
 import difflib
 from collections.abc import Iterable
 
+from multitoken.decoding.failures import DecodingError, MultitokenError, RowsFailed
 
-class MultitokenError(Exception):
-    """A mistake or a limit that a person can do something about. The command line prints it without a traceback."""
-
-    exit_code = 1
+__all__ = [
+    "DataError",
+    "DecodingError",
+    "ModelError",
+    "MultitokenError",
+    "OutOfMemoryError",
+    "OutputError",
+    "RowsFailed",
+    "UnsupportedModelError",
+    "UsageError",
+    "nearest",
+]
 
 
 class UsageError(MultitokenError):

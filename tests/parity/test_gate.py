@@ -8,11 +8,11 @@ from torch import nn
 
 from multitoken.decoding.attention import AttentionRule
 from multitoken.decoding.blocks import pack_blocks
+from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
 from multitoken.decoding.halves import Halves
 from multitoken.decoding.loop import Decoder
 from multitoken.decoding.policies import ConfAdapt, Exact, NextToken
-from multitoken.decoding.records import DecodingError
 from multitoken.models.selftest import check_blocks
 from tests.parity.families import MASK, SUPPORTED
 

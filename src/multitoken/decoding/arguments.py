@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from .records import DecodingError
+from .failures import DecodingError
 
 OURS = ("mtp", "mtp_chunks", "presence_penalty", "frequency_penalty")
 _TAKEN = (

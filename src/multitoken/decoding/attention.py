@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 
+from .failures import DecodingError
 from .mixers import Mixers
 from .position_bias import carry, reads_true_positions, wants_forbidden
 from .positions import position_limit
-from .records import DecodingError
 
 Masks = Tensor | dict[str, Tensor | None] | None  # None: for recurrent layers, which see to themselves
 _RECURRENT = ("linear_attention", "conv")

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from .attention import AttentionRule
 from .cache import SlotCache
 from .draft_head import Drafter
+from .failures import DecodingError
 from .lock import lock_of
 from .memory import available_memory, slot_bytes
 from .pace import Pace
-from .records import Chunk, DecodingError
+from .records import Chunk
 from .row import Request, Row
 from .step import Batch, Feed, step
 

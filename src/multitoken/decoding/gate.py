@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from .adaptable import at_tokens, is_experts, is_linear, sides
+from .failures import DecodingError
 from .halves import Halves
 from .mixers import Mixers
-from .records import DecodingError
 
 
 class Gate:

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
+from .failures import DecodingError
 from .gate import GatedAdapter
-from .records import DecodingError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MASK_VECTOR = "base_model.model.mask_vector"

@@ -30,13 +30,14 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.utils.hub import cached_file
 
 from .arguments import check_arguments, option
+from .failures import DecodingError
 from .gate_file import CONFIG, WEIGHTS, read_gate
 from .head_file import HEAD_WEIGHTS, read_head
 from .loop import Decoder
 from .penalties import PresenceFrequencyPenalty
 from .per_row import of_row
 from .policies import Policy, make_policy, with_trained_k
-from .records import Chunk, DecodingError
+from .records import Chunk
 from .row import Request
 
 ADAPTER_FOLDER = "mtp_adapter"  # of a checkpoint that holds its base and its gate

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
 from .draft_head import VERSION, DraftHead
-from .records import DecodingError
+from .failures import DecodingError
 
 HEAD_WEIGHTS = "mtp_head/draft_head.safetensors"
 

@@ -9,10 +9,11 @@ from transformers import LogitsProcessorList, PreTrainedModel
 from .attention import AttentionRule
 from .draft_head import Drafter, DraftHead
 from .engine import Engine
+from .failures import DecodingError, RowsFailed
 from .pace import Pace
 from .policies import NextToken, Policy, with_trained_k
 from .positions import is_shortened, position_limit
-from .records import Chunk, DecodingError, RowsFailed
+from .records import Chunk
 from .row import Request
 from .sampling import Sampling
 

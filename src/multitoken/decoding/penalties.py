@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from .records import DecodingError
+from .failures import DecodingError
 
 
 class PresenceFrequencyPenalty(LogitsProcessor):

@@ -13,7 +13,7 @@ from transformers import (
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
-from .records import DecodingError
+from .failures import DecodingError
 
 _STATEFUL = {  # they count on being called once a token, with what was emitted and never with a draft
     SynthIDTextWatermarkLogitsProcessor: "watermarking_config with SynthID",

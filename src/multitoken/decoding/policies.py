@@ -5,13 +5,13 @@ that `verifies` keeps tokens behind the anchor only as drafts, which the next st
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .records import DecodingError
+from .failures import DecodingError
 
 
 def _check_k(k: int | None, smallest: int) -> None:
@@ -141,6 +141,27 @@ def make_policy(name: str, *, threshold: float | None = None, k: int | None = No
     if policy is StaticK and "k" not in given:
         raise DecodingError("the static policy needs k, the number of tokens per step, such as k=3")
     return policy(**given)
+
+
+def layered_policy(*layers: Mapping[str, Any]) -> Policy:
+    """The policy that layers of options make, each with some of "policy" (a name), "threshold" and "k". The last layer that names
+    a policy decides, with what it and those after it say: another policy's threshold is not this one's."""
+    options: dict[str, Any] = {}
+    for layer in layers:
+        if "policy" in layer and layer["policy"] != options.get("policy"):
+            options = {}
+        options |= layer
+    name = options.pop("policy")
+    if not isinstance(name, str):
+        raise DecodingError(f"policy is {name!r}; expected its name, such as 'exact'")
+    return make_policy(name, **options)
+
+
+def varied(default: Policy, name: str | None = None, *, threshold: float | None = None, k: int | None = None) -> Policy:
+    """`default` with what is given in its place; None: not given."""
+    given = {"policy": name, "threshold": threshold, "k": k}
+    says = {key: value for key, value in given.items() if value is not None}
+    return layered_policy({"policy": default.name, **asdict(default)}, says)
 
 
 def with_trained_k(policy: Policy, trained_k: int) -> Policy:

@@ -1,28 +1,11 @@
 """What crosses the border of `decoding/`."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
 Finish = Literal["eos", "length", "stop"]
-
-
-class DecodingError(ValueError):
-    """A prompt, option or model state that cannot be decoded. The message names the value and the mend."""
-
-
-class RowsFailed(DecodingError):
-    """Some rows of a call failed, and the others are done. `errors` by row; `answers` has those of the others, in the order of
-    the prompts, with None for one that failed, where the call returns answers (chunks were given out as they came)."""
-
-    def __init__(self, errors: Mapping[int, DecodingError]) -> None:
-        row, error = min(errors.items())
-        more = f" (so did {len(errors) - 1} more rows)" if len(errors) > 1 else ""
-        super().__init__(f"row {row}: {error}{more}")
-        self.errors = dict(errors)
-        self.answers: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)

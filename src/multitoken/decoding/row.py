@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from .failures import DecodingError
 from .pace import Record
 from .policies import Policy
-from .records import Chunk, DecodingError, Finish
+from .records import Chunk, Finish
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from .records import DecodingError
+from .failures import DecodingError
 
 if TYPE_CHECKING:
     from .row import Row

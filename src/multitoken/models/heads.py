@@ -2,8 +2,8 @@
 
 from transformers.utils.hub import cached_file
 
+from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.head_file import HEAD_WEIGHTS, check_version
-from multitoken.decoding.records import DecodingError
 from multitoken.errors import ModelError
 
 

@@ -11,9 +11,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from multitoken.decoding.draft_head import DraftHead
+from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.gate import GatedAdapter
 from multitoken.decoding.head_file import read_head
-from multitoken.decoding.records import DecodingError
 from multitoken.errors import ModelError, UnsupportedModelError, UsageError
 
 from .gated import fetch_adapter, find_base, read_adapter, read_adapter_config, read_own_adapter

@@ -2,10 +2,10 @@
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from transformers import (
@@ -18,23 +18,26 @@ from transformers import (
 
 from multitoken.decoding.arguments import option
 from multitoken.decoding.draft_head import DraftHead
+from multitoken.decoding.failures import DecodingError, RowsFailed
 from multitoken.decoding.generate import Prepared, prepare, run
 from multitoken.decoding.loop import Decoder
 from multitoken.decoding.policies import NextToken, Policy
-from multitoken.decoding.records import Chunk, DecodingError, RowsFailed
+from multitoken.decoding.records import Chunk
 from multitoken.decoding.row import Request
 from multitoken.errors import UsageError
 
 from .loading import load_causal_lm
 from .mtp_config import MtpConfig
-from .prompts import Message, encode_prompt, eos_ids
+from .prompts import Message, Tool, encode_prompt, eos_ids, is_token_ids
 from .selftest import check_blocks
 from .stored_policy import stored_policy
 from .text import with_text
 
-Prompt = str | list[Message]
+Prompt = str | list[Message] | list[int]
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_NEW = 256  # tokens of an answer whose length nobody says
+_RENDERING = ("chat", "tools", "chat_template_kwargs")
 _NOTHING = ("seed", "adaptive", "max_new_tokens", "generation_config", "do_sample")  # None is as good as left out
 _ELSEWHERE = {  # arguments of transformers' generate whose part something else plays here
     "inputs": "the prompt",
@@ -51,19 +54,31 @@ _ELSEWHERE = {  # arguments of transformers' generate whose part something else 
 @dataclass(frozen=True)
 class Generation:
     """One answer. `token_ids` are the emitted ids, EOS included; `chunks` has one entry per forward pass, the prefill's
-    first. `seconds` is wall-clock time, prefill included."""
+    first. `seconds` is wall-clock time from the call to this answer's end. `logprobs`, if asked for: the log-probability of each
+    token by the model itself, before temperature and processors."""
 
     text: str
     token_ids: tuple[int, ...]
     chunks: tuple[Chunk, ...]
     seconds: float
+    logprobs: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, chunks: Iterable[Chunk], seconds: float) -> "Generation":
         """The answer that these chunks, each with its text, make up."""
         chunks = tuple(chunks)
         ids = tuple(i for chunk in chunks for i in chunk.token_ids)
-        return cls("".join(chunk.text for chunk in chunks), ids, chunks, seconds)
+        logprobs = None
+        if chunks and all(chunk.logits is not None for chunk in chunks):
+            logprobs = tuple(value for chunk in chunks for value in _logprobs(chunk))
+            chunks = tuple(replace(chunk, logits=None, scores=None) for chunk in chunks)
+        return cls("".join(chunk.text for chunk in chunks), ids, chunks, seconds, logprobs)
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length"] | None:
+        """ "stop": it ended by itself or at a stop string; "length": at the length asked for; None: it is not finished."""
+        finish = self.chunks[-1].finish if self.chunks else None
+        return None if finish is None else "length" if finish == "length" else "stop"
 
     @property
     def forward_passes(self) -> int:
@@ -148,14 +163,22 @@ class Model:
         and next-token decoding's output."""
         return stored_policy(self.hf) if self.mtp is not None else NextToken()
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """The ids that generation continues: the chat template's rendering where there is one."""
-        return encode_prompt(prompt, self.tokenizer)
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        chat: bool | None = None,
+        tools: Sequence[Tool] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The ids that generation continues: the chat template's rendering where there is one (`chat=False`: the text as it is);
+        token ids as they are. Where a chat ends with the assistant's message, the answer goes on with it."""
+        return encode_prompt(prompt, self.tokenizer, chat=chat, tools=tools, template=chat_template_kwargs)
 
     @overload
     def generate(
         self,
-        prompt: str | list[Message],
+        prompt: str | list[Message] | list[int],
         *,
         policy: Policy | None = ...,
         max_new_tokens: int | None = ...,
@@ -164,7 +187,7 @@ class Model:
     @overload
     def generate(
         self,
-        prompt: list[str] | list[list[Message]],
+        prompt: list[str] | list[list[Message]] | list[list[int]],
         *,
         policy: Policy | None = ...,
         max_new_tokens: int | None = ...,
@@ -173,39 +196,43 @@ class Model:
     def generate(
         self, prompt: Any, *, policy: Policy | None = None, max_new_tokens: int | None = None, **options: Any
     ) -> Generation | list[Generation]:
-        """Answer a prompt (a string, or a chat as a list of messages), or a list of prompts side by side.
+        """Answer a prompt (a string, a chat as a list of messages, or token ids), or a list of prompts side by side.
 
         Greedy unless asked otherwise. `policy=None`: `default_policy`. `max_new_tokens=None`: what a `generation_config`
-        among the options says, or else 256. options: any of transformers' `generate` (temperature, top_p, stop_strings,
-        repetition_penalty, logits_processor, ...), `presence_penalty`, `frequency_penalty`, `seed` of sampling, and
-        `adaptive`: feed as many masks as pay on this machine, which changes no output and is measured once. What is not
-        supported raises. With `num_return_sequences` above 1 the answers to a prompt follow each other in a list.
+        among the options says, or else 256, or as many as still fit behind the prompt. options: any of transformers' `generate`
+        (temperature, top_p, stop_strings, repetition_penalty, logits_processor, ...), `presence_penalty`, `frequency_penalty`, `seed`
+        of sampling, `logprobs=True`, those of `encode` (chat, tools, chat_template_kwargs), and `adaptive`: feed as many masks as pay
+        on this machine, which changes no output. What is not supported raises. With `num_return_sequences` above 1 the answers to a
+        prompt follow each other in a list.
 
         Raises `DecodingError` (a ValueError) for what cannot be decoded and `UsageError` for a prompt that cannot be. Where some
         answers fail (`RowsFailed`), the others are finished and in its `answers`.
         """
-        started = self._now()
+        started = time.perf_counter()
         prompts = prompt if _is_many(prompt) else [prompt]
         if not prompts:
             return []
-        prepared = self._prepare([self.encode(each) for each in prompts], policy, max_new_tokens, options)
+        prepared = self._prepare(prompts, policy, max_new_tokens, options)
         rows: list[list[Chunk]] = [[] for _ in prepared.requests]
+        seconds = [0.0] * len(rows)
         try:
             for chunk in run(self.decoder, prepared):
                 rows[chunk.row].append(chunk)
+                seconds[chunk.row] = time.perf_counter() - started
         except RowsFailed as failed:
-            finished = [None if i in failed.errors else row for i, row in enumerate(rows)]
-            failed.answers = [row and Generation.of(self._with_text(row), self._now() - started) for row in finished]
+            failed.answers = [
+                None if i in failed.errors else Generation.of(self._with_text(row), seconds[i])
+                for i, row in enumerate(rows)
+            ]
             raise
-        seconds = self._now() - started
-        answers = [Generation.of(self._with_text(row), seconds) for row in rows]
+        answers = [Generation.of(self._with_text(row), spent) for row, spent in zip(rows, seconds, strict=True)]
         return answers if _is_many(prompt) or len(answers) > 1 else answers[0]
 
     def stream(
         self, prompt: Prompt, *, policy: Policy | None = None, max_new_tokens: int | None = None, **options: Any
     ) -> Iterator[Chunk]:
         """The chunks of one answer as they come; their texts end to end are the answer. options: those of `generate`."""
-        prepared = self._prepare([self.encode(prompt)], policy, max_new_tokens, options)
+        prepared = self._prepare([prompt], policy, max_new_tokens, options)
         if len(prepared.requests) > 1:
             raise UsageError("stream writes one answer; leave num_return_sequences out")
         return self._with_text(run(self.decoder, prepared))
@@ -218,9 +245,14 @@ class Model:
         return self._prepare(ids, policy, max_new_tokens, options).requests
 
     def _prepare(
-        self, encoded: list[list[int]], policy: Policy | None, max_new_tokens: int | None, options: dict[str, Any]
+        self, prompts: Sequence[Prompt], policy: Policy | None, max_new_tokens: int | None, options: dict[str, Any]
     ) -> Prepared:
         """Each prompt by itself: without padding, what its processors are shown does not depend on its neighbours."""
+        rendering = {name: options[name] for name in _RENDERING if name in options}
+        options = {name: value for name, value in options.items() if name not in _RENDERING}
+        if options.pop("logprobs", False):
+            options["output_logits"] = True
+        encoded = [self.encode(prompt, **rendering) for prompt in prompts]
         for name, instead in _ELSEWHERE.items():
             if name in options:
                 raise DecodingError(f"{name} is not an argument here; its part is played by {instead}")
@@ -228,6 +260,9 @@ class Model:
             isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1
         ):
             raise DecodingError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number of at least 1")
+        given = options.get("generation_config")
+        says_length = given is not None and (given.max_new_tokens is not None or given.max_length is not None)
+        implicit = max_new_tokens is None and not says_length
         options, config = self._with_defaults({**options, "max_new_tokens": max_new_tokens})
         ours = {name: options.pop(name) for name in ("seed", "adaptive") if name in options}
         direct = {name: options.pop(name) for name in ("logits_processor", "streamer") if name in options}
@@ -250,7 +285,11 @@ class Model:
                     policy=policy or self.default_policy,
                     mtp=ours,
                     first_row=sum(len(before.requests) for before in prepared),
-                    arguments={**options, "attention_mask": torch.ones(1, len(ids), dtype=torch.long)},
+                    arguments={
+                        **options,
+                        **({"max_new_tokens": self._room_behind(ids)} if implicit else {}),
+                        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+                    },
                     **direct,
                 )
             )
@@ -264,7 +303,7 @@ class Model:
             "do_sample": any(options.get(name) is not None for name in ("seed", *_SAMPLING)),
             "eos_token_id": sorted(self.decoder.eos_ids) or None,
             "pad_token_id": 0,
-            "max_new_tokens": 256 if config is None or config.max_length is None else None,
+            "max_new_tokens": _NEW if config is None or config.max_length is None else None,
         }
         if config is None:
             return defaults | options, None
@@ -273,10 +312,10 @@ class Model:
                 setattr(config, name, value)
         return options, config
 
-    def _now(self) -> float:
-        if self.hf.device.type == "cuda":
-            torch.cuda.synchronize(self.hf.device)
-        return time.perf_counter()
+    def _room_behind(self, ids: Sequence[int]) -> int:
+        """The implicit length of an answer; a prompt that leaves no room at all is refused as one for a single token."""
+        positions = self.decoder.max_positions
+        return _NEW if positions is None else max(1, min(_NEW, positions - len(ids)))
 
     def _decode_text(self, ids: list[int]) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -288,5 +327,12 @@ class Model:
 
 
 def _is_many(prompt: object) -> bool:
-    """A list of prompts, and not one chat."""
-    return isinstance(prompt, list | tuple) and not (prompt and all(isinstance(m, dict) for m in prompt))
+    """A list of prompts, and not one chat or one prompt of token ids."""
+    one_chat = isinstance(prompt, list | tuple) and bool(prompt) and all(isinstance(m, dict) for m in prompt)
+    return isinstance(prompt, list | tuple) and not one_chat and not is_token_ids(prompt)
+
+
+def _logprobs(chunk: Chunk) -> list[float]:
+    assert chunk.logits is not None
+    scores = torch.log_softmax(chunk.logits.float(), -1)
+    return scores.gather(1, torch.tensor(chunk.token_ids, device=scores.device)[:, None])[:, 0].tolist()

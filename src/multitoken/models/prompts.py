@@ -4,7 +4,7 @@ A rendered chat template holds its own BOS and is tokenised without special toke
 gets what the tokenizer puts before a text (BOS or nothing), once, and never what it may put after one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -19,18 +19,29 @@ Tool = dict[str, Any]
 
 
 def encode_prompt(
-    prompt: str | list[Message],
+    prompt: str | list[Message] | list[int],
     tokenizer: "PreTrainedTokenizerBase",
     *,
     chat: bool | None = None,
     tools: Sequence[Tool] | None = None,
+    template: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """The ids a model should continue.
 
     A string is one user message if the tokenizer has a chat template (`chat=False`: plain text all the same); a list
-    is a chat of `{"role": ..., "content": ...}` and always needs the template, which is given the tools as well.
+    is a chat of `{"role": ..., "content": ...}` and always needs the template, which is given the tools and the keywords in
+    `template` (such as enable_thinking) as well. Where the last message is the assistant's, the answer goes on with it. A list of
+    token ids is taken as it is.
     Raises `UsageError` for a prompt that cannot be, `ModelError` where a template is needed and there is none.
     """
+    if is_token_ids(prompt):
+        if chat or tools or template:
+            raise UsageError(
+                "a prompt of token ids is rendered already: leave chat, tools and chat_template_kwargs out"
+            )
+        return list(prompt)  # pyright: ignore[reportReturnType]
+    if (chat is False or tokenizer.chat_template is None) and (tools or template):
+        raise UsageError("tools and chat_template_kwargs are for a chat template, and this prompt is plain text")
     if isinstance(prompt, str):
         if chat or (chat is None and tokenizer.chat_template is not None):
             messages = (user_message(prompt),)
@@ -43,9 +54,12 @@ def encode_prompt(
         if chat is False:
             raise UsageError("chat=False takes a string: a list of messages is rendered with the chat template")
         messages = check_messages(prompt)
-        if messages[-1]["role"] == "assistant":
-            raise UsageError("the last message is the assistant's: expected one to answer, such as a user's")
-    return tokenize(render_chat(messages, tokenizer, tools=tools, for_reply=True), tokenizer)
+    return tokenize(render_chat(messages, tokenizer, tools=tools, for_reply=True, template=template), tokenizer)
+
+
+def is_token_ids(prompt: object) -> bool:
+    """Whether it is a prompt of token ids, and no text or chat."""
+    return isinstance(prompt, list | tuple) and bool(prompt) and all(type(token) is int for token in prompt)
 
 
 def user_message(content: str) -> Message:
@@ -77,22 +91,27 @@ def render_chat(
     *,
     for_reply: bool,
     tools: Sequence[Tool] | None = None,
+    template: Mapping[str, Any] | None = None,
 ) -> str:
-    """The chat template's text, with the opening of the assistant's turn at its end if `for_reply`.
+    """The chat template's text; if `for_reply`, with the opening of the assistant's turn at its end, or its last message still open
+    where that is the assistant's. template: further keywords of the template.
 
     Raises `ModelError` without a template and `UsageError` with the template's own complaint (such as roles that do
     not alternate).
     """
     if tokenizer.chat_template is None:
         raise ModelError("the tokenizer has no chat template, which chat messages need: give the prompt as plain text")
+    goes_on = for_reply and messages[-1]["role"] == "assistant"
     try:
         rendered = tokenizer.apply_chat_template(
             list(messages),
             tools=list(tools) if tools else None,  # pyright: ignore[reportArgumentType]
             tokenize=False,
-            add_generation_prompt=for_reply,
+            add_generation_prompt=for_reply and not goes_on,
+            continue_final_message=goes_on,
+            **(template or {}),
         )
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, ValueError, TypeError) as error:
         raise UsageError(f"the model's chat template refuses these messages: {error}") from error
     assert isinstance(rendered, str)
     return rendered

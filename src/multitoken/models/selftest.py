@@ -15,10 +15,10 @@ from multitoken.decoding.attention import AttentionRule
 from multitoken.decoding.block_states import block_inputs
 from multitoken.decoding.blocks import pack_blocks
 from multitoken.decoding.cache import SlotCache
+from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.mixers import KINDS, Mixers
 from multitoken.decoding.policies import Exact
 from multitoken.decoding.positions import position_limit
-from multitoken.decoding.records import DecodingError
 from multitoken.decoding.row import Request, Row
 from multitoken.decoding.step import Batch, Feed, forward_rows
 from multitoken.errors import UnsupportedModelError

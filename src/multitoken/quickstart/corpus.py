@@ -15,7 +15,7 @@ from .toys import make_counting, make_repeating
 
 GENERATOR_VERSION = 2
 LANGUAGE = {"word-problems": 0.60, "letters": 0.10, "counting": 0.18, "repeating": 0.12}
-MIXTURE = {"word-problems": 0.48, "letters": 0.08, "counting": 0.14, "repeating": 0.10, "sums": 0.20}
+MIXTURE = {"word-problems": 0.25, "letters": 0.05, "counting": 0.32, "repeating": 0.28, "sums": 0.10}
 HELD_OUT = ("held-out-problems", "held-out-counting", "held-out-repeating")
 TASKS = (*LANGUAGE, *HELD_OUT)
 
@@ -41,7 +41,7 @@ def make_example(task: str, split: str, index: int) -> Example:
     if task == "sums":
         return Example(task, *make_sums(rng), "")
     if task in ("counting", "held-out-counting"):
-        longest = 400 if split == "train" and index % 20 == 0 else 60
+        longest = 400 if split == "train" and index % 50 == 0 else 60
         prompt, response = make_counting(rng, longest, held_out=task != "counting")
         return Example(task, prompt, response, response)
     if task in ("repeating", "held-out-repeating"):

@@ -68,7 +68,8 @@ def make_counting(rng: random.Random, longest: int = 60, *, held_out: bool = Fal
     step = rng.choices((1, 2, 3, 4, 5, 10, 20, 25, 50, 100), weights=(12, 4, 2, 1, 4, 4, 1, 1, 1, 1))[0]
     in_words = rng.random() < 0.08
     most = min(longest, 990 // step, LONGEST_SPELLED if in_words else 1000)
-    count = rng.randint(min(4, most), most) if rng.random() < 0.8 else rng.randint(2, min(12, most))
+    most = min(most, 20) if rng.random() < 0.5 else most
+    count = rng.randint(2, most)
     first = rng.randint(0, 999 - step * (count - 1))
     if rng.random() < 0.4:  # people like round and small numbers
         first = min(rng.choice((0, 1, 1, 2, 5, step, 10, 20, 50, 100)), first)

@@ -54,6 +54,7 @@ SUMS_FROM = 750  # steps: language first, then practice in arithmetic beside it,
 CONVERSATIONS = 0.1  # share of the examples that are turns of one conversation
 LONGEST_CONVERSATION = 1900  # tokens
 RESULT_WEIGHT = 3.0  # of the digits behind a "="
+END_WEIGHT = 5.0  # of the end: where to stop counting is one token among a hundred
 PROMPT_WEIGHT = 0.1  # prompts are mostly chance: learn their language, do not spend the model on their dice
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
@@ -137,8 +138,8 @@ def encode(
     rows = []
     for p, r in zip(prompts, responses, strict=True):
         head, tail = [user, *p.ids, end, assistant], [*r.ids, end]
-        texts = [*r.tokens, END]
-        rows.append((head + tail, [PROMPT_WEIGHT] * len(head) + _weights(texts, result_weight)))
+        weights = [*_weights(r.tokens, result_weight), END_WEIGHT]
+        rows.append((head + tail, [PROMPT_WEIGHT] * len(head) + weights))
     return rows
 
 

@@ -1,7 +1,7 @@
 """An API body -> checked rows for the engine. All errors of a request are found here, before any work."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.penalties import PresenceFrequencyPenalty
-from multitoken.decoding.policies import Policy, make_policy
-from multitoken.decoding.records import DecodingError
+from multitoken.decoding.policies import Policy, varied
 from multitoken.decoding.row import Request
 from multitoken.errors import MultitokenError
 from multitoken.models.model import Model
@@ -26,7 +26,7 @@ from multitoken.models.prompts import encode_prompt
 
 from .errors import ApiError, refused
 from .options import ServeOptions
-from .protocol import ChatBody, CompletionBody, GenerationBody, MtpOptions
+from .protocol import ChatBody, CompletionBody, GenerationBody
 
 _ANY_PROMPT = (  # processors that are the same whatever prompt they were made for
     InfNanRemoveLogitsProcessor,
@@ -81,7 +81,7 @@ class Preparer:
         if body.stream_options is not None and not body.stream:
             raise refused("stream_options needs stream: true", "stream_options")
         try:
-            policy = self._policy(body.mtp)
+            policy = varied(self.default, body.mtp.policy, threshold=body.mtp.threshold, k=body.mtp.k)
             prompts = self._encode(body)
             return Intake(
                 [
@@ -93,13 +93,6 @@ class Preparer:
             )
         except (DecodingError, MultitokenError) as error:
             raise refused(str(error)) from error
-
-    def _policy(self, given: MtpOptions) -> Policy:
-        """Another policy's threshold is not this one's: only the same one's options are kept."""
-        name = given.policy or self.default.name
-        options = asdict(self.default) if name == self.default.name else {}
-        options |= {key: value for key in ("threshold", "k") if (value := getattr(given, key)) is not None}
-        return make_policy(name, **options)
 
     def _encode(self, body: GenerationBody) -> list[list[int]]:
         tokenizer = self._model.tokenizer

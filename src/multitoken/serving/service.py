@@ -11,7 +11,7 @@ from contextlib import aclosing
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from multitoken.decoding.records import DecodingError
+from multitoken.decoding.failures import DecodingError
 from multitoken.models.model import Model
 
 from .driver import Driver, Piece, RowJob

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from multitoken.decoding.policies import NextToken, Policy, make_policy, with_trained_k
-from multitoken.decoding.records import Chunk, DecodingError
+from multitoken.decoding.failures import DecodingError
+from multitoken.decoding.policies import NextToken, Policy, varied, with_trained_k
+from multitoken.decoding.records import Chunk
 from multitoken.errors import MultitokenError, UsageError, nearest
 from multitoken.models.model import Generation, Model
 from multitoken.models.prompts import Message
@@ -82,14 +83,12 @@ class Chat:
             raise UsageError(f"there is no command {name}{nearest(name, commands)}")
         commands[name](given.strip())
 
-    def _set(self, *, policy: str | None = None, **given: float | None) -> None:
-        """Another policy's threshold is not this one's; k is the model's own unless it is said."""
-        old = self.policy
-        name = policy or old.name
-        options: dict[str, Any] = asdict(old) if name == old.name else {}
-        if name == "static":
-            options.setdefault("k", self._model.decoder.trained_k)
-        self.policy = with_trained_k(make_policy(name, **{**options, **given}), self._model.decoder.trained_k)
+    def _set(self, *, policy: str | None = None, threshold: float | None = None, k: int | None = None) -> None:
+        """k is the model's own unless it is said."""
+        trained_k = self._model.decoder.trained_k
+        if policy == "static" and self.policy.name != "static" and k is None:
+            k = trained_k
+        self.policy = with_trained_k(varied(self.policy, policy, threshold=threshold, k=k), trained_k)
         self._say(_words(self.policy))
 
     def _ask(self, question: str) -> None:

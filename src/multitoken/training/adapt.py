@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from rich.console import Console
@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from multitoken.checkpoints.atomic import check_output, disk_errors
-from multitoken.config import AdaptConfig, make_config
+from multitoken.config import AdaptConfig, AdaptOptions, make_config
 from multitoken.decoding.draft_head import VERSION
 from multitoken.decoding.policies import Exact
 from multitoken.errors import OutOfMemoryError, UsageError
@@ -29,7 +29,7 @@ from multitoken.models.mtp_config import MtpConfig
 
 from .clock import Clock, Looks
 from .progress import TrainingBar
-from .run_folder import last_complete_checkpoint, open_run_folder
+from .run_folder import last_complete_checkpoint, leave_nothing, open_run_folder
 from .setup import UNBOUNDED_STEPS, Setup, make_ready, reporters, training_arguments
 from .stream import BlockStream
 from .trainer import BlockTrainer
@@ -57,12 +57,13 @@ def adapt(
     output: str | Path | None = None,
     config: AdaptConfig | None = None,
     console: Console | None = None,
-    **options: Any,
+    verbose: bool = True,
+    **options: Unpack[AdaptOptions],
 ) -> Adapted:
     """Adapt a causal language model to several tokens a pass and save it to `output`.
 
     Takes the fields of `AdaptConfig` as keywords, or a ready `config`. Interrupted runs continue with `resume=True` from
-    the last complete checkpoint, kept beside the output in `OUTPUT.training`.
+    the last complete checkpoint, kept beside the output in `OUTPUT.training`. `verbose=False`: no bar and no lines.
 
     Raises `UsageError`, `DataError`, `ModelError` or `OutputError`, all before training where they can be known;
     `OutOfMemoryError`; and `FloatingPointError` for a loss that is not a number.
@@ -75,11 +76,16 @@ def adapt(
     check_output(config.output, overwrite=config.overwrite)
     arguments = training_arguments(config, work)
     first = arguments.process_index == 0
-    console = (console or Console()) if first else Console(quiet=True)
+    console = (console or Console()) if first and verbose else Console(quiet=True)
     with arguments.main_process_first(local=False):
         checkpoint = open_run_folder(work, config) if first else last_complete_checkpoint(work)
 
-    setup = make_ready(config, work, arguments, console)
+    try:
+        setup = make_ready(config, work, arguments, console)
+    except BaseException:
+        if first:
+            leave_nothing(work)
+        raise
     clock = Clock(steps=config.steps, minutes=config.minutes)
     bar = TrainingBar(clock, console)
     trainer = make_trainer(setup, arguments, clock, [bar, *_reporting(config, first)])
@@ -95,6 +101,7 @@ def adapt(
     validation = validate(setup.distillation, setup.data.validation, setup.validation_stream)
     if validation is not None:
         console.print(f"Validation: {validation}.")
+        _say_climb(trainer.state.log_history, validation, console)
         if config.max_drift is not None and validation.drift > config.max_drift:
             console.print(
                 f"More is lost than max_drift={config.max_drift:g} allows: lower --learning-rate.", style="yellow"
@@ -106,6 +113,14 @@ def adapt(
         shutil.rmtree(work)
     trainer.accelerator.wait_for_everyone()
     return adapted
+
+
+def _say_climb(history: list[dict[str, Any]], validation: Validation, console: Console) -> None:
+    """How the expected speed grew from look to look: whether a longer run would gain more."""
+    looks = [entry["eval_tokens_per_step"] for entry in history if "eval_tokens_per_step" in entry]
+    if looks:
+        climb = ", ".join(f"{speed:.2f}" for speed in [*looks, validation.metrics()["tokens_per_step"]])
+        console.print(f"Expected tokens per step during the run: {climb}.")
 
 
 def make_trainer(

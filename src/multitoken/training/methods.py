@@ -19,10 +19,10 @@ from multitoken.checkpoints.save import save_checkpoint
 from multitoken.config import AdaptConfig
 from multitoken.decoding.attention import AttentionRule
 from multitoken.decoding.draft_head import DraftHead
+from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
 from multitoken.decoding.gate_file import WEIGHTS, from_peft
 from multitoken.decoding.mixers import Mixers
-from multitoken.decoding.records import DecodingError
 from multitoken.errors import UsageError
 from multitoken.models.loading import Loaded
 from multitoken.models.mask_token import MaskToken, add_mask_token, reserve_mask_token

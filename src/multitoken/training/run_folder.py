@@ -8,9 +8,10 @@ from multitoken.checkpoints.atomic import COMPLETE, disk_errors, write_json
 from multitoken.config import AdaptConfig
 from multitoken.errors import OutputError, UsageError
 
-__all__ = ["COMPLETE", "RESPONSES", "last_complete_checkpoint", "open_run_folder"]
+__all__ = ["COMPLETE", "RESPONSES", "last_complete_checkpoint", "leave_nothing", "open_run_folder"]
 
 RESPONSES = "responses.jsonl"
+_SETTINGS = "config.json"
 
 
 def open_run_folder(work: Path, config: AdaptConfig) -> Path | None:
@@ -18,7 +19,7 @@ def open_run_folder(work: Path, config: AdaptConfig) -> Path | None:
     options = config.model_dump(
         mode="json", exclude={"resume", "overwrite", "output", "checkpoint_every", "device", "report_to"}
     )
-    settings = work / "config.json"
+    settings = work / _SETTINGS
     if settings.exists() and config.resume:
         before = json.loads(settings.read_text())
         changed = sorted(key for key in options if options[key] != before.get(key))
@@ -40,6 +41,12 @@ def open_run_folder(work: Path, config: AdaptConfig) -> Path | None:
         work.mkdir(parents=True, exist_ok=True)
     write_json(settings, options)
     return None
+
+
+def leave_nothing(work: Path) -> None:
+    """Remove the folder of a run that was refused before it wrote a response or trained a step."""
+    if {path.name for path in work.iterdir()} <= {_SETTINGS}:
+        shutil.rmtree(work)
 
 
 def _clear(work: Path) -> None:

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from multitoken.decoding.draft_head import Drafter, DraftHead, unit
+from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.head_file import head_of
-from multitoken.decoding.records import DecodingError
 from multitoken.errors import ModelError, UnsupportedModelError
 
 _PART = 4096  # tokens embedded at a time

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multitoken.decoding.records import DecodingError
+from multitoken.decoding.failures import DecodingError
 from multitoken.errors import ModelError, MultitokenError, UnsupportedModelError, UsageError
 
 from .private import check_version, moved, wrap

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from multitoken.decoding.policies import NextToken, Policy, make_policy, with_trained_k
-from multitoken.decoding.records import DecodingError
+from multitoken.decoding.failures import DecodingError
+from multitoken.decoding.policies import NextToken, Policy, layered_policy, make_policy, with_trained_k
 from multitoken.errors import ModelError, UsageError, nearest
 from multitoken.models.mtp_config import MtpConfig
 
@@ -98,7 +98,7 @@ def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Se
     options = _server_options(additional)
     server = {name: value for name, value in options.items() if name in _OPTIONS}
     try:
-        policy = _policy({"policy": "exact"}, checkpoint, server)
+        policy = layered_policy({"policy": "exact"}, checkpoint, server)
         if isinstance(policy, NextToken):
             return Settings(trained.mask_token_id, trained.k, policy)
         policy = with_trained_k(policy, trained.k)
@@ -121,7 +121,7 @@ def request_policy(settings: Settings, extra: Mapping[str, Any] | None) -> Polic
             raise DecodingError(f"unknown option {name!r}{nearest(name, _REQUEST)}")
     options = {name.removeprefix("mtp_"): value for name, value in given.items()}
     default = {"policy": settings.policy.name, **asdict(settings.policy)}
-    policy = _policy(default, options)
+    policy = layered_policy(default, options)
     if not isinstance(policy, NextToken) and policy.k is not None and policy.k > settings.k:
         raise DecodingError(
             f"mtp_k is {policy.k}, but this server is laid out for k up to {settings.k}; choose k <= {settings.k}"
@@ -134,20 +134,6 @@ def request_policy(settings: Settings, extra: Mapping[str, Any] | None) -> Polic
             f'--additional-config \'{{"mtp": {{"policy": "{policy.name}"}}}}\''
         )
     return policy
-
-
-def _policy(*layers: Mapping[str, Any]) -> Policy:
-    """The last layer that names a policy decides, with what it and those after it say: another policy's threshold is not
-    this one's."""
-    options: dict[str, Any] = {}
-    for layer in layers:
-        if "policy" in layer and layer["policy"] != options.get("policy"):
-            options = {}
-        options |= layer
-    name = options.pop("policy")
-    if not isinstance(name, str):
-        raise DecodingError(f"policy is {name!r}; expected its name, such as 'exact'")
-    return make_policy(name, **options)
 
 
 def _server_options(additional: Any) -> Mapping[str, Any]:

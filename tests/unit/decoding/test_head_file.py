@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from multitoken.decoding.draft_head import DraftHead
+from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.head_file import HEAD_WEIGHTS, head_of, head_state
-from multitoken.decoding.records import DecodingError
 from multitoken.errors import ModelError
 from multitoken.models.loading import load_causal_lm
 from multitoken.quickstart.embedded import checkpoint

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.penalties import PresenceFrequencyPenalty
-from multitoken.decoding.records import DecodingError
 from tests.parity.generating import EXACT, HOLDING, MASK, NEW, PROMPTS, model_of, new_tokens, ours
 
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.policies import (
     ConfAdapt,
     Exact,
@@ -12,10 +13,11 @@ from multitoken.decoding.policies import (
     StaticK,
     as_numbers,
     kept_many,
+    layered_policy,
     make_policy,
+    varied,
     with_trained_k,
 )
-from multitoken.decoding.records import DecodingError
 
 BLOCK = [0.95, 0.9, 0.4, 0.99]
 
@@ -107,3 +109,15 @@ def test_kept_many_is_kept(rows) -> None:
     thresholds = torch.tensor([threshold for threshold, _ in numbers], dtype=torch.float64)
     kept = kept_many(confidences, thresholds, torch.tensor([tests for _, tests in numbers]))
     assert kept.tolist() == [policy.kept(torch.tensor(block).tolist()) for policy, block in rows]
+
+
+def test_a_default_is_varied_by_what_is_given() -> None:
+    """Another policy's threshold is not this one's, and what nobody says stays."""
+    default = Exact(0.6, k=8)
+    assert varied(default) == default
+    assert varied(default, threshold=0.8) == Exact(0.8, k=8)
+    assert varied(default, "confadapt", k=4) == ConfAdapt(k=4)
+    assert varied(default, "exact", k=4) == Exact(0.6, k=4)
+    assert layered_policy({"policy": "exact"}, {"policy": "confadapt", "threshold": 0.8}, {"k": 3}) == ConfAdapt(0.8, 3)
+    with pytest.raises(DecodingError, match="next-token policy has no threshold"):
+        varied(NextToken(), threshold=0.5)

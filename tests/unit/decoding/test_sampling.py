@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LogitsProcessorList, NoBadWordsLogitsProcessor, TopKLogitsWarper
 
+from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.policies import NextToken
-from multitoken.decoding.records import DecodingError
 from multitoken.decoding.row import Request, Row
 from multitoken.decoding.sampling import Sampling, choose, gumbel, noise_key, noise_keys, seed_key, signed, with_noise
 

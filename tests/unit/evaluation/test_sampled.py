@@ -1,6 +1,6 @@
 import pytest
 
-from multitoken.decoding.records import DecodingError
+from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.sampling import Sampling
 from multitoken.errors import UsageError
 from multitoken.evaluation.sampled import in_words, of_question, sampling_of

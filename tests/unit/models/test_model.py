@@ -1,6 +1,7 @@
 """`Model`: texts of chunks."""
 
 import pytest
+import torch
 
 import multitoken as mt
 from multitoken.decoding import Chunk
@@ -33,3 +34,51 @@ def test_a_character_cut_by_max_new_tokens_is_shown_as_cut(base) -> None:
     ids = base.tokenizer("ok 😀", add_special_tokens=False).input_ids[:-1]
     chunks = list(base._with_text(in_chunks(ids, 1)))
     assert "".join(c.text for c in chunks) == base.tokenizer.decode(ids) == "ok \ufffd"
+
+
+def test_answers_say_how_they_ended_and_how_long_each_took(base) -> None:
+    """In a batch a short answer is there before the last one is."""
+    prompts = ["Count from 5 to 7.", "Count from 5 to 60."]
+    short, cut = base.generate(prompts, max_new_tokens=40)
+    assert cut.finish_reason == "length" and len(cut.token_ids) == 40
+    assert short.finish_reason == ("stop" if short.token_ids[-1] == base.tokenizer.eos_token_id else "length")
+    assert 0 < short.seconds <= cut.seconds
+    stopped = base.generate("Count from 5 to 60.", stop_strings=["8"], max_new_tokens=40)
+    assert stopped.finish_reason == "stop" and stopped.text.endswith("8")
+
+
+def test_logprobs_are_the_model_s_own(base) -> None:
+    """Against one plain forward pass over the whole text; temperature does not enter."""
+    ids = base.encode("Count from 5 to 9.")
+    answer = base.generate(ids, max_new_tokens=12, temperature=0.7, seed=1, logprobs=True)
+    with torch.no_grad():
+        logits = base.hf(torch.tensor([[*ids, *answer.token_ids]])).logits[0, len(ids) - 1 : -1]
+    expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(answer.token_ids)[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(answer.logprobs), expected, rtol=1e-4, atol=1e-4)
+    assert answer.chunks[0].logits is None, "a vocabulary for every token would be kept"
+    assert base.generate(ids, max_new_tokens=2).logprobs is None
+
+
+def test_token_ids_are_a_prompt_and_lists_of_them_a_batch(base) -> None:
+    """One list of whole numbers is not a batch of one-token prompts."""
+    ids = base.encode("Count from 5 to 9.")
+    answer = base.generate("Count from 5 to 9.", max_new_tokens=8)
+    assert base.generate(ids, max_new_tokens=8).token_ids == answer.token_ids
+    assert [each.token_ids for each in base.generate([ids, ids], max_new_tokens=8)] == [answer.token_ids] * 2
+
+
+def test_a_length_that_nobody_asked_for_is_shortened_where_room_ends(base) -> None:
+    """A long prompt is no mistake; only a length that was asked for is refused."""
+    ids = [10] * (2048 - 6)
+    assert len(base.generate(ids, eos_token_id=2047).token_ids) == 6
+    with pytest.raises(mt.DecodingError, match="2048 positions"):
+        base.generate(ids, max_new_tokens=7)
+
+
+def test_every_error_is_a_multitoken_error() -> None:
+    """One except clause is enough."""
+    for name in mt.__all__:
+        thing = getattr(mt, name)
+        if isinstance(thing, type) and issubclass(thing, Exception):
+            assert issubclass(thing, mt.MultitokenError), name
+    assert issubclass(mt.DecodingError, ValueError)

@@ -91,7 +91,6 @@ def test_messages_need_a_template():
         ([{"role": "user"}], "message 1 has content None"),
         ([{"role": "user", "content": "a"}, {"role": 3, "content": "b"}], "message 2 has role 3"),
         ([{"role": "user", "content": [{"type": "image"}]}], "message 1 has content"),
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "last message is the assistant's"),
         ([{"role": "tool", "content": "a"}], "no tools"),
     ],
 )
@@ -99,6 +98,30 @@ def test_messages_that_cannot_be(messages: list, complaint: str):
     """Each of these would otherwise end in a KeyError, a Jinja traceback or a prompt with 'None' in it."""
     with pytest.raises(UsageError, match=complaint):
         encode_prompt(messages, byte_tokenizer(chat_template=CHAT))
+
+
+def test_the_assistant_s_message_goes_on():
+    """A prefill: its turn must stay open, and no second one be begun."""
+    tokenizer = byte_tokenizer(chat_template=CHAT)
+    ids = encode_prompt([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenizer)
+    assert tokenizer.decode(ids) == "<s>[user]a[assistant]b"
+
+
+def test_keywords_reach_the_template():
+    """Such as enable_thinking, which decides what a reasoning model does."""
+    tokenizer = byte_tokenizer(chat_template=CHAT + "{% if enable_thinking is defined %}({{ enable_thinking }}){% endif %}")
+    ids = encode_prompt("hi", tokenizer, template={"enable_thinking": False})
+    assert tokenizer.decode(ids) == "<s>[user]hi[assistant](False)"
+    with pytest.raises(UsageError, match="plain text"):
+        encode_prompt("hi", tokenizer, chat=False, template={"enable_thinking": False})
+
+
+def test_token_ids_are_taken_as_they_are():
+    """Whoever has rendered a prompt must not have it rendered again."""
+    tokenizer = byte_tokenizer(chat_template=CHAT)
+    assert encode_prompt([5, 6, 7], tokenizer) == [5, 6, 7]
+    with pytest.raises(UsageError, match="rendered already"):
+        encode_prompt([5, 6, 7], tokenizer, chat=True)
 
 
 def test_contradiction_is_refused():

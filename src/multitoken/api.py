@@ -1,0 +1,81 @@
+"""The door to the evaluation for Python: what `multitoken evaluate` measures, in one call."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multitoken.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from multitoken.decoding import Policy
+    from multitoken.evaluation.rows import Row
+    from multitoken.evaluation.tasks import Task
+    from multitoken.models.model import Model
+
+
+def evaluate(
+    model: "Model",
+    task: "Task | str | Path",
+    *,
+    original: "Model | None" = None,
+    policies: "Sequence[Policy | str] | None" = None,
+    prompts: int | None = None,
+    grader: str | None = None,
+    max_new_tokens: int = 256,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    console: "Console | None" = None,
+    verbose: bool = True,
+) -> "list[Row]":
+    """Accuracy, sameness and speed of `model` under several policies, against `original`. One row a model and policy.
+
+    task: a JSONL file of prompts and answers, the name of an embedded task, or a `Task`. policies: policies or their short forms
+    ("exact:0.5"). prompts: how many questions (embedded tasks: 100 if not given). output: a folder for results.json, tradeoff.png
+    and report.html. Raises `UsageError`, `DataError` and `OutputError`, before anything is decoded.
+    """
+    from rich.console import Console
+
+    from multitoken.checkpoints.atomic import check_output
+    from multitoken.evaluation.measure import DEFAULT_POLICIES, measure, of_type, parse_policy, publish
+    from multitoken.evaluation.sampled import in_words, sampling_of
+
+    sampling = sampling_of(temperature, top_p, top_k, seed)
+    chosen = [parse_policy(each) if isinstance(each, str) else each for each in policies or DEFAULT_POLICIES]
+    if output is not None:
+        check_output(Path(output), overwrite=overwrite)
+    questions = task_of(task, prompts, grader, max_new_tokens)
+    console = (console or Console()) if verbose else Console(quiet=True)
+    models = {"original": original, "adapted": model} if original is not None else {"adapted": model}
+    rows = measure(models, questions, chosen, console, sampling)
+    if output is not None:
+        against = f", against {original.name}" if original is not None else ""
+        how = f", {in_words(sampling)}" if sampling else ""
+        publish(
+            Path(output),
+            rows,
+            console,
+            title=f"{model.name} on {questions.name}{how}",
+            summary=f"{len(questions.questions)} questions of {questions.name}{against}{how}{of_type(models)}.",
+        )
+    return rows
+
+
+def task_of(task: Any, prompts: int | None, grader: str | None, max_new_tokens: int) -> "Task":
+    """A task as it is, a JSONL file's questions, or an embedded task's."""
+    from multitoken.evaluation.tasks import Task, load_task
+    from multitoken.quickstart.embedded import embedded_task
+
+    if isinstance(task, Task):
+        return task
+    name = str(task)
+    if name.endswith((".jsonl", ".json")) or Path(name).exists():
+        return load_task(name, prompts, grader=grader, max_new_tokens=max_new_tokens)
+    if grader is not None:
+        raise UsageError(f"grader {grader!r} is for JSONL files; the task {name!r} has its own")
+    return embedded_task(name, 100 if prompts is None else prompts, max_new_tokens=max_new_tokens)

@@ -1,0 +1,1 @@
+"""The commands: one module each, `argv` already parsed by typer. Heavy imports wait until a command runs."""

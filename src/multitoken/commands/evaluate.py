@@ -1,0 +1,76 @@
+"""`multitoken evaluate`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import (
+    BaseOption,
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    JsonFlag,
+    TrustFlag,
+    console_for,
+    model_path,
+    print_json,
+)
+
+
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="The model to measure; 'demo' is the embedded adapted one.")],
+    output: Annotated[Path, typer.Option(help="Folder for results.json, tradeoff.png and report.html.")],
+    task: Annotated[str, typer.Option(help="An embedded task (word-problems, letters, ...) or a JSONL file.")],
+    original: Annotated[str | None, typer.Option(help="The model it was made from, to compare with.")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME[:THRESHOLD or K], repeatable: exact:0.5, confadapt:0.9, static:3."),
+    ] = None,
+    prompts: Annotated[int | None, typer.Option(help="How many questions (embedded tasks: 100 if not given).")] = None,
+    grader: Annotated[str | None, typer.Option(help="last-number, exact, contains or none (JSONL files).")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample at this temperature; greedy if not given, or 0.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens of this share.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample among so many of the likeliest tokens.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the first question's noise (0 if not given); each next one's is one more.")
+    ] = None,
+    base: BaseOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    device_map: DeviceMapOption = None,
+    trust_remote_code: TrustFlag = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace what the output folder holds.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Measure accuracy, sameness and speed of MODEL under several policies, against --original."""
+    from multitoken.api import evaluate, task_of
+    from multitoken.checkpoints.atomic import check_output
+    from multitoken.checkpoints.provenance import provenance
+    from multitoken.evaluation.measure import parse_policy
+    from multitoken.evaluation.sampled import sampling_of
+    from multitoken.models.model import Model
+
+    drawing = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+    sampling_of(**drawing)
+    policies = [parse_policy(text) for text in policy or ()]
+    check_output(output, overwrite=overwrite)
+    questions = task_of(task, prompts, grader, max_new_tokens)
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "device_map": device_map}
+    how["trust_remote_code"] = trust_remote_code
+    rows = evaluate(
+        original=None if original is None else Model.load(model_path(original, "base"), **how),
+        model=Model.load(model_path(model), base=base, **how),
+        task=questions,
+        policies=policies,
+        output=output,
+        overwrite=overwrite,
+        console=console_for(json_output),
+        **drawing,
+    )
+    if json_output:
+        print_json({"provenance": provenance(), "rows": [dataclasses.asdict(row) for row in rows]})

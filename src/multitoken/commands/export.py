@@ -1,0 +1,52 @@
+"""`multitoken export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import POLICY_HELP, BaseOption, KOption, ThresholdOption, console_for, model_path
+
+
+def export_command(
+    checkpoint: Annotated[str, typer.Argument(help="A folder that adapt wrote; 'demo' is the embedded one.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How it decodes unless a call says otherwise: {POLICY_HELP}. If not given: as the checkpoint does."
+        ),
+    ] = None,
+    threshold: ThresholdOption = None,
+    k: KOption = None,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="A gated adapter alone, which names its base on the Hub.")
+    ] = False,
+    base: BaseOption = None,
+    evaluation: Annotated[Path | None, typer.Option(help="A folder that evaluate wrote, for the model card.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Store the weights in bfloat16, float16 or float32; as they are, if not given.")
+    ] = None,
+    push_to_hub: Annotated[str | None, typer.Option(help="Upload the folder to this repository on the Hub.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what the output folder holds.")] = False,
+) -> None:
+    """Write CHECKPOINT to the folder OUTPUT as plain transformers load it, with the code that decodes it and a card."""
+    from multitoken.checkpoints.export import export
+    from multitoken.decoding import make_policy
+
+    is_given = policy is not None or threshold is not None or k is not None
+    export(
+        model_path(checkpoint),
+        output,
+        policy=make_policy(policy or "exact", threshold=threshold, k=k) if is_given else None,
+        base=base,
+        reference=reference,
+        evaluation=evaluation,
+        dtype=dtype,
+        overwrite=overwrite,
+        push_to_hub=push_to_hub,
+    )
+    console = console_for()
+    console.print(f"Exported {output}; its card is {output / 'README.md'}", markup=False, soft_wrap=True)
+    if push_to_hub is not None:
+        console.print(f"Pushed to https://huggingface.co/{push_to_hub}", markup=False, soft_wrap=True)

@@ -1,0 +1,96 @@
+"""`multitoken generate` and `multitoken chat`."""
+
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from .options import (
+    BaseOption,
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    JsonFlag,
+    KOption,
+    ModelArgument,
+    PolicyOption,
+    ThresholdOption,
+    TrustFlag,
+    chosen_policy,
+    console_for,
+    model_path,
+    print_json,
+)
+
+
+def generate_command(
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads it from standard input.")],
+    policy: PolicyOption = None,
+    threshold: ThresholdOption = None,
+    k: KOption = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy if not given.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens of this share.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Sample with this seed: one seed, one text.")] = None,
+    base: BaseOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    device_map: DeviceMapOption = None,
+    trust_remote_code: TrustFlag = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Answer PROMPT with MODEL, streaming each chunk in its own colour."""
+    from multitoken.models.model import Generation, Model
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    how = {"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code}
+    loaded = Model.load(model_path(model), base=base, **how)
+    chosen = chosen_policy(loaded, policy, threshold, k)
+    console = console_for(json_output)
+    colours = ("cyan", "yellow", "green", "magenta")
+    started = time.perf_counter()
+    chunks = []
+    # One answer is too short to measure the machine for.
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "adaptive": False}
+    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    options |= {name: value for name, value in sampling.items() if value is not None}
+    for i, chunk in enumerate(loaded.stream(text, policy=chosen, **options)):
+        chunks.append(chunk)
+        console.print(chunk.text, style=colours[i % 4], end="", markup=False, highlight=False, soft_wrap=True)
+    answer = Generation.of(chunks, time.perf_counter() - started)
+    console.print(
+        f"\n[dim]{len(answer.token_ids)} tokens in {answer.forward_passes} forward passes, "
+        f"{answer.tokens_per_step:.2f} tokens per step, {answer.seconds:.2f} s[/dim]"
+    )
+    if json_output:
+        print_json(
+            {
+                "text": answer.text,
+                "token_ids": list(answer.token_ids),
+                "chunk_sizes": [len(c.token_ids) for c in chunks],
+                "forward_passes": answer.forward_passes,
+                "tokens_per_step": answer.tokens_per_step,
+                "seconds": answer.seconds,
+            }
+        )
+
+
+def chat_command(
+    model: ModelArgument,
+    policy: PolicyOption = None,
+    threshold: ThresholdOption = None,
+    k: KOption = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
+    base: BaseOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    trust_remote_code: TrustFlag = False,
+) -> None:
+    """Talk with MODEL in the terminal; /help there tells what one can change on the way."""
+    from multitoken.models.model import Model
+    from multitoken.serving.terminal import Chat
+
+    loaded = Model.load(model_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code, base=base)
+    Chat(loaded, console_for(), policy=chosen_policy(loaded, policy, threshold, k), max_new_tokens=max_new_tokens).run()

@@ -1,0 +1,81 @@
+"""`multitoken serve`."""
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from multitoken.errors import UsageError
+
+from .options import (
+    POLICY_HELP,
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    KOption,
+    ModelArgument,
+    ThresholdOption,
+    TrustFlag,
+    chosen_policy,
+    console_for,
+    model_path,
+)
+
+
+def serve_command(
+    model: ModelArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="MULTITOKEN_API_KEY", help="Key that every request must bring.")
+    ] = None,
+    served_name: Annotated[str | None, typer.Option(help="The model's name in the API; MODEL if not given.")] = None,
+    policy: Annotated[str | None, typer.Option(help=f"Of requests that name none: {POLICY_HELP}.")] = None,
+    threshold: ThresholdOption = None,
+    k: KOption = None,
+    max_rows: Annotated[int, typer.Option(help="Answers that are written side by side.")] = 32,
+    queue: Annotated[int, typer.Option(help="Answers that may wait besides; more get a 429.")] = 128,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 1024,
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 600.0,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="A site whose pages may call the API from a browser; repeatable.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="multitoken, or vllm: hand over to `vllm serve` with the plugin.")
+    ] = "multitoken",
+    base: BaseOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    trust_remote_code: TrustFlag = False,
+) -> None:
+    """Serve MODEL with an OpenAI-compatible API, and a page at / that shows what multi-token decoding is."""
+    from multitoken.decoding.policies import Exact, varied
+    from multitoken.models.model import Model
+
+    try:
+        from multitoken.serving import run
+        from multitoken.serving.handover import serve_with_vllm
+        from multitoken.serving.options import ServeOptions
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{error.name} is not installed; the server needs it: pip install 'multitoken[serve]'"
+        ) from error
+    if engine not in ("multitoken", "vllm"):
+        raise UsageError(f"engine is {engine!r}; expected multitoken or vllm")
+    options = ServeOptions(
+        name=served_name or model,
+        host=host,
+        port=port,
+        api_key=api_key,
+        max_rows=max_rows,
+        queue=queue,
+        max_tokens=max_tokens,
+        timeout=timeout,
+        origins=tuple(cors_origin or ()),
+    )
+    if engine == "vllm":
+        asked = any(given is not None for given in (policy, threshold, k))
+        chosen = varied(Exact(), policy, threshold=threshold, k=k) if asked else None
+        serve_with_vllm(model_path(model), replace(options, policy=chosen), trust_remote_code=trust_remote_code)
+    loaded = Model.load(model_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code, base=base)
+    run.serve(loaded, replace(options, policy=chosen_policy(loaded, policy, threshold, k)), console_for())
