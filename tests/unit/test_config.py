@@ -2,9 +2,8 @@
 
 import subprocess
 import sys
-from pathlib import Path
-
 import typing
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -128,7 +127,9 @@ def test_keywords_of_adapt_are_the_config_s_fields() -> None:
     """An editor must offer every option, with its type, and no other."""
     from multitoken.config import AdaptOptions
 
-    fields = {name: field for name, field in AdaptConfig.model_fields.items() if name not in ("model", "data", "output")}
+    fields = {
+        name: field for name, field in AdaptConfig.model_fields.items() if name not in ("model", "data", "output")
+    }
     assert set(AdaptOptions.__annotations__) == set(fields)
     for name, field in fields.items():
         told = typing.get_type_hints(AdaptOptions, include_extras=True)[name]

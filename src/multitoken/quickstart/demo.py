@@ -1,6 +1,7 @@
 """`multitoken demo`: watch a small model race, adapt it from scratch, and see what it gained and what it cost.
 
-What is adapted is a gated adapter, which loses nothing under Exact; ConfAdapt, the paper's way to decode, is measured beside it.
+What is adapted is a gated adapter, which loses nothing under Exact. The embedded checkpoint of the paper's method, which
+trains every weight, is measured beside it.
 """
 
 import json
@@ -20,19 +21,13 @@ from multitoken.models.model import Model
 from multitoken.training.adapt import adapt
 
 from .adapt_base import RECIPES
-from .corpus import examples
+from .corpus import examples, make_example
 from .embedded import checkpoint, embedded_task
 from .race import race
 
 ADAPT_MINUTES = 4.0
 PROMPTS = 700
 QUESTIONS_OF_A_FAST_ONE = 8
-# As people write them; none is in the training text.
-RACE_PROMPTS = (
-    "Please count from 12 to 60.",
-    "Repeat 'red apple' 8 times.",
-    "Ada has 48 shells. She finds 37 shells in the attic. She gives 4 shells to each of 6 friends. How many shells does Ada have now?",
-)
 POLICIES: tuple[Policy, ...] = (Exact(0.5), *(ConfAdapt(threshold) for threshold in (0.99, 0.95, 0.9, 0.8)))
 
 
@@ -56,13 +51,14 @@ def run_demo(options: DemoOptions, console: Console) -> list[Row]:
     console.print(f"{millions:.1f} M parameters, {type(base.hf).__name__}, trained by this package's own script.")
 
     console.rule("2  The race: one model, three ways to decode")
-    gated = _load("gated")
+    gated, full = _load("gated"), _load("full")
     runners: dict[str, tuple[Model, Policy]] = {
         "original, next token": (base, NextToken()),
         "gated, Exact 0.5": (gated, Exact(0.5)),
-        "gated, ConfAdapt 0.9": (gated, ConfAdapt(0.9)),
+        "full, ConfAdapt 0.9": (full, ConfAdapt(0.9)),
     }
-    entries = race(runners, RACE_PROMPTS, console, max_new_tokens=200)
+    prompts = [make_example(task, "test", 0).prompt for task in ("counting", "repeating", "word-problems")]
+    entries = race(runners, prompts, console, max_new_tokens=200)
 
     if options.fast:
         how = "with the embedded gated adapter"
@@ -73,7 +69,7 @@ def run_demo(options: DemoOptions, console: Console) -> list[Row]:
 
     console.rule("4  What it gained and what it cost")
     rows = measure(
-        {"original": base, "gated": gated},
+        {"original": base, "gated": gated, "full": full},
         embedded_task("word-problems", options.questions),
         POLICIES,
         console,
@@ -86,7 +82,8 @@ def run_demo(options: DemoOptions, console: Console) -> list[Row]:
         console,
         title="multitoken demo",
         summary=(
-            f"A small language model {how}, on {options.questions} arithmetic word problems that it has never seen."
+            f"A small language model {how}, and another copy of it whose every weight was trained for 25 minutes (full), "
+            f"on {options.questions} arithmetic word problems that none of them has seen."
         ),
         race=entries,
         adapted=how,
@@ -129,11 +126,4 @@ def _adapt(options: DemoOptions, console: Console) -> Model:
 def demo_recipe() -> dict[str, object]:
     """As the embedded adapter was made, in minutes: shorter blocks, for minutes do not teach the places beyond (docs/ablations.md),
     and a little faster, for the learning rate falls to zero sooner. The demo decodes greedily, so all responses are greedy."""
-    return {
-        **RECIPES["gated"],
-        "k_max": 8,
-        "learning_rate": 6e-3,
-        "responses": "greedy",
-        "temperature": 1.0,
-        "join_share": 0.0,
-    }
+    return {**RECIPES["gated"], "k_max": 8, "learning_rate": 6e-3, "responses": "greedy", "temperature": 1.0}

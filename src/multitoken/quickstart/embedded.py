@@ -14,8 +14,6 @@ _GRADERS = {
     "held-out-problems": "last-number",
     "counting": "exact",
     "repeating": "exact",
-    "held-out-counting": "exact",
-    "held-out-repeating": "exact",
     "letters": "none",
 }
 _MAX_NEW_TOKENS = 320

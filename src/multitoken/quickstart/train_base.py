@@ -1,7 +1,6 @@
-"""Train the embedded base model: `python -m multitoken.quickstart.train_base --output DIR`, from nothing or, with
-`--start-from`, from an earlier one.
+"""Train the embedded base model from nothing: `python -m multitoken.quickstart.train_base --output DIR`.
 
-From nothing about an hour and a half on two cores. The text is `corpus.mixed("train")`; the weights are rounded to bf16 at the end,
+Two cores, about an hour and a half. The text is `corpus.mixed("train")`; the weights are rounded to bf16 at the end,
 *before* anything is adapted from them, so that base and adapted model start from the same numbers. Muon (matrices) and
 AdamW (the rest) because a CPU's hour is short; a step takes micro-batches of unlike lengths.
 
@@ -51,10 +50,7 @@ SIZES: dict[str, dict[str, Any]] = {
 POOL = 2048  # examples sorted by length at a time
 MICRO_BATCHES = 4  # of unlike lengths in every step: a step of letters alone would jolt the model
 SUMS_FROM = 750  # steps: language first, then practice in arithmetic beside it, and results weigh more
-CONVERSATIONS = 0.1  # share of the examples that are turns of one conversation
-LONGEST_CONVERSATION = 1900  # tokens
 RESULT_WEIGHT = 3.0  # of the digits behind a "="
-END_WEIGHT = 5.0  # of the end: where to stop counting is one token among a hundred
 PROMPT_WEIGHT = 0.1  # prompts are mostly chance: learn their language, do not spend the model on their dice
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
@@ -138,8 +134,8 @@ def encode(
     rows = []
     for p, r in zip(prompts, responses, strict=True):
         head, tail = [user, *p.ids, end, assistant], [*r.ids, end]
-        weights = [*_weights(r.tokens, result_weight), END_WEIGHT]
-        rows.append((head + tail, [PROMPT_WEIGHT] * len(head) + weights))
+        texts = [*r.tokens, END]
+        rows.append((head + tail, [PROMPT_WEIGHT] * len(head) + _weights(texts, result_weight)))
     return rows
 
 
@@ -153,38 +149,19 @@ def _weights(texts: list[str], result_weight: float) -> list[float]:
     return weights
 
 
-def join_turns(
-    rows: list[tuple[list[int], list[float]]], share: float, rng: random.Random
-) -> list[tuple[list[int], list[float]]]:
-    """The rows, of which a share stands one behind the other, as turns of conversations of 100 to 1,900 tokens."""
-    alone, joined = [], []
-    for row in rows:
-        (joined if rng.random() < share else alone).append(row)
-    room = 0
-    for ids, weights in joined:
-        if len(ids) > room:
-            room = rng.randint(100, LONGEST_CONVERSATION)
-            alone.append(([], []))
-        alone[-1][0].extend(ids)
-        alone[-1][1].extend(weights)
-        room -= len(ids)
-    return alone
-
-
 def batches(
     tokenizer: PreTrainedTokenizerFast, tokens: int, start: int, practice: bool
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-    """Endless (ids, weights, next unread example): rows of like length, right-padded, at most `tokens` a batch or one row.
+    """Endless (ids, weights, next unread example): rows of like length, right-padded, at most `tokens` a batch.
 
-    One example or conversation a row: nothing is cut and nothing sees its neighbour, and causal attention needs no mask.
+    One example a row: nothing is cut and nothing sees its neighbour, and causal attention needs no mask.
     """
     stream = mixed("train", start, MIXTURE if practice else LANGUAGE)
     order = random.Random(start)
     used = start
     while True:
         fresh = [next(stream) for _ in range(POOL)]
-        rows = encode(tokenizer, fresh, RESULT_WEIGHT if practice else 1.0)
-        pool = sorted(join_turns(rows, CONVERSATIONS, order), key=lambda row: len(row[0]))
+        pool = sorted(encode(tokenizer, fresh, RESULT_WEIGHT if practice else 1.0), key=lambda row: len(row[0]))
         used += POOL
         groups: list[list[tuple[list[int], list[float]]]] = [[]]
         for row in pool:
@@ -243,7 +220,6 @@ def train(
     output: Path,
     build: Callable[[PreTrainedTokenizerFast], PreTrainedModel],
     *,
-    start_from: Path | None = None,
     steps: int | None,
     tokens_per_batch: int,
     lr: float,
@@ -254,8 +230,8 @@ def train(
     sums_from: int | None = SUMS_FROM,
     autocast: bool = True,
 ) -> None:
-    """Train what `build` makes, or the model in the folder `start_from` with its tokenizer; log to `output/train_log.jsonl`, save
-    to `output` (bf16). Picks up `output/state.pt` where one is.
+    """Train what `build` makes, log to `output/train_log.jsonl`, save to `output` (bf16). Picks up `output/state.pt` where
+    one is.
 
     Ends after `steps`, or, where `minutes` are given instead, when they are over: the learning rate then falls by the clock.
     From step `sums_from` on (None: never) the model practises arithmetic too. Without `autocast` to bf16 the passes are in
@@ -265,12 +241,8 @@ def train(
         raise ValueError(f"steps is {steps} and minutes is {minutes}; expected exactly one of them")
     torch.manual_seed(seed)
     output.mkdir(parents=True, exist_ok=True)
-    if start_from is None:
-        tokenizer = train_tokenizer(tokenizer_size)
-        model = build(tokenizer)
-    else:
-        tokenizer = cast(PreTrainedTokenizerFast, PreTrainedTokenizerFast.from_pretrained(start_from))
-        model = cast(PreTrainedModel, LlamaForCausalLM.from_pretrained(start_from, dtype=torch.float32))
+    tokenizer = train_tokenizer(tokenizer_size)
+    model = build(tokenizer)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
@@ -369,12 +341,7 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int)
-    length.add_argument("--minutes", type=float, help="of training, in place of a number of steps (4500)")
-    parser.add_argument(
-        "--start-from", type=Path, help="the folder of an earlier model; arithmetic is practised from the start"
-    )
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--tokens-per-batch", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -384,10 +351,7 @@ def main() -> None:
     train(
         a.output,
         lambda tokenizer: build_model(tokenizer, a.size),
-        start_from=a.start_from,
-        steps=None if a.minutes else a.steps or 4500,
-        minutes=a.minutes,
-        sums_from=0 if a.start_from else SUMS_FROM,
+        steps=a.steps,
         tokens_per_batch=a.tokens_per_batch,
         lr=a.lr,
         seed=a.seed,

@@ -109,7 +109,9 @@ def test_the_assistant_s_message_goes_on():
 
 def test_keywords_reach_the_template():
     """Such as enable_thinking, which decides what a reasoning model does."""
-    tokenizer = byte_tokenizer(chat_template=CHAT + "{% if enable_thinking is defined %}({{ enable_thinking }}){% endif %}")
+    tokenizer = byte_tokenizer(
+        chat_template=CHAT + "{% if enable_thinking is defined %}({{ enable_thinking }}){% endif %}"
+    )
     ids = encode_prompt("hi", tokenizer, template={"enable_thinking": False})
     assert tokenizer.decode(ids) == "<s>[user]hi[assistant](False)"
     with pytest.raises(UsageError, match="plain text"):
