@@ -147,7 +147,7 @@ EVALUATE = ("evaluate", "ADAPTED", "--task", "TASK", "--output", "OUT2")
         (["generate", "ADAPTED", "w7", "--policy", "exact", "--threshold", "1.7"], 2, "threshold is 1.7"),
         (["generate", "ADAPTED", "w7", "--policy", "exact", "--k", "9"], 2, "trained for k up to 4"),
         (["generate", "ADAPTED", "w7", "--policy", "sure"], 2, "expected one of"),
-        (["generate", "ADAPTED", "w7", "--threshold", "0.5"], 2, "--policy"),
+        (["generate", BASE, "w7", "--threshold", "0.5"], 2, "no threshold"),
         (["generate", "ADAPTED", "w7 <MTP>"], 2, "mask token"),
         (["generate", "ADAPTED", ""], 2, "empty"),
         (["generate", "ADAPTED", "w7", "--max-new-tokens", "999"], 2, "256 positions"),

@@ -30,7 +30,9 @@ def generate_command(
     policy: PolicyOption = None,
     threshold: ThresholdOption = None,
     k: KOption = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of the answer (256, or as many as fit, if not given).")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy if not given.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens of this share.")] = None,
     seed: Annotated[int | None, typer.Option(help="Sample with this seed: one seed, one text.")] = None,
@@ -53,9 +55,9 @@ def generate_command(
     started = time.perf_counter()
     chunks = []
     # One answer is too short to measure the machine for.
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "adaptive": False}
-    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
-    options |= {name: value for name, value in sampling.items() if value is not None}
+    options: dict[str, Any] = {"adaptive": False}
+    given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    options |= {name: value for name, value in given.items() if value is not None}
     for i, chunk in enumerate(loaded.stream(text, policy=chosen, **options)):
         chunks.append(chunk)
         console.print(chunk.text, style=colours[i % 4], end="", markup=False, highlight=False, soft_wrap=True)

@@ -64,15 +64,16 @@ class Generation:
     logprobs: tuple[float, ...] | None = None
 
     @classmethod
-    def of(cls, chunks: Iterable[Chunk], seconds: float) -> "Generation":
-        """The answer that these chunks, each with its text, make up."""
+    def of(cls, chunks: Iterable[Chunk], seconds: float, *, logprobs: bool = False) -> "Generation":
+        """The answer that these chunks, each with its text, make up. logprobs: take them from the chunks' logits, which are let
+        go."""
         chunks = tuple(chunks)
         ids = tuple(i for chunk in chunks for i in chunk.token_ids)
-        logprobs = None
-        if chunks and all(chunk.logits is not None for chunk in chunks):
-            logprobs = tuple(value for chunk in chunks for value in _logprobs(chunk))
+        found = None
+        if logprobs:
+            found = tuple(value for chunk in chunks for value in _logprobs(chunk))
             chunks = tuple(replace(chunk, logits=None, scores=None) for chunk in chunks)
-        return cls("".join(chunk.text for chunk in chunks), ids, chunks, seconds, logprobs)
+        return cls("".join(chunk.text for chunk in chunks), ids, chunks, seconds, found)
 
     @property
     def finish_reason(self) -> Literal["stop", "length"] | None:
@@ -212,6 +213,7 @@ class Model:
         prompts = prompt if _is_many(prompt) else [prompt]
         if not prompts:
             return []
+        wanted = bool(options.get("logprobs"))
         prepared = self._prepare(prompts, policy, max_new_tokens, options)
         rows: list[list[Chunk]] = [[] for _ in prepared.requests]
         seconds = [0.0] * len(rows)
@@ -221,11 +223,14 @@ class Model:
                 seconds[chunk.row] = time.perf_counter() - started
         except RowsFailed as failed:
             failed.answers = [
-                None if i in failed.errors else Generation.of(self._with_text(row), seconds[i])
+                None if i in failed.errors else Generation.of(self._with_text(row), seconds[i], logprobs=wanted)
                 for i, row in enumerate(rows)
             ]
             raise
-        answers = [Generation.of(self._with_text(row), spent) for row, spent in zip(rows, seconds, strict=True)]
+        answers = [
+            Generation.of(self._with_text(row), spent, logprobs=wanted)
+            for row, spent in zip(rows, seconds, strict=True)
+        ]
         return answers if _is_many(prompt) or len(answers) > 1 else answers[0]
 
     def stream(
