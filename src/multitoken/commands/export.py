@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import POLICY_HELP, BaseOption, KOption, ThresholdOption, console_for, model_path
+from .options import POLICY_HELP, BaseOption, KOption, ThresholdOption, console_for, given_policy, model_path
 
 
 def export_command(
@@ -32,13 +32,11 @@ def export_command(
 ) -> None:
     """Write CHECKPOINT to the folder OUTPUT as plain transformers load it, with the code that decodes it and a card."""
     from multitoken.checkpoints.export import export
-    from multitoken.decoding import make_policy
 
-    is_given = policy is not None or threshold is not None or k is not None
     export(
         model_path(checkpoint),
         output,
-        policy=make_policy(policy or "exact", threshold=threshold, k=k) if is_given else None,
+        policy=given_policy(policy, threshold, k),
         base=base,
         reference=reference,
         evaluation=evaluation,

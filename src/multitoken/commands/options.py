@@ -53,6 +53,14 @@ def model_path(name: str, embedded: str = "gated") -> str:
     return str(checkpoint(embedded))
 
 
+def given_policy(name: str | None, threshold: float | None, k: int | None) -> "Policy | None":
+    """What the options say where no model is loaded, Exact if they name no policy; None: they say nothing."""
+    from multitoken.decoding.policies import Exact, varied
+
+    is_given = name is not None or threshold is not None or k is not None
+    return varied(Exact(), name, threshold=threshold, k=k) if is_given else None
+
+
 def chosen_policy(model: "Model", name: str | None, threshold: float | None, k: int | None) -> "Policy":
     """The model's default policy, with what the options say in its place."""
     from multitoken.decoding.policies import varied

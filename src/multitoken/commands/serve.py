@@ -18,6 +18,7 @@ from .options import (
     TrustFlag,
     chosen_policy,
     console_for,
+    given_policy,
     model_path,
 )
 
@@ -49,7 +50,6 @@ def serve_command(
     trust_remote_code: TrustFlag = False,
 ) -> None:
     """Serve MODEL with an OpenAI-compatible API, and a page at / that shows what multi-token decoding is."""
-    from multitoken.decoding.policies import Exact, varied
     from multitoken.models.model import Model
 
     try:
@@ -74,8 +74,7 @@ def serve_command(
         origins=tuple(cors_origin or ()),
     )
     if engine == "vllm":
-        asked = any(given is not None for given in (policy, threshold, k))
-        chosen = varied(Exact(), policy, threshold=threshold, k=k) if asked else None
-        serve_with_vllm(model_path(model), replace(options, policy=chosen), trust_remote_code=trust_remote_code)
+        given = replace(options, policy=given_policy(policy, threshold, k))
+        serve_with_vllm(model_path(model), given, trust_remote_code=trust_remote_code)
     loaded = Model.load(model_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code, base=base)
     run.serve(loaded, replace(options, policy=chosen_policy(loaded, policy, threshold, k)), console_for())

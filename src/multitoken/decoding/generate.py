@@ -36,12 +36,12 @@ from .head_file import HEAD_WEIGHTS, read_head
 from .loop import Decoder
 from .penalties import PresenceFrequencyPenalty
 from .per_row import of_row
-from .policies import Policy, make_policy, with_trained_k
+from .policies import POLICY_OPTIONS, Policy, layered_policy, with_trained_k
 from .records import Chunk
 from .row import Request
 
 ADAPTER_FOLDER = "mtp_adapter"  # of a checkpoint that holds its base and its gate
-OPTIONS = ("policy", "threshold", "k", "seed", "adaptive")
+OPTIONS = (*POLICY_OPTIONS, "seed", "adaptive")
 
 
 @dataclass(frozen=True)
@@ -261,12 +261,10 @@ def _how(
     config: GenerationConfig, given: Mapping[str, Any] | None, policy: Policy | None, decoder: Decoder
 ) -> tuple[Policy, int | None, bool]:
     """(policy, seed, adaptive) from the call, and from `generation_config.json: mtp` where the call says nothing."""
-    given, defaults = _checked(given), {"policy": "exact", "adaptive": True} | _checked(getattr(config, "mtp", None))
-    if given.get("policy", defaults["policy"]) != defaults["policy"]:  # another policy's threshold is not this one's
-        defaults = {name: value for name, value in defaults.items() if name not in ("threshold", "k")}
-    options = defaults | given
+    layers = [{"policy": "exact", "adaptive": True}, _checked(getattr(config, "mtp", None)), _checked(given)]
+    options: dict[str, Any] = {name: value for layer in layers for name, value in layer.items()}
     if policy is None:
-        policy = make_policy(options["policy"], threshold=options.get("threshold"), k=options.get("k"))
+        policy = layered_policy(*({name: layer[name] for name in POLICY_OPTIONS if name in layer} for layer in layers))
     elif not isinstance(policy, Policy):
         raise DecodingError(f"policy is {policy!r}; expected a policy, such as Exact(threshold=0.5)")
     seed, adaptive = options.get("seed"), options["adaptive"]

@@ -22,10 +22,8 @@ _LEAST, _MOST = 0.3, 6.0  # steps' time that a trial is taken to cost, however i
 _ALLOWANCE = 0.006  # of the time may be lost against plain decoding
 _PURSE, _PURSE_OF_FEW = 10.0, 12.0  # steps' time in a new purse: with the allowance, no first 1,000 steps lose 2%
 _FULL = 30.0  # and in a full one
-_FARE, _DEBT = (
-    5.0,
-    -2.0,
-)  # what a trial must find in it, and what it may leave: its first step has masks to pay, and no drafts
+# What a trial must find in it, and what it may leave: its first step has masks to pay, and no drafts.
+_FARE, _DEBT = 5.0, -2.0
 _MARGIN = 1.03  # by which another level must be better than the present one
 _DOUBT = 0.4  # and, in steps, by what more while few of its own are known
 _TRIAL = 24.0  # steps after which a trial has shown what it can

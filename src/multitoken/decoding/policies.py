@@ -111,6 +111,9 @@ POLICIES: dict[str, type[NextToken] | type[StaticK] | type[ConfAdapt] | type[Exa
 }
 
 
+POLICY_OPTIONS = ("policy", "threshold", "k")  # how a policy is told: its name, and what it may have
+
+
 def as_numbers(policy: Policy) -> tuple[float, bool]:
     """(threshold, whether the anchor must reach it too): a policy as `kept_many` takes it."""
     if isinstance(policy, NextToken):

@@ -16,7 +16,6 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.penalties import PresenceFrequencyPenalty
 from multitoken.decoding.policies import Policy, varied
 from multitoken.decoding.row import Request
@@ -91,7 +90,7 @@ class Preparer:
                 ],
                 sum(map(len, prompts)),
             )
-        except (DecodingError, MultitokenError) as error:
+        except MultitokenError as error:
             raise refused(str(error)) from error
 
     def _encode(self, body: GenerationBody) -> list[list[int]]:

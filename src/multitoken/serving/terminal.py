@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 
-from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.policies import NextToken, Policy, varied, with_trained_k
 from multitoken.decoding.records import Chunk
 from multitoken.errors import MultitokenError, UsageError, nearest
@@ -63,7 +62,7 @@ class Chat:
                 return
             try:
                 self._command(line) if line.startswith("/") else line and self._ask(line)
-            except (DecodingError, MultitokenError) as error:
+            except MultitokenError as error:
                 self._console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
 
     def _command(self, line: str) -> None:

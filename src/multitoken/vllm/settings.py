@@ -15,17 +15,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from multitoken.decoding.failures import DecodingError
-from multitoken.decoding.policies import NextToken, Policy, layered_policy, make_policy, with_trained_k
+from multitoken.decoding.policies import POLICY_OPTIONS, NextToken, Policy, layered_policy, make_policy, with_trained_k
 from multitoken.errors import ModelError, UsageError, nearest
 from multitoken.models.mtp_config import MtpConfig
 
 KEY = "mtp"  # of config.json, of generation_config.json and of additional_config
 RESOLVED = "mtp_resolved"  # where in additional_config every process of a server finds the whole of it
 ADAPTED = "mtp_adapted"  # where in it a digest of a gated adapter's config is
-_OPTIONS = ("policy", "threshold", "k")
 _SWITCHES = ("enabled", "adaptive")
-_SERVER = (*_OPTIONS, *_SWITCHES)
-_REQUEST = tuple(f"mtp_{name}" for name in _OPTIONS)
+_SERVER = (*POLICY_OPTIONS, *_SWITCHES)
+_REQUEST = tuple(f"mtp_{name}" for name in POLICY_OPTIONS)
 _OFF = '--additional-config \'{"mtp": {"enabled": false}}\''
 
 
@@ -94,9 +93,9 @@ def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Se
         raise ModelError(
             f"generation_config.json: mtp is {generation!r}; expected an object, such as {{'policy': 'exact'}}"
         )
-    checkpoint = {name: value for name, value in (generation or {}).items() if name in _OPTIONS}
+    checkpoint = {name: value for name, value in (generation or {}).items() if name in POLICY_OPTIONS}
     options = _server_options(additional)
-    server = {name: value for name, value in options.items() if name in _OPTIONS}
+    server = {name: value for name, value in options.items() if name in POLICY_OPTIONS}
     try:
         policy = layered_policy({"policy": "exact"}, checkpoint, server)
         if isinstance(policy, NextToken):
