@@ -12,6 +12,7 @@ from multitoken.commands.demo import demo_command
 from multitoken.commands.evaluate import evaluate_command
 from multitoken.commands.export import export_command
 from multitoken.commands.generate import chat_command, generate_command
+from multitoken.commands.lm_eval import HARNESS_OPTIONS, lm_eval_command
 from multitoken.commands.serve import serve_command
 from multitoken.errors import MultitokenError
 
@@ -28,6 +29,7 @@ app.command("generate")(generate_command)
 app.command("chat")(chat_command)
 app.command("serve")(serve_command)
 app.command("evaluate")(evaluate_command)
+app.command("lm-eval", context_settings=HARNESS_OPTIONS)(lm_eval_command)
 app.command("export")(export_command)
 app.command("check")(check_command)
 app.command("demo")(demo_command)

@@ -1,0 +1,44 @@
+"""`multitoken lm-eval`: lm-evaluation-harness's own command line, with this project's model registered."""
+
+import sys
+
+import typer
+
+from multitoken.errors import UsageError
+
+HARNESS_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def lm_eval_command(context: typer.Context) -> None:
+    """Run lm-evaluation-harness: --model_args pretrained=DIR,policy=exact,threshold=0.7 --tasks gsm8k ...
+
+    All arguments are the harness's (--help lists them). If not given: --model multitoken, --batch_size 32, --device auto.
+    """
+    try:
+        from lm_eval._cli import HarnessCLI
+        from lm_eval.utils import setup_logging
+
+        import multitoken.evaluation.harness  # noqa: F401  # registers the model
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"lm-eval needs the package {error.name}, which is not installed; pip install 'multitoken[eval]'"
+        ) from error
+
+    arguments = list(context.args)
+    if not any(word in arguments for word in ("ls", "validate", "--help", "-h")):
+        arguments += _defaults(arguments)
+    # The harness's parser reads the command line itself.
+    before, sys.argv = sys.argv, ["lm-eval", *arguments]
+    try:
+        setup_logging()
+        harness = HarnessCLI()
+        harness.execute(harness.parse_args())
+    finally:
+        sys.argv = before
+
+
+def _defaults(arguments: list[str]) -> list[str]:
+    """What is meant where the arguments do not say it. The harness's own device is a GPU, whether there is one or not."""
+    defaults = {("--model", "-M"): "multitoken", ("--batch_size", "-b"): "32", ("--device",): "auto"}
+    given = {word.split("=")[0] for word in arguments}
+    return [word for names, value in defaults.items() if not given & {*names} for word in (names[0], value)]

@@ -1,0 +1,93 @@
+"""The harness's model: next-token answers what the harness's own `hf` model answers, Exact the same in fewer passes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+lm_eval = pytest.importorskip("lm_eval")
+
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from multitoken.errors import UsageError  # noqa: E402
+from multitoken.evaluation.harness import MultitokenLM  # noqa: E402
+from multitoken.quickstart.embedded import checkpoint, embedded_task  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::Warning")  # the harness's and its libraries'
+
+GENERATE = """
+task: sums-local
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+generation_kwargs: {until: ["\\n\\n"], do_sample: false, temperature: 0.0, max_gen_toks: 160}
+filter_list:
+  - name: last
+    filter: [{function: regex, regex_pattern: "Answer: ([0-9]+)"}, {function: take_first}]
+"""
+CHOOSE = """
+task: choose-local
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_choice: ["1", "25", "Answer"]
+doc_to_target: 1
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> TaskManager:
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = folder / "rows.jsonl"
+    questions = embedded_task("word-problems", 6).questions
+    rows.write_text("".join(json.dumps({"question": q.prompt, "answer": q.answer}) + "\n" for q in questions))
+    for name, text in {"generate": GENERATE, "choose": CHOOSE}.items():
+        (folder / f"{name}.yaml").write_text(text % rows)
+    return TaskManager(include_path=str(folder), include_defaults=False)
+
+
+def run(model: Any, tasks: TaskManager, *names: str) -> tuple[dict[str, Any], dict[str, list]]:
+    results = lm_eval.simple_evaluate(
+        model=model, tasks=list(names), task_manager=tasks, apply_chat_template=True, bootstrap_iters=0
+    )
+    assert results is not None
+    return results, {task: [sample["resps"] for sample in samples] for task, samples in results["samples"].items()}
+
+
+@pytest.fixture(scope="module")
+def reference(tasks: TaskManager) -> tuple[dict[str, Any], dict[str, list]]:
+    plain = HFLM(pretrained=str(checkpoint("base")), dtype="float32", device="cpu", batch_size=4)
+    return run(plain, tasks, "sums-local", "choose-local")
+
+
+def test_next_token_answers_and_scores_what_hf_does(tasks: TaskManager, reference: tuple) -> None:
+    ours = MultitokenLM(str(checkpoint("base")), device="cpu", dtype="float32", batch_size=4)
+    results, responses = run(ours, tasks, "sums-local", "choose-local")
+    assert responses["sums-local"] == reference[1]["sums-local"]
+    assert responses["choose-local"] == reference[1]["choose-local"]
+    assert results["results"] == reference[0]["results"]
+    assert results["config"]["multitoken"]["tasks"]["sums-local"]["tokens_per_step"] == 1.0
+
+
+def test_exact_answers_the_same_in_fewer_passes(tasks: TaskManager, reference: tuple) -> None:
+    ours = MultitokenLM(str(checkpoint("gated")), policy="exact", threshold=0.7, device="cpu", dtype="float32")
+    results, responses = run(ours, tasks, "sums-local")
+    assert responses["sums-local"] == reference[1]["sums-local"]
+    said = results["config"]["multitoken"]
+    assert (said["policy"], said["threshold"], said["k"]) == ("exact", 0.7, 16)
+    assert said["tasks"]["sums-local"]["answers"] == 6
+    assert said["tasks"]["sums-local"]["tokens_per_step"] > 3
+
+
+def test_an_unknown_argument_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no argument 'quantise' here; did you mean 'quantize'"):
+        MultitokenLM(str(tmp_path / "nothing"), quantise="int8")
