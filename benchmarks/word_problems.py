@@ -94,7 +94,7 @@ def measure_all(
             for question, (ids, prefill, passes) in zip(task.questions, answers, strict=True):
                 text = model.tokenizer.decode(list(ids), skip_special_tokens=True)
                 correct = task.grader.grade(str(text), question.answer)
-                outcomes[what].append(Outcome(ids, prefill, passes, 1.0, correct))
+                outcomes[what].append(Outcome(ids, prefill, passes, 1.0, correct, batch=len(outcomes[what])))
     plain = {what.model: o for what, o in outcomes.items() if what.policy == "next-token"}
     judges = {
         label: Judge(model.hf, adapted.mtp.mask_token_id if adapted.mtp else None)

@@ -1,6 +1,6 @@
 """The door to the evaluation for Python: what `multitoken evaluate` measures, in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ def evaluate(
     task: "Task | str | Path",
     *,
     original: "Model | None" = None,
+    others: "Mapping[str, Model] | None" = None,
     policies: "Sequence[Policy | str] | None" = None,
     prompts: int | None = None,
     grader: str | None = None,
@@ -28,31 +29,53 @@ def evaluate(
     top_p: float | None = None,
     top_k: int | None = None,
     seed: int | None = None,
+    batch_size: int = 1,
     output: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     console: "Console | None" = None,
     verbose: bool = True,
 ) -> "list[Row]":
     """Accuracy, sameness and speed of `model` under several policies, against `original`. One row a model and policy.
 
     task: a JSONL file of prompts and answers, the name of an embedded task, or a `Task`. policies: policies or their short forms
-    ("exact:0.5"). prompts: how many questions (embedded tasks: 100 if not given). output: a folder for results.json, tradeoff.png
-    and report.html. Raises `UsageError`, `DataError` and `OutputError`, before anything is decoded.
+    ("exact:0.5"). others: further models by the names that their rows carry. prompts: how many questions (embedded tasks: 100 if not
+    given). batch_size: questions answered side by side, which is faster; 1 measures the speed that a single user sees. output: a
+    folder for results.json, tradeoff.png and report.html, and answers.jsonl, from which an interrupted measurement goes on with
+    `resume`. Raises `UsageError`, `DataError` and `OutputError`, before anything is decoded.
     """
     from rich.console import Console
 
-    from multitoken.checkpoints.atomic import check_output
+    from multitoken.evaluation.journal import Journal, prepare_output
     from multitoken.evaluation.measure import DEFAULT_POLICIES, measure, of_type, parse_policy, publish
     from multitoken.evaluation.sampled import in_words, sampling_of
 
     sampling = sampling_of(temperature, top_p, top_k, seed)
     chosen = [parse_policy(each) if isinstance(each, str) else each for each in policies or DEFAULT_POLICIES]
     if output is not None:
-        check_output(Path(output), overwrite=overwrite)
+        prepare_output(Path(output), overwrite=overwrite, resume=resume)
+    elif resume:
+        raise UsageError("resume needs the output folder of the measurement that goes on; name it as output")
     questions = task_of(task, prompts, grader, max_new_tokens)
     console = (console or Console()) if verbose else Console(quiet=True)
-    models = {"original": original, "adapted": model} if original is not None else {"adapted": model}
-    rows = measure(models, questions, chosen, console, sampling)
+    models = {"original": original} if original is not None else {}
+    models["adapted"] = model
+    for name, other in (others or {}).items():
+        if name in models:
+            raise UsageError(f"two models are named {name!r}; name each one differently")
+        models[name] = other
+    journal = None
+    if output is not None:
+        facts = {
+            "task": questions.name,
+            "questions": questions.hash,
+            "max_new_tokens": questions.max_new_tokens,
+            "models": {label: each.name for label, each in models.items()},
+            "sampling": in_words(sampling),
+            "batch_size": batch_size,
+        }
+        journal = Journal(Path(output), facts)
+    rows = measure(models, questions, chosen, console, sampling, batch_size=batch_size, journal=journal)
     if output is not None:
         against = f", against {original.name}" if original is not None else ""
         how = f", {in_words(sampling)}" if sampling else ""

@@ -1,10 +1,13 @@
 """`multitoken evaluate`."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from multitoken.errors import UsageError
 
 from .options import (
     BaseOption,
@@ -24,12 +27,20 @@ def evaluate_command(
     output: Annotated[Path, typer.Option(help="Folder for results.json, tradeoff.png and report.html.")],
     task: Annotated[str, typer.Option(help="An embedded task (word-problems, letters, ...) or a JSONL file.")],
     original: Annotated[str | None, typer.Option(help="The model it was made from, to compare with.")] = None,
+    compare: Annotated[
+        list[str] | None, typer.Option(help="NAME=MODEL, repeatable: another model, in rows of that name.")
+    ] = None,
     policy: Annotated[
         list[str] | None,
         typer.Option(help="NAME[:THRESHOLD or K], repeatable: exact:0.5, confadapt:0.9, static:3."),
     ] = None,
     prompts: Annotated[int | None, typer.Option(help="How many questions (embedded tasks: 100 if not given).")] = None,
-    grader: Annotated[str | None, typer.Option(help="last-number, exact, contains or none (JSONL files).")] = None,
+    grader: Annotated[
+        str | None,
+        typer.Option(
+            help="last-number, exact, contains, regex, rouge-l, none, or your own MODULE:FUNCTION (JSONL files)."
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
     temperature: Annotated[
         float | None, typer.Option(help="Sample at this temperature; greedy if not given, or 0.")
@@ -39,18 +50,22 @@ def evaluate_command(
     seed: Annotated[
         int | None, typer.Option(help="Of the first question's noise (0 if not given); each next one's is one more.")
     ] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Questions answered side by side. 1 measures what a single user sees; 32 is faster.")
+    ] = 1,
     base: BaseOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     device_map: DeviceMapOption = None,
     trust_remote_code: TrustFlag = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what the output folder holds.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted measurement in --output.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Measure accuracy, sameness and speed of MODEL under several policies, against --original."""
     from multitoken.api import evaluate, task_of
-    from multitoken.checkpoints.atomic import check_output
     from multitoken.checkpoints.provenance import provenance
+    from multitoken.evaluation.journal import prepare_output
     from multitoken.evaluation.measure import parse_policy
     from multitoken.evaluation.sampled import sampling_of
     from multitoken.models.model import Model
@@ -58,19 +73,34 @@ def evaluate_command(
     drawing = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     sampling_of(**drawing)
     policies = [parse_policy(text) for text in policy or ()]
-    check_output(output, overwrite=overwrite)
+    prepare_output(output, overwrite=overwrite, resume=resume)
+    others = _named(compare or ())
     questions = task_of(task, prompts, grader, max_new_tokens)
     how: dict[str, Any] = {"device": device, "dtype": dtype, "device_map": device_map}
     how["trust_remote_code"] = trust_remote_code
     rows = evaluate(
         original=None if original is None else Model.load(model_path(original, "base"), **how),
         model=Model.load(model_path(model), base=base, **how),
+        others={name: Model.load(model_path(path), **how) for name, path in others.items()},
         task=questions,
         policies=policies,
+        batch_size=batch_size,
         output=output,
         overwrite=overwrite,
+        resume=resume,
         console=console_for(json_output),
         **drawing,
     )
     if json_output:
         print_json({"provenance": provenance(), "rows": [dataclasses.asdict(row) for row in rows]})
+
+
+def _named(compare: Sequence[str]) -> dict[str, str]:
+    """NAME=MODEL -> the models by name."""
+    named: dict[str, str] = {}
+    for text in compare:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path or name in named:
+            raise UsageError(f"--compare {text!r}: expected NAME=MODEL, each name once, such as lora=runs/lora")
+        named[name] = path
+    return named

@@ -1,19 +1,30 @@
-"""Is an answer right? Named graders, from the text that a model wrote and the expected answer."""
+"""Is an answer right? Graders, from the text that a model wrote and the expected answer.
 
+A new one is a function here and a line in `GRADERS`, or, without touching this package, a function of one's own:
+`--grader my_module:my_function`.
+"""
+
+import importlib
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
 
-from multitoken.errors import UsageError, nearest
+from multitoken.errors import DataError, UsageError, nearest
+
+Grade = bool | float | None
 
 
 @dataclass(frozen=True)
 class Grader:
-    """`grade(text, expected)` is True or False, or None where the task has no right answer."""
+    """`grade(text, expected)` is True or False, a score from 0 to 1, or None where the task has no right answer."""
 
     name: str
-    grade: Callable[[str, str], bool | None]
+    grade: Callable[[str, str], Grade]
 
 
 _MARKER = re.compile(r"answer\s*:|####", re.IGNORECASE)
@@ -62,6 +73,26 @@ def _grade_contains(text: str, expected: str) -> bool:
     return expected.strip() in text
 
 
+def _grade_regex(text: str, expected: str) -> bool:
+    return re.search(expected, text) is not None
+
+
+def _grade_rouge_l(text: str, expected: str) -> float:
+    """ROUGE-L's F-measure, from 0 to 1."""
+    return _rouge().score(expected, text)["rougeL"].fmeasure
+
+
+@cache
+def _rouge() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "the grader 'rouge-l' needs the package rouge-score; pip install 'multitoken[eval]'"
+        ) from error
+    return RougeScorer(["rougeL"])
+
+
 def _grade_none(text: str, expected: str) -> None:
     return None
 
@@ -72,13 +103,47 @@ GRADERS = {
         Grader("last-number", _grade_last_number),
         Grader("exact", _grade_exact),
         Grader("contains", _grade_contains),
+        Grader("regex", _grade_regex),
+        Grader("rouge-l", _grade_rouge_l),
         Grader("none", _grade_none),
     )
 }
 
 
 def grader_named(name: str) -> Grader:
-    """The grader of that name. Raises `UsageError` for an unknown one."""
-    if name not in GRADERS:
-        raise UsageError(f"there is no grader {name!r}{nearest(name, GRADERS)}")
-    return GRADERS[name]
+    """The grader of that name, or the function that "module:function" names, looked for in the working directory too.
+
+    Raises `UsageError` where there is none.
+    """
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        if name not in GRADERS:
+            raise UsageError(
+                f"there is no grader {name!r}{nearest(name, GRADERS)}; or name your own as module:function"
+            )
+        if name == "rouge-l":
+            _rouge()  # what is missing is missed at once
+        return GRADERS[name]
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"grader {name!r} cannot be imported: {error}; expected module:function") from error
+    if not callable(function):
+        raise UsageError(f"grader {name!r} is {function!r}; expected a function of (text, expected)")
+    return Grader(name, cast(Callable[[str, str], Grade], function))
+
+
+def grade(grader: Grader, text: str, expected: str, place: str) -> Grade:
+    """What the grader says. Raises `DataError`, naming the place, where it raises or says something else."""
+    try:
+        says = grader.grade(text, expected)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise DataError(f"{place}: the grader {grader.name!r} raises {type(error).__name__}: {error}") from error
+    if says is None or isinstance(says, bool) or (isinstance(says, int | float) and 0 <= says <= 1):
+        return says
+    raise DataError(f"{place}: the grader {grader.name!r} says {says!r}; expected True, False, 0 to 1, or None")

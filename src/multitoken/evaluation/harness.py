@@ -54,9 +54,11 @@ class Spent:
         }
 
 
-# The harness's decorators and base classes carry no types.
-@register_model("multitoken")  # pyright: ignore[reportArgumentType]
-class MultitokenLM(HFLM):
+_HFLM: Any = HFLM  # its decorators take its types away
+
+
+@register_model("multitoken")
+class MultitokenLM(_HFLM):
     """`--model multitoken --model_args pretrained=DIR,policy=exact,threshold=0.7`.
 
     pretrained: a folder or Hub name, adapted or not. policy, threshold, k: what is said in place of the model's default policy.
@@ -97,7 +99,7 @@ class MultitokenLM(HFLM):
         self._now = Spent()
         super().__init__(
             pretrained=ours.hf,
-            tokenizer=ours.tokenizer,  # pyright: ignore[reportArgumentType]
+            tokenizer=ours.tokenizer,
             batch_size=batch_size,
             max_batch_size=max_batch_size,
             **more,

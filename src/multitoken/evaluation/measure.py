@@ -14,6 +14,7 @@ from multitoken.decoding.sampling import Sampling
 from multitoken.errors import UsageError
 
 from .identity import HALF
+from .journal import Journal
 from .picture import tradeoff_picture
 from .protocols import ModelLike
 from .report import RaceEntry, write_report
@@ -59,6 +60,9 @@ def measure(
     policies: Sequence[Policy],
     console: Console,
     sampling: Sampling | None = None,
+    *,
+    batch_size: int = 1,
+    journal: Journal | None = None,
 ) -> list[Row]:
     """`evaluate` with a bar and the table afterwards."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -69,6 +73,8 @@ def measure(
             task,
             {label_of(policy): policy for policy in policies},
             sampling=sampling,
+            batch_size=batch_size,
+            journal=journal,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     console.print(results_table(rows))

@@ -5,10 +5,18 @@ from dataclasses import dataclass
 
 from multitoken.decoding.sampling import Sampling
 
+from .graders import Grade
 from .identity import Identity
 from .protocols import GenerationLike
 from .sampled import in_words
-from .statistics import Interval, paired_difference, proportion_interval, ratio_interval
+from .statistics import (
+    Interval,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    ratio_interval,
+    ratio_of_sums_interval,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Row:
     threshold: float | None
     k: int
     prompts: int
-    accuracy: float | None  # None: the task has no grader
+    accuracy: float | None  # or the mean score; None: the task has no grader
     identical_to_original: int
     tokens_per_step: float  # 0.0 where every answer ended within its prefill
     tokens_per_second: float
@@ -40,35 +48,37 @@ class Row:
     accuracy_interval: Interval | None
     accuracy_change: float | None  # against the original, paired by prompt
     accuracy_change_interval: Interval | None
-    speedup: float  # median over the prompts of the original's seconds per token over ours
-    speedup_interval: Interval | None  # None below six prompts
+    speedup: float  # median over the batches of the original's seconds per token over ours
+    speedup_interval: Interval | None  # None below six batches
     sampling: Sampling | None = None  # None: greedy; its seed is the first question's, and the next one's one more
+    batch_size: int = 1  # answers side by side
+    tokens_per_step_interval: Interval | None = None  # None: every answer ended within its prefill
+    accuracy_p_value: float | None = None  # McNemar's exact test against the original
+    perplexity: float | None = None  # of the answers under the original; measured where there is no grader
 
     @property
     def heading(self) -> str:
         """What rows of one task have in common: "sums, 1,500 prompts", and how they were sampled, if they were."""
         how = f", {in_words(self.sampling)}" if self.sampling else ""
+        how += f", batches of {self.batch_size}" if self.batch_size > 1 else ""
         return f"{self.task}, {self.prompts:,} prompts{how}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is kept of one answer: a few numbers, not its confidences, so that thousands fit."""
+    """What is kept of one answer: a few numbers, not its confidences, so that thousands fit. `seconds` is its share of its batch's."""
 
     token_ids: tuple[int, ...]
     prefill_tokens: int
     forward_passes: int
     seconds: float
-    correct: bool | None
+    correct: Grade
+    batch: int
 
     @classmethod
-    def of(cls, generation: GenerationLike, correct: bool | None) -> "Outcome":
+    def of(cls, generation: GenerationLike, correct: Grade, *, seconds: float, batch: int) -> "Outcome":
         prefill_tokens = len(generation.chunks[0].token_ids)
-        return cls(generation.token_ids, prefill_tokens, generation.forward_passes, generation.seconds, correct)
-
-    @property
-    def seconds_per_token(self) -> float:
-        return self.seconds / len(self.token_ids)
+        return cls(generation.token_ids, prefill_tokens, generation.forward_passes, seconds, correct, batch)
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,11 @@ class Combination:
     k: int
     sampling: Sampling | None = None
 
+    @property
+    def key(self) -> str:
+        """Its name in a journal."""
+        return f"{self.model}: {self.label}"
+
 
 def make_row(
     task: str,
@@ -90,6 +105,9 @@ def make_row(
     original: Sequence[Outcome],
     to_original: Sequence[Identity],
     to_own: Sequence[Identity],
+    *,
+    batch_size: int = 1,
+    perplexity: float | None = None,
 ) -> Row:
     """The row of one combination from its answers and the original's, prompt by prompt in the same order."""
     tokens = sum(len(o.token_ids) for o in ours)
@@ -98,9 +116,9 @@ def make_row(
     grades = [o.correct for o in ours if o.correct is not None]
     original_grades = [o.correct for o in original if o.correct is not None]
     change = paired_difference(original_grades, grades) if grades else None
-    speedup = ratio_interval(
-        [(theirs.seconds_per_token, o.seconds_per_token) for theirs, o in zip(original, ours, strict=True)]
-    )
+    pairs = zip(_seconds_per_token(original), _seconds_per_token(ours), strict=True)
+    speedup = ratio_interval(list(pairs))
+    steps = [(len(o.token_ids) - o.prefill_tokens, o.forward_passes - 1) for o in ours]
     return Row(
         task=task,
         model=what.model,
@@ -119,13 +137,27 @@ def make_row(
         ties=to_original.count(Identity.TIE),
         identical_to_own_next_token=to_own.count(Identity.IDENTICAL),
         own_ties=to_own.count(Identity.TIE),
-        accuracy_interval=proportion_interval(sum(grades), len(grades)) if grades else None,
+        accuracy_interval=mean_interval(grades) if grades else None,
         accuracy_change=change.value if change else None,
         accuracy_change_interval=change.interval if change else None,
         speedup=speedup.median,
         speedup_interval=speedup.interval,
         sampling=what.sampling,
+        batch_size=batch_size,
+        tokens_per_step_interval=ratio_of_sums_interval(steps) if any(n for _, n in steps) else None,
+        accuracy_p_value=mcnemar(original_grades, grades) if grades else None,
+        perplexity=perplexity,
     )
+
+
+def _seconds_per_token(outcomes: Sequence[Outcome]) -> list[float]:
+    """Batch by batch: answers side by side have one clock, so a batch is one observation."""
+    spent: dict[int, list[float]] = {}
+    for o in outcomes:
+        total = spent.setdefault(o.batch, [0.0, 0.0])
+        total[0] += o.seconds
+        total[1] += len(o.token_ids)
+    return [seconds / tokens for seconds, tokens in spent.values()]
 
 
 def _tokens_per_step(outcomes: Sequence[Outcome]) -> float:

@@ -1,37 +1,22 @@
-"""The measurement: every model and policy on the same prompts, one after the other, with one clock.
+"""The measurement: every model and policy on the same prompts, compared with the original's next-token decoding."""
 
-For each prompt all combinations run in turn, so a machine that slows down slows all of them. The order turns by one
-place a prompt, so none always runs on a cache that the same other one left behind.
-"""
+import math
+from collections.abc import Mapping, Sequence
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import torch
 
 from multitoken.decoding.policies import NextToken, Policy
 from multitoken.decoding.positions import position_limit
 from multitoken.decoding.sampling import Sampling
 from multitoken.errors import DataError, MultitokenError, UsageError
 
+from .answers import Progress, Run, answer_all
 from .identity import Identity, Judge, compare
+from .journal import Journal
 from .protocols import ModelLike
 from .rows import Combination, Outcome, Row, make_row
-from .sampled import generate_options, of_question
+from .sampled import of_question
 from .tasks import Task
-
-Progress = Callable[[int, int], None]
-"""`progress(done, total)`, called after each counted answer."""
-
-_WARM_UP_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A combination and the model and policy to run it with."""
-
-    what: Combination
-    model: ModelLike
-    policy: Policy
 
 
 def evaluate(
@@ -40,32 +25,25 @@ def evaluate(
     policies: Mapping[str, Policy],
     *,
     sampling: Sampling | None = None,
+    batch_size: int = 1,
+    journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Rows of every model (one of them labelled "original") with next-token decoding, then with every policy, batch 1.
+    """Rows of every model (one of them labelled "original") with next-token decoding, then with every policy.
 
     `policies` maps the label of a row to its policy. Next-token decoding always runs, once, as the rest is compared
     with it; a model without a mask token runs nothing else. A single model is its own original.
-    Greedy, or with `sampling`: question i then has the seed `sampling.seed + i` under every combination.
+    Greedy, or with `sampling`: question i then has the seed `sampling.seed + i` under every combination. `batch_size` questions
+    are answered side by side. `journal`: where answers are written as they come, and those that are there already are taken from.
     Raises `UsageError` for models and policies that cannot be compared and `DataError` for a prompt that cannot be
     answered, both before the measurement begins.
     """
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}; expected at least 1")
     original = _original_of(models)
-    runs = _runs(models, policies, sampling)
-    prompt_ids = _encoded(models, task)
-    # Not counted: the first answer pays for allocations and kernels. A policy that a model refuses is refused here.
-    for run in runs:
-        _answer(run, task, 0, min(task.max_new_tokens, _WARM_UP_TOKENS))
-
-    outcomes: dict[Combination, list[Outcome]] = {run.what: [] for run in runs}
-    for i, question in enumerate(task.questions):
-        turned = runs[i % len(runs) :] + runs[: i % len(runs)]
-        for place, run in enumerate(turned, start=1):
-            generation = _answer(run, task, i, task.max_new_tokens)
-            correct = task.grader.grade(generation.text, question.answer)
-            outcomes[run.what].append(Outcome.of(generation, correct))
-            if progress is not None:
-                progress(i * len(runs) + place, len(task.questions) * len(runs))
+    runs = runs_of(models, policies, sampling)
+    prompt_ids = encoded(models, task)
+    outcomes = answer_all(runs, task, batch_size=batch_size, journal=journal, progress=progress)
 
     next_token = {run.what.model: outcomes[run.what] for run in runs if run.what.policy == NextToken.name}
     judges = {
@@ -78,6 +56,8 @@ def evaluate(
         pairs = zip(ours, next_token[label], gaps, strict=True)
         return [compare(o.token_ids, r.token_ids, gap=gap) for o, r, gap in pairs]
 
+    graded = any(o.correct is not None for o in next_token[original])
+    loss_of = None if graded else _Loss(models[original].hf)
     return [
         make_row(
             task.name,
@@ -86,15 +66,34 @@ def evaluate(
             next_token[original],
             to_original=identities(ours, original),
             to_own=identities(ours, what.model),
+            batch_size=batch_size,
+            perplexity=loss_of.perplexity(prompt_ids, [o.token_ids for o in ours]) if loss_of else None,
         )
         for what, ours in outcomes.items()
     ]
 
 
-def _answer(run: _Run, task: Task, i: int, max_new_tokens: int) -> Any:
-    # All masks, whatever they cost here: tokens per step are to be the same on every machine.
-    question, sampling = task.questions[i].prompt, generate_options(of_question(run.what.sampling, i))
-    return run.model.generate(question, policy=run.policy, max_new_tokens=max_new_tokens, adaptive=False, **sampling)
+class _Loss:
+    """How surprising texts are to a model."""
+
+    def __init__(self, hf: torch.nn.Module) -> None:
+        self._model = hf
+        self._known: dict[tuple[int, tuple[int, ...]], float] = {}
+
+    def perplexity(self, prompts: Sequence[Sequence[int]], answers: Sequence[tuple[int, ...]]) -> float:
+        """exp of the mean negative log-likelihood of the answers' tokens behind their prompts."""
+        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            if (i, answer) not in self._known:  # policies tend to answer alike
+                self._known[i, answer] = self._of(prompt, answer)
+        total = sum(self._known[i, answer] for i, answer in enumerate(answers))
+        return math.exp(total / sum(map(len, answers)))
+
+    @torch.inference_mode()
+    def _of(self, prompt: Sequence[int], answer: Sequence[int]) -> float:
+        """The sum over an answer's tokens, in nats."""
+        ids = torch.tensor([[*prompt, *answer]], device=next(self._model.parameters()).device)
+        logits = self._model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        return float(torch.nn.functional.cross_entropy(logits.float(), ids[0, len(prompt) :], reduction="sum"))
 
 
 def _original_of(models: Mapping[str, ModelLike]) -> str:
@@ -105,17 +104,20 @@ def _original_of(models: Mapping[str, ModelLike]) -> str:
     return "original"
 
 
-def _runs(models: Mapping[str, ModelLike], policies: Mapping[str, Policy], sampling: Sampling | None) -> list[_Run]:
+def runs_of(
+    models: Mapping[str, ModelLike], policies: Mapping[str, Policy], sampling: Sampling | None = None
+) -> list[Run]:
+    """Every model with next-token decoding and then, where it can, with every policy."""
     adaptive = {label: policy for label, policy in policies.items() if policy.name != NextToken.name}
     if adaptive and all(model.mtp is None for model in models.values()):
         raise UsageError(f"no model here has a mask token, which {', '.join(adaptive)} needs; adapt one first")
-    runs: list[_Run] = []
+    runs: list[Run] = []
     for model_label, model in models.items():
         chosen: dict[str, Policy] = {NextToken.name: NextToken(), **(adaptive if model.mtp is not None else {})}
         for label, policy in chosen.items():
             k = policy.k if policy.k is not None else _trained_k(model)
             threshold = getattr(policy, "threshold", None)
-            runs.append(_Run(Combination(model_label, label, policy.name, threshold, k, sampling), model, policy))
+            runs.append(Run(Combination(model_label, label, policy.name, threshold, k, sampling), model, policy))
     return runs
 
 
@@ -123,7 +125,7 @@ def _trained_k(model: ModelLike) -> int:
     return model.mtp.k if model.mtp is not None else 1
 
 
-def _encoded(models: Mapping[str, ModelLike], task: Task) -> list[list[int]]:
+def encoded(models: Mapping[str, ModelLike], task: Task) -> list[list[int]]:
     """Every prompt's ids, after checking that each model can take it and that all models read it alike."""
     if not task.questions:
         raise DataError(f"the task {task.name} has no questions; expected at least one")

@@ -4,6 +4,7 @@ Noise belongs to a seed and a position (`decoding/sampling.py`), so with one see
 decoding writes, and that is what "identical" means at a temperature.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,12 +35,19 @@ def of_question(sampling: Sampling | None, number: int) -> Sampling | None:
     return sampling and replace(sampling, seed=sampling.seed + number)
 
 
-def generate_options(sampling: Sampling | None) -> dict[str, Any]:
-    """For `Model.generate`. Everything is said: transformers samples among the 50 likeliest tokens where top_k is not."""
+def generate_options(sampling: Sampling | None, questions: Sequence[int]) -> dict[str, Any]:
+    """For `Model.generate`, for these questions side by side, each with its own seed. Everything is said: transformers samples among
+    the 50 likeliest tokens where top_k is not."""
     if sampling is None:
         return {}
     top_p = 1.0 if sampling.top_p is None else sampling.top_p
-    return {"temperature": sampling.temperature, "top_k": sampling.top_k or 0, "top_p": top_p, "seed": sampling.seed}
+    seeds = [sampling.seed + number for number in questions]
+    return {
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k or 0,
+        "top_p": top_p,
+        "seed": seeds[0] if len(seeds) == 1 else seeds,
+    }
 
 
 def in_words(sampling: Sampling | None) -> str:

@@ -90,19 +90,44 @@ def ratio_of_sums_interval(pairs: Sequence[tuple[float, float]], draws: int = 20
     return Interval(ratios[cut], ratios[-cut - 1])
 
 
-def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Difference:
-    """By how much the share of right answers changed, on the same prompts before and after.
+def mean_interval(values: Sequence[float], draws: int = 2000) -> Interval:
+    """The interval of a mean, by bootstrap; of a share (values 0 and 1 alone), Wilson's. The same input gives the same interval."""
+    if all(value in (0, 1) for value in values):
+        return proportion_interval(int(sum(values)), len(values))
+    return _bootstrap_mean(values, draws)
+
+
+def paired_difference(before: Sequence[float], after: Sequence[float], draws: int = 2000) -> Difference:
+    """By how much the mean grade changed, on the same prompts before and after.
 
     Only prompts whose grade changed carry information, so the pairing narrows the interval against two independent
-    shares. Interval: Wald's for matched pairs after half an observation is added to each of the four cells (Agresti
-    and Min, 2005), which stays honest where few or no grades changed. "Loses at most x" is `-interval.low <= x`.
+    shares. Interval of right and wrong answers: Wald's for matched pairs after half an observation is added to each of the four
+    cells (Agresti and Min, 2005), which stays honest where few or no grades changed. Of scores: bootstrap over the pairs. "Loses at
+    most x" is `-interval.low <= x`.
     """
     if len(before) != len(after) or not before:
         raise ValueError(f"{len(before)} grades before and {len(after)} after: expected the same prompts, at least one")
-    n = len(before)
-    gained = sum(a and not b for b, a in zip(before, after, strict=True))
-    lost = sum(b and not a for b, a in zip(before, after, strict=True))
+    changes = [float(a) - float(b) for b, a in zip(before, after, strict=True)]
+    n = len(changes)
+    if any(value not in (0, 1) for value in (*before, *after)):
+        return Difference(sum(changes) / n, _bootstrap_mean(changes, draws))
+    gained, lost = changes.count(1), changes.count(-1)
     centre = (gained - lost) / (n + 2)
     changed = (gained + lost + 1) / (n + 2)
     half = _Z * sqrt((changed - centre**2) / (n + 2))
     return Difference((gained - lost) / n, Interval(max(-1.0, centre - half), min(1.0, centre + half)))
+
+
+def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
+    """The exact two-sided p-value of McNemar's test: if nothing had changed, how often would gains and losses be at least so unequal?"""
+    gained = sum(a > b for b, a in zip(before, after, strict=True))
+    lost = sum(b > a for b, a in zip(before, after, strict=True))
+    n = gained + lost
+    return min(1.0, 2 * sum(comb(n, i) for i in range(min(gained, lost) + 1)) / 2**n)
+
+
+def _bootstrap_mean(values: Sequence[float], draws: int) -> Interval:
+    random = Random(0)
+    means = sorted(sum(random.choices(values, k=len(values))) / len(values) for _ in range(draws))
+    cut = draws // 40
+    return Interval(means[cut], means[-cut - 1])

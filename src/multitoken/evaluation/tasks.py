@@ -1,6 +1,8 @@
 """A task: prompts and how their answers are graded. Read from a JSONL file, one question a line."""
 
+import hashlib
 import json
+import re
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,6 +32,12 @@ class Task:
     questions: tuple[Question, ...]
     grader: Grader
     max_new_tokens: int = 256
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the questions and the grader's name."""
+        said = json.dumps([self.grader.name, *([q.prompt, q.answer] for q in self.questions)])
+        return hashlib.sha256(said.encode()).hexdigest()
 
 
 def load_task(
@@ -123,6 +131,13 @@ def _check_answers(path: Path, numbered: list[tuple[int, Question]], grader: Gra
         if grader is not None and grader.name == "last-number" and last_number(question.answer) is None:
             mend = "expected one for the grader 'last-number'; choose 'exact' or 'contains'"
             raise DataError(f"{path}, line {line}: the answer {_shown(question.answer)} holds no number; {mend}")
+        if grader is not None and grader.name == "regex":
+            try:
+                re.compile(question.answer)
+            except re.error as error:
+                raise DataError(
+                    f"{path}, line {line}: {_shown(question.answer)} is no regular expression: {error}"
+                ) from error
 
 
 def _inferred(questions: tuple[Question, ...]) -> Grader:

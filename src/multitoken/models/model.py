@@ -202,7 +202,7 @@ class Model:
         Greedy unless asked otherwise. `policy=None`: `default_policy`. `max_new_tokens=None`: what a `generation_config`
         among the options says, or else 256, or as many as still fit behind the prompt. options: any of transformers' `generate`
         (temperature, top_p, stop_strings, repetition_penalty, logits_processor, ...), `presence_penalty`, `frequency_penalty`, `seed`
-        of sampling, `logprobs=True`, those of `encode` (chat, tools, chat_template_kwargs), and `adaptive`: feed as many masks as pay
+        of sampling (a number, or a list of one a prompt), `logprobs=True`, those of `encode` (chat, tools, chat_template_kwargs), and `adaptive`: feed as many masks as pay
         on this machine, which changes no output. What is not supported raises. With `num_return_sequences` above 1 the answers to a
         prompt follow each other in a list.
 
@@ -270,6 +270,9 @@ class Model:
         implicit = max_new_tokens is None and not says_length
         options, config = self._with_defaults({**options, "max_new_tokens": max_new_tokens})
         ours = {name: options.pop(name) for name in ("seed", "adaptive") if name in options}
+        seeds = ours.get("seed")
+        if isinstance(seeds, list | tuple) and len(seeds) != len(encoded):
+            raise DecodingError(f"{len(seeds)} seeds for {len(encoded)} prompts; expected one number, or one a prompt")
         direct = {name: options.pop(name) for name in ("logits_processor", "streamer") if name in options}
         if direct.get("streamer") is not None and len(encoded) > 1:
             raise DecodingError(f"a streamer takes one prompt, found {len(encoded)}")
@@ -288,8 +291,11 @@ class Model:
                     generation_config=config,
                     stopping_criteria=criteria,
                     policy=policy or self.default_policy,
-                    mtp=ours,
-                    first_row=sum(len(before.requests) for before in prepared),
+                    mtp=ours if not isinstance(seeds, list | tuple) else {**ours, "seed": seeds[i]},
+                    # With a seed of its own a prompt draws what it would draw alone.
+                    first_row=0
+                    if isinstance(seeds, list | tuple)
+                    else sum(len(before.requests) for before in prepared),
                     arguments={
                         **options,
                         **({"max_new_tokens": self._room_behind(ids)} if implicit else {}),

@@ -49,8 +49,13 @@ class ScriptedModel:
             raise ValueError("a prompt with a zero byte")
         return list(range(1, len(prompt) + 1))
 
-    def generate(self, prompt: str, *, policy: Any, max_new_tokens: int, adaptive: bool, **sampling: Any) -> Generation:
+    def generate(self, prompt: Any, *, policy: Any, max_new_tokens: int, adaptive: bool, **sampling: Any) -> Any:
         assert not adaptive, "tokens per step must not depend on the machine"
+        if isinstance(prompt, list):
+            return [
+                self.generate(p, policy=policy, max_new_tokens=max_new_tokens, adaptive=adaptive, **sampling)
+                for p in prompt
+            ]
         self.calls.append((policy.name, prompt, max_new_tokens))
         self.samplings.append(sampling)
         chunks = tuple(Chunk(0, tuple(ids), (0.9,) * len(ids)) for ids in self._script[policy.name, prompt])

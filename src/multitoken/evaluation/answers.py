@@ -1,0 +1,93 @@
+"""Every model and policy answers the same questions, with one clock, and what they said is kept.
+
+For each batch of questions all combinations run in turn, so a machine that slows down slows all of them. The order turns by one place
+a batch, so none always runs on a cache that the same other one left behind.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from multitoken.decoding.policies import Policy
+
+from .graders import grade
+from .journal import Journal
+from .protocols import ModelLike
+from .rows import Combination, Outcome
+from .sampled import generate_options
+from .tasks import Task
+
+Progress = Callable[[int, int], None]
+"""`progress(done, total)`, called after each counted batch, in answers."""
+
+_WARM_UP_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """A combination and the model and policy to run it with."""
+
+    what: Combination
+    model: ModelLike
+    policy: Policy
+
+
+def answer_all(
+    runs: Sequence[Run],
+    task: Task,
+    *,
+    batch_size: int = 1,
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+) -> dict[Combination, list[Outcome]]:
+    """Every question's answer by every run, in the questions' order.
+
+    What the `journal` holds already is not answered again, and what is answered is written there at once.
+    """
+    known = journal.outcomes() if journal is not None else {}
+    batches = [range(at, min(at + batch_size, len(task.questions))) for at in range(0, len(task.questions), batch_size)]
+    found: dict[Combination, list[Outcome]] = {run.what: [] for run in runs}
+    total, done = len(task.questions) * len(runs), 0
+    # Not counted: the first answer pays for allocations and kernels. A policy that a model refuses is refused here.
+    for run in runs:
+        if any((run.what.key, i) not in known for i in range(len(task.questions))):
+            _decode(run, task, range(min(1, len(task.questions))), min(task.max_new_tokens, _WARM_UP_TOKENS))
+    for number, batch in enumerate(batches):
+        turn = number % len(runs)
+        for run in [*runs[turn:], *runs[:turn]]:
+            outcomes = [known[run.what.key, i] for i in batch if (run.what.key, i) in known]
+            if len(outcomes) < len(batch):
+                outcomes = _outcomes(run, task, batch, number)
+                if journal is not None:
+                    journal.add(run.what.key, batch, outcomes)
+            found[run.what] += outcomes
+            done += len(batch)
+            if progress is not None:
+                progress(done, total)
+    return found
+
+
+def _outcomes(run: Run, task: Task, batch: range, number: int) -> list[Outcome]:
+    generations = _decode(run, task, batch, task.max_new_tokens)
+    # Answers of a batch end at different times; what the batch took is shared out by tokens.
+    seconds = max(generation.seconds for generation in generations)
+    tokens = sum(len(generation.token_ids) for generation in generations)
+    return [
+        Outcome.of(
+            generation,
+            grade(task.grader, generation.text, task.questions[i].answer, f"question {i + 1} of {task.name}"),
+            seconds=seconds * len(generation.token_ids) / tokens,
+            batch=number,
+        )
+        for i, generation in zip(batch, generations, strict=True)
+    ]
+
+
+def _decode(run: Run, task: Task, batch: range, max_new_tokens: int) -> list[Any]:
+    """Generations. All masks, whatever they cost here: tokens per step are to be the same on every machine."""
+    options: dict[str, Any] = {"policy": run.policy, "max_new_tokens": max_new_tokens, "adaptive": False}
+    prompts = [task.questions[i].prompt for i in batch]
+    options |= generate_options(run.what.sampling, list(batch))
+    if len(prompts) == 1:
+        return [run.model.generate(prompts[0], **options)]
+    return run.model.generate(prompts, **options)

@@ -1,0 +1,93 @@
+"""The answers of a measurement as they come, one line each, so that an interrupted one goes on where it was."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from multitoken.checkpoints.atomic import check_output, disk_errors
+from multitoken.errors import UsageError
+
+from .rows import Outcome
+
+NAME = "answers.jsonl"
+
+
+def prepare_output(folder: Path, *, overwrite: bool, resume: bool) -> None:
+    """Refuse a folder that holds something, unless it is to be replaced or to go on. With `overwrite` its old answers go.
+
+    Raises `UsageError` and, as `check_output` does, `OutputError`.
+    """
+    if overwrite and resume:
+        raise UsageError("overwrite and resume exclude each other: the old answers are replaced, or they are kept")
+    journal = folder / NAME
+    if resume:
+        if not journal.is_file():
+            raise UsageError(f"there is nothing to resume: {folder} has no {NAME}")
+        return
+    if journal.is_file() and not overwrite:
+        raise UsageError(f"{journal} is there already: go on with it by --resume, or replace it with --overwrite")
+    check_output(folder, overwrite=overwrite)
+    with disk_errors(folder):
+        journal.unlink(missing_ok=True)
+
+
+class Journal:
+    """`answers.jsonl` in a folder: a line that says what is measured, then one line an answer.
+
+    Raises `UsageError` where the folder holds the answers of another measurement.
+    """
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        self._path = folder / NAME
+        self._found: dict[tuple[str, int], Outcome] = {}
+        if self._path.exists():
+            self._read(json.loads(json.dumps(facts)))
+            return
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def outcomes(self) -> dict[tuple[str, int], Outcome]:
+        """What is known, by the combination's key and the question's number."""
+        return self._found
+
+    def add(self, key: str, questions: Sequence[int], outcomes: Sequence[Outcome]) -> None:
+        """Write the answers of one batch down."""
+        lines = "".join(
+            json.dumps({"run": key, "question": i, **asdict(outcome)}) + "\n"
+            for i, outcome in zip(questions, outcomes, strict=True)
+        )
+        with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(lines)
+
+    def _read(self, facts: dict[str, Any]) -> None:
+        lines = self._path.read_text(encoding="utf-8").split("\n")
+        said = _parsed(lines[0]) or {}
+        for name in {*facts, *said}:
+            if facts.get(name) != said.get(name):
+                raise UsageError(
+                    f"{self._path} holds answers of another measurement: {name} is {said.get(name)!r} there and "
+                    f"{facts.get(name)!r} now; choose another folder, or replace it with --overwrite"
+                )
+        names = {field.name for field in fields(Outcome)}
+        whole = [lines[0]]
+        for line in lines[1:]:
+            row = _parsed(line)
+            if row is None or not names <= row.keys():  # the last line of a run that was killed while it wrote
+                continue
+            whole.append(line)
+            values: dict[str, Any] = {name: row[name] for name in names}
+            values["token_ids"] = tuple(row["token_ids"])
+            self._found[row["run"], row["question"]] = Outcome(**values)
+        with disk_errors(self._path):
+            self._path.write_text("\n".join(whole) + "\n", encoding="utf-8")
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
