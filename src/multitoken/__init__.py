@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multitoken.api import evaluate
+    from multitoken.api import calibrate, evaluate
     from multitoken.checkpoints.export import export
     from multitoken.decoding.policies import ConfAdapt, Exact, NextToken, Policy, StaticK
     from multitoken.decoding.records import Chunk
@@ -54,6 +54,7 @@ _HOMES = {
     "UnsupportedModelError": "multitoken.errors",
     "UsageError": "multitoken.errors",
     "adapt": "multitoken.training.adapt",
+    "calibrate": "multitoken.api",
     "evaluate": "multitoken.api",
     "export": "multitoken.checkpoints.export",
 }
@@ -76,6 +77,7 @@ __all__ = [
     "UnsupportedModelError",
     "UsageError",
     "adapt",
+    "calibrate",
     "evaluate",
     "export",
     "load",

@@ -1,4 +1,4 @@
-"""The door to the evaluation for Python: what `multitoken evaluate` measures, in one call."""
+"""The door to the evaluation for Python: `multitoken evaluate` and `multitoken calibrate`, in one call each."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from multitoken.decoding import Policy
+    from multitoken.evaluation.calibration import Calibration
     from multitoken.evaluation.rows import Row
     from multitoken.evaluation.tasks import Task
     from multitoken.models.model import Model
@@ -102,3 +103,82 @@ def task_of(task: Any, prompts: int | None, grader: str | None, max_new_tokens: 
     if grader is not None:
         raise UsageError(f"grader {grader!r} is for JSONL files; the task {name!r} has its own")
     return embedded_task(name, 100 if prompts is None else prompts, max_new_tokens=max_new_tokens)
+
+
+def calibrate(
+    model: "Model | str | Path",
+    task: "Task | str | Path",
+    *,
+    max_drop: float | None = None,
+    min_identical: float | None = None,
+    policy: str | None = None,
+    original: "Model | None" = None,
+    confidence: float = 0.95,
+    prompts: int | None = None,
+    grader: str | None = None,
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    write: bool = True,
+    console: "Console | None" = None,
+    verbose: bool = True,
+    **loading: Any,
+) -> "Calibration":
+    """The fastest policy, threshold and k for `model` within a loss that you allow, promised at a stated confidence.
+
+    max_drop: the accuracy that may be lost against `original` (0.01 is one point; needs answers to grade against). min_identical: the
+    share of outputs that must be the original's. Neither: only `policy="exact"`, which loses nothing. policy: "exact" or "confadapt",
+    if only that may be chosen. original: needed unless the adapter acts at masks only ("gated"), whose original is itself at one token
+    a step. write: store what is chosen in the `generation_config.json` of a model given as a folder, so that everything that
+    decodes it uses it. loading: of `mt.load`, for a model given as a folder. Raises `UsageError` and `DataError`, before anything is decoded.
+    """
+    from rich.console import Console
+
+    from multitoken.checkpoints.save import store_decoding
+    from multitoken.decoding.policies import ConfAdapt, Exact
+    from multitoken.evaluation.calibration import Allowed, calibrate, candidates_of, written
+    from multitoken.evaluation.measure import label_of, progress_bar
+    from multitoken.models.model import Model
+
+    kinds = {"exact": Exact, "confadapt": ConfAdapt}
+    if policy is not None and policy not in kinds:
+        raise UsageError(f"policy is {policy!r}; expected 'exact' or 'confadapt', or leave it out to try both")
+    if max_drop is not None and min_identical is not None:
+        raise UsageError("max_drop and min_identical are two ways to say what may be lost; give one of them")
+    if max_drop is None and min_identical is None and policy != "exact":
+        raise UsageError(
+            "say what may be lost: max_drop=0.01 (one point of accuracy) or min_identical=0.99; or policy='exact', which loses nothing"
+        )
+    if min_identical is not None:
+        allowed = Allowed("different", 1 - min_identical)
+    else:
+        allowed = Allowed("drop", max_drop) if max_drop is not None else None
+    questions = task_of(task, prompts, grader, max_new_tokens)
+    folder = None
+    if not isinstance(model, Model):
+        folder = Path(model)
+        model = Model.load(model, **loading)
+    elif loading:
+        raise UsageError(f"{', '.join(loading)}: the model is loaded already; give its folder, or leave these out")
+    if write and (folder is None or not folder.is_dir()):
+        raise UsageError(f"{model.name} is no folder to write to; give a folder, or write=False")
+    if model.mtp is not None and model.mtp.method != "gated" and original is None:
+        raise UsageError(
+            f"this model's own weights were trained ({model.mtp.method}), so its loss is against the model it was made from: "
+            "give that as original"
+        )
+    models = {"original": original, "adapted": model} if original is not None else {"adapted": model}
+    tried = candidates_of(model.mtp.k if model.mtp else 1, [kinds[policy]] if policy else list(kinds.values()))
+    console = (console or Console()) if verbose else Console(quiet=True)
+    with progress_bar(console, f"answering {questions.name}") as progress:
+        found = calibrate(
+            models,
+            questions,
+            {label_of(each): each for each in tried},
+            allowed,
+            confidence=confidence,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    if found.chosen is not None and write and folder is not None:
+        store_decoding(folder, written(found.chosen.policy))
+    return found

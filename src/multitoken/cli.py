@@ -7,6 +7,7 @@ import typer
 from typer.exceptions import TyperException
 
 from multitoken.commands.adapt import adapt_command
+from multitoken.commands.calibrate import calibrate_command
 from multitoken.commands.check import check_command
 from multitoken.commands.demo import demo_command
 from multitoken.commands.evaluate import evaluate_command
@@ -29,6 +30,7 @@ app.command("generate")(generate_command)
 app.command("chat")(chat_command)
 app.command("serve")(serve_command)
 app.command("evaluate")(evaluate_command)
+app.command("calibrate")(calibrate_command)
 app.command("lm-eval", context_settings=HARNESS_OPTIONS)(lm_eval_command)
 app.command("export")(export_command)
 app.command("check")(check_command)

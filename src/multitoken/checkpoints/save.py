@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from multitoken.decoding.draft_head import DraftHead
+from multitoken.decoding.gate_file import CONFIG as ADAPTER_CONFIG
 from multitoken.decoding.head_file import HEAD_WEIGHTS, head_state
 from multitoken.errors import ModelError, OutputError
 from multitoken.models.mtp_config import MtpConfig
@@ -81,6 +82,19 @@ def write_decoding(
         config["mtp"] = dict(decoding)
     if config:
         write_json(folder / GENERATION_CONFIG_NAME, config)
+
+
+def store_decoding(folder: str | Path, decoding: Mapping[str, Any]) -> None:
+    """Let a saved checkpoint decode so unless told otherwise; whatever else its `generation_config.json` says stays.
+
+    Raises `OutputError` for a folder that is no checkpoint or cannot be written.
+    """
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG)):
+        raise OutputError(f"{folder} holds no model; expected a folder with {CONFIG_NAME} or {ADAPTER_CONFIG}")
+    place = folder / GENERATION_CONFIG_NAME
+    says = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    write_decoding(decoding, folder, says)
 
 
 def write_head(head: DraftHead | None, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """From models, a task and policies to a folder with numbers, a picture and a page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,7 @@ def measure(
     journal: Journal | None = None,
 ) -> list[Row]:
     """`evaluate` with a bar and the table afterwards."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(f"answering {task.name}", total=None)
+    with progress_bar(console, f"answering {task.name}") as progress:
         rows = evaluate(
             models,
             task,
@@ -75,10 +74,19 @@ def measure(
             sampling=sampling,
             batch_size=batch_size,
             journal=journal,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            progress=progress,
         )
     console.print(results_table(rows))
     return rows
+
+
+@contextmanager
+def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for as long as the block runs; what it yields takes (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
 def of_type(models: Mapping[str, ModelLike]) -> str:

@@ -166,3 +166,31 @@ def test_models_that_cannot_be_compared_are_refused() -> None:
         evaluate({"original": ScriptedModel(ORIGINAL), "adapted": Other(ADAPTED, k=8)}, TASK, {})
     with pytest.raises(UsageError, match="expected one of them to be labelled 'original'"):
         evaluate({"a": ScriptedModel(ORIGINAL), "b": ScriptedModel(ADAPTED, k=8)}, TASK, {})
+
+
+def test_batches_are_one_observation_of_the_clock_each() -> None:
+    """Guards against an interval that takes every answer of a batch for a measurement of its own, and against a batch that is paid for
+    once an answer. Two batches of 2 and 1 questions; a batch takes as long as its slowest answer."""
+    task = make_task(("a", "3 4 5 2"), ("bb", "6 2"), ("a", "3 4 5 2"))
+    models = {"original": ScriptedModel(ORIGINAL), "adapted": ScriptedModel(ADAPTED, k=8, speed=2.0)}
+    original, _, exact = evaluate(models, task, {"e": Exact()}, batch_size=2)
+    assert (original.batch_size, original.seconds, original.tokens_per_second) == (2, 8.0, 10 / 8)
+    # e: the first batch takes 2 passes at half a second, the second one too.
+    assert (exact.seconds, exact.speedup, exact.speedup_interval) == (2.0, 4.0, None)
+    assert exact.heading == "sums, 3 prompts, batches of 2"
+    with pytest.raises(UsageError, match="batch_size is 0"):
+        evaluate(models, task, {}, batch_size=0)
+
+
+def test_answers_without_a_grader_have_a_perplexity_under_the_original() -> None:
+    """Guards against the adapted model judging itself. The original gives token 3 half of all chance, and 4 and EOS a quarter each."""
+    logits = [-1e9] * 10
+    logits[3], logits[4], logits[2] = 2.0, 2.0 - 0.6931471805599453, 2.0 - 0.6931471805599453
+    original = ScriptedModel({("next-token", "a"): [[3], [EOS]]}, hf=ScriptedLM(logits))
+    adapted = ScriptedModel({("next-token", "a"): [[3], [EOS]], ("exact", "a"): [[4, EOS]]}, k=8)
+    first, _, exact = evaluate(
+        {"original": original, "adapted": adapted}, make_task(("a", ""), grader="none"), {"e": Exact()}
+    )
+    assert first.perplexity == pytest.approx(8**0.5)
+    assert exact.perplexity == pytest.approx(4.0)
+    assert evaluate({"original": original}, make_task(("a", "3")), {})[0].perplexity is None

@@ -2,8 +2,8 @@ from decimal import Decimal
 
 import pytest
 
-from multitoken.errors import UsageError
-from multitoken.evaluation.graders import grader_named, is_numeric_answer, last_number
+from multitoken.errors import DataError, UsageError
+from multitoken.evaluation.graders import grade, grader_named, is_numeric_answer, last_number
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,30 @@ def test_an_unknown_grader_is_refused_with_the_nearest() -> None:
     """Guards against a traceback (KeyError) for a typing mistake."""
     with pytest.raises(UsageError, match=r"no grader 'last-numbr'; did you mean 'last-number'\?"):
         grader_named("last-numbr")
+
+
+def test_regex_and_rouge() -> None:
+    """Guards against a pattern that must match from the start, and against a score that is only true or false."""
+    assert grader_named("regex").grade("so it is 12 km", r"\b12\s*km") is True
+    assert grader_named("regex").grade("112 kg", r"\b12\s*km") is False
+    assert grader_named("rouge-l").grade("the cat sat down", "the cat sat") == pytest.approx(6 / 7)
+    assert grader_named("rouge-l").grade("nothing", "the cat sat") == 0.0
+
+
+def test_a_grader_of_ones_own(tmp_path, monkeypatch) -> None:
+    """Guards against a grader whose error loses the whole measurement without a word about the question, or whose nonsense counts."""
+    (tmp_path / "my_graders.py").write_text(
+        "def half(text, expected): return 0.5\ndef bad(text, expected): raise KeyError('x')\n"
+        "def two(text, expected): return 2\nnumber = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    assert grade(grader_named("my_graders:half"), "a", "b", "question 1") == 0.5
+    with pytest.raises(DataError, match=r"question 3: the grader 'my_graders:bad' raises KeyError: 'x'"):
+        grade(grader_named("my_graders:bad"), "a", "b", "question 3")
+    with pytest.raises(DataError, match="says 2; expected True, False, 0 to 1, or None"):
+        grade(grader_named("my_graders:two"), "a", "b", "question 3")
+    with pytest.raises(UsageError, match="'my_graders:number' is 3; expected a function"):
+        grader_named("my_graders:number")
+    with pytest.raises(UsageError, match="cannot be imported"):
+        grader_named("my_graders:nothing")

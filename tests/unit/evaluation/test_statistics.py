@@ -5,6 +5,8 @@ import pytest
 
 from multitoken.evaluation.statistics import (
     Interval,
+    mcnemar,
+    mean_interval,
     paired_difference,
     proportion_interval,
     ratio_interval,
@@ -100,3 +102,23 @@ def test_ratio_of_sums_weighs_prompts_by_their_steps() -> None:
     assert ratio_of_sums_interval([(4.0, 2.0)] * 5) == (2.0, 2.0)
     with pytest.raises(ValueError, match="more than 0"):
         ratio_of_sums_interval([(0.0, 0.0)])
+
+
+def test_scores_between_0_and_1_are_resampled() -> None:
+    """Guards against a formula for shares on scores that are none, and against an interval that changes from run to run."""
+    before, after = [0.5, 0.25] * 50, [0.5, 0.5] * 50
+    difference = paired_difference(before, after)
+    assert difference.value == pytest.approx(0.125)
+    assert 0.09 < difference.interval.low < 0.125 < difference.interval.high < 0.16
+    assert paired_difference(before, after) == difference
+    assert mean_interval([1, 0, 1]) == proportion_interval(2, 3)
+    low, high = mean_interval(before)
+    assert 0.34 < low < 0.375 < high < 0.41
+
+
+def test_mcnemar_by_hand() -> None:
+    """Guards against counting unchanged prompts. 1 gained, 5 lost: 2 (1 + 6) / 64."""
+    before = [False] + [True] * 5 + [True] * 90
+    after = [True] + [False] * 5 + [True] * 90
+    assert mcnemar(before, after) == pytest.approx(14 / 64)
+    assert mcnemar([True] * 5, [True] * 5) == 1.0

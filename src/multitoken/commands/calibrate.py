@@ -1,0 +1,129 @@
+"""`multitoken calibrate`."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import BaseOption, DeviceOption, DtypeOption, JsonFlag, TrustFlag, console_for, model_path, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from multitoken.evaluation.calibration import Calibration, Candidate
+
+
+def calibrate_command(
+    model: Annotated[str, typer.Argument(help="The adapted model's folder; 'demo' is the embedded one.")],
+    data: Annotated[
+        str, typer.Option(help="A JSONL file of prompts, or an embedded task (word-problems, letters, ...).")
+    ],
+    max_drop: Annotated[
+        float | None, typer.Option(help="The accuracy that may be lost: 0.01 is one point. The prompts need answers.")
+    ] = None,
+    min_identical: Annotated[
+        float | None, typer.Option(help="The share of outputs that must be the original's, such as 0.99.")
+    ] = None,
+    policy: Annotated[str | None, typer.Option(help="exact or confadapt; both are tried if not given.")] = None,
+    original: Annotated[str | None, typer.Option(help="The model it was made from (full and lora need it).")] = None,
+    confidence: Annotated[float, typer.Option(help="How sure the promise must be.")] = 0.95,
+    prompts: Annotated[int | None, typer.Option(help="How many prompts (embedded tasks: 100 if not given).")] = None,
+    grader: Annotated[
+        str | None,
+        typer.Option(
+            help="last-number, exact, contains, regex, rouge-l, none, or your own MODULE:FUNCTION (JSONL files)."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Requests side by side: what is fastest depends on it.")] = 32,
+    write: Annotated[bool, typer.Option(help="Store what is chosen in MODEL's generation_config.json.")] = True,
+    base: BaseOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    trust_remote_code: TrustFlag = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Find the fastest policy, threshold and k of MODEL within a loss that you allow, and store it."""
+    from multitoken.api import calibrate
+    from multitoken.models.model import Model
+
+    console = console_for(json_output)
+    how = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    found = calibrate(
+        model_path(model),
+        data,
+        max_drop=max_drop,
+        min_identical=min_identical,
+        policy=policy,
+        original=None if original is None else Model.load(model_path(original, "base"), **how),
+        confidence=confidence,
+        prompts=prompts,
+        grader=grader,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        write=write and model != "demo",
+        base=base,
+        console=console,
+        **how,
+    )
+    _show(found, console)
+    if found.chosen is not None and write:
+        where = (
+            "the embedded model stays as it is"
+            if model == "demo"
+            else f"stored in {Path(model) / 'generation_config.json'}"
+        )
+        console.print(where)
+    if json_output:
+        print_json(dataclasses.asdict(found))
+    if found.chosen is None:
+        raise typer.Exit(1)
+
+
+def _show(found: "Calibration", console: "Console") -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for heading in (
+        "policy",
+        "tokens per second",
+        "tokens per step",
+        "lost (searching)",
+        "lost (confirming)",
+        "at most",
+    ):
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    for each in found.candidates:
+        confirmed = ("", "") if each.confirmed_loss is None else (_share(each.confirmed_loss), _share(each.at_most))
+        table.add_row(
+            each.label, f"{each.tokens_per_second:.0f}", f"{each.tokens_per_step:.2f}", _share(each.loss), *confirmed
+        )
+    console.print(table)
+    console.print(_verdict(found))
+
+
+def _verdict(found: "Calibration") -> str:
+    if found.allowed is None:
+        assert found.chosen is not None
+        return f"{found.chosen.label}: the fastest here, and no output changes."
+    lost = "outputs differ" if found.allowed.kind == "different" else "of accuracy are lost"
+    limit = f"at most {_share(found.allowed.share)} {lost}, at {found.confidence:.0%} confidence"
+    failed = [each for each in found.candidates if each.confirmed_loss is not None and not each.promised]
+    said = (
+        f"{found.chosen.label}: {limit} ({found.prompts} prompts, half of them to confirm)."
+        if found.chosen is not None
+        else f"Nothing can be promised: {limit}, was not reached on {found.prompts} prompts."
+    )
+    return "\n".join([said, *(f"{each.label}: {_reason(each)}" for each in failed)])
+
+
+def _reason(each: "Candidate") -> str:
+    if each.needed is None:
+        return f"loses too much ({_share(each.confirmed_loss)} of the confirming half)"
+    return f"too few prompts to promise it; about {each.needed:,} would do"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}%"

@@ -1,0 +1,205 @@
+"""The fastest policy within a loss that the user allows, promised at a stated confidence.
+
+One half of the prompts, drawn by chance, is for searching: every candidate answers it, and those that no other beats in both speed and
+loss are lined up, the safest first. The other half confirms: candidates are tested in that order, and the first that fails ends the
+line. (A policy that confirms every token with the original's own weights needs no test.) Tests in an order that was fixed before need no correction for their number (fixed-sequence testing, as in "Learn then Test",
+arXiv 2110.01052): the chance that the chosen one loses more than allowed is at most 1 - confidence.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from random import Random
+from typing import Any, Literal
+
+from multitoken.decoding.policies import ConfAdapt, Exact, Policy
+from multitoken.errors import DataError, UsageError
+
+from .answers import Progress, Run, answer_all
+from .identity import Identity, Judge, compare
+from .promise import p_value, prompts_needed, upper_bound
+from .protocols import ModelLike
+from .rows import Outcome
+from .run import encoded, runs_of
+from .tasks import Task
+
+_THRESHOLDS: Mapping[type[ConfAdapt] | type[Exact], tuple[float, ...]] = {
+    ConfAdapt: (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999),
+    Exact: (0.3, 0.5, 0.7, 0.9),
+}
+_FEWEST_PROMPTS = 20
+Loss = Callable[[int, Outcome, Outcome], float]
+"""`loss(question, the original's outcome, ours)`."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What may be lost against the original's next-token decoding: grades ("drop") or identical outputs ("different"), as a share
+    of the prompts (0.01 is one point)."""
+
+    kind: Literal["drop", "different"]
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise UsageError(f"the allowed loss is {self.share}; expected a number between 0 and 1, such as 0.01")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy on the searching half; on the confirming half too (`confirmed_loss`, `at_most`, `promised`), where it got there."""
+
+    policy: Policy
+    label: str
+    tokens_per_second: float
+    tokens_per_step: float
+    loss: float
+    confirmed_loss: float | None = None
+    at_most: float | None = None
+    promised: bool = False
+    needed: int | None = None  # prompts in all, to promise it, if losses stay as frequent
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found. `chosen` is None where nothing could be promised; `candidates` are the fastest first."""
+
+    allowed: Allowed | None
+    confidence: float
+    prompts: int
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate | None
+
+
+def candidates_of(trained_k: int, kinds: Sequence[type[ConfAdapt] | type[Exact]]) -> list[Policy]:
+    """Thresholds of these kinds of policy, each with all the places that the model was trained for and with half of them."""
+    ks = [trained_k, *([trained_k // 2] if trained_k >= 4 else [])]
+    return [kind(threshold=threshold, k=k) for kind in kinds for threshold in _THRESHOLDS[kind] for k in ks]
+
+
+def written(policy: Policy) -> dict[str, Any]:
+    """The policy as `generation_config.json: mtp` says it."""
+    return {"policy": policy.name, **asdict(policy)}
+
+
+def calibrate(
+    models: Mapping[str, ModelLike],
+    task: Task,
+    policies: Mapping[str, Policy],
+    allowed: Allowed | None,
+    *,
+    confidence: float = 0.95,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Calibration:
+    """The fastest of `policies` (by label) for the model "adapted" that loses at most what is `allowed` against "original" (if that is
+    missing: against its own next-token decoding, which is the original's where the adapter acts at masks only).
+
+    allowed=None: the policies change no output, and the fastest of them is chosen on all prompts. Raises `UsageError` and `DataError`
+    before anything is decoded.
+    """
+    if not 0.5 <= confidence < 1:
+        raise UsageError(f"confidence is {confidence}; expected a number from 0.5 to below 1, such as 0.95")
+    if len(task.questions) < _FEWEST_PROMPTS:
+        raise DataError(f"{task.name} has {len(task.questions)} prompts; calibration needs at least {_FEWEST_PROMPTS}")
+    if allowed is not None and allowed.kind == "drop" and task.grader.name == "none":
+        raise UsageError(
+            "a drop in accuracy needs answers to grade against; give them, or allow differences by min_identical=0.99"
+        )
+    plain, runs = _runs(models, policies)
+    order = list(range(len(task.questions)))
+    Random(0).shuffle(order)
+    middle = len(order) if allowed is None else len(order) // 2
+    searching, confirming = _part(task, order[:middle]), _part(task, order[middle:])
+    losses = _losses(models, allowed, searching)
+    found = answer_all([plain, *runs], searching, batch_size=batch_size, progress=progress)
+    tried = [(run, _candidate(run, found[plain.what], found[run.what], losses)) for run in runs]
+    tried.sort(key=lambda pair: -pair[1].tokens_per_second)
+    if allowed is None:
+        return Calibration(None, confidence, len(order), tuple(c for _, c in tried), tried[0][1])
+
+    known = {c.label: _lossless(c) for run, c in tried if run.policy.verifies and "original" not in models}
+    chosen = next((known[c.label] for _, c in tried if c.label in known), None)
+    line = [(run, c) for run, c in _undominated(tried) if c.loss <= allowed.share and c.label not in known]
+    losses = _losses(models, allowed, confirming)
+    original = answer_all([plain], confirming, batch_size=batch_size)[plain.what] if line else []
+    for run, candidate in reversed(line):  # the slowest, which loses least, first
+        ours = answer_all([run], confirming, batch_size=batch_size)[run.what]
+        lost = [losses(i, *pair) for i, pair in enumerate(zip(original, ours, strict=True))]
+        tested = _tested(candidate, lost, allowed, confidence)
+        known[tested.label] = tested
+        if not tested.promised:
+            break
+        if chosen is None or tested.tokens_per_second > chosen.tokens_per_second:
+            chosen = tested
+    return Calibration(allowed, confidence, len(order), tuple(known.get(c.label, c) for _, c in tried), chosen)
+
+
+def _lossless(candidate: Candidate) -> Candidate:
+    """Of a policy that confirms every token with the original's own weights: no test is needed."""
+    return replace(candidate, at_most=0.0, promised=True)
+
+
+def _tested(candidate: Candidate, lost: Sequence[float], allowed: Allowed, confidence: float) -> Candidate:
+    needed = prompts_needed(lost, allowed.share, confidence)
+    return replace(
+        candidate,
+        confirmed_loss=sum(lost) / len(lost),
+        at_most=upper_bound(lost, confidence),
+        promised=p_value(lost, allowed.share) <= 1 - confidence,
+        needed=needed and 2 * needed,
+    )
+
+
+def _undominated(tried: Sequence[tuple[Run, Candidate]]) -> list[tuple[Run, Candidate]]:
+    """Of those sorted by speed, the fastest and each slower one that loses less than all the faster ones."""
+    kept: list[tuple[Run, Candidate]] = []
+    for run, candidate in tried:
+        if not kept or candidate.loss < kept[-1][1].loss:
+            kept.append((run, candidate))
+    return kept
+
+
+def _runs(models: Mapping[str, ModelLike], policies: Mapping[str, Policy]) -> tuple[Run, list[Run]]:
+    """The original's next-token decoding, and the adapted model under every policy."""
+    adapted = models["adapted"]
+    if adapted.mtp is None:
+        raise UsageError("this model has no mask token: there is nothing to calibrate; adapt it first")
+    runs = runs_of(models, policies)
+    first = "original" if "original" in models else "adapted"
+    plain = next(run for run in runs if run.what.model == first and run.what.policy == "next-token")
+    mine = [run for run in runs if run.what.model == "adapted" and run.what.policy != "next-token"]
+    return plain, mine
+
+
+def _part(task: Task, places: Sequence[int]) -> Task:
+    return replace(task, questions=tuple(task.questions[i] for i in places))
+
+
+def _candidate(run: Run, original: Sequence[Outcome], ours: Sequence[Outcome], loss: Loss) -> Candidate:
+    tokens, seconds = sum(len(o.token_ids) for o in ours), sum(o.seconds for o in ours)
+    steps = sum(o.forward_passes - 1 for o in ours)
+    behind = sum(len(o.token_ids) - o.prefill_tokens for o in ours)
+    lost = [loss(i, *pair) for i, pair in enumerate(zip(original, ours, strict=True))]
+    return Candidate(
+        policy=run.policy,
+        label=run.what.label,
+        tokens_per_second=tokens / seconds,
+        tokens_per_step=behind / steps if steps else 0.0,
+        loss=sum(lost) / len(lost),
+    )
+
+
+def _losses(models: Mapping[str, ModelLike], allowed: Allowed | None, task: Task) -> Loss:
+    """How one answer's loss is counted. A tie between two tokens is no difference."""
+    if allowed is not None and allowed.kind == "drop":
+        return lambda i, original, ours: float(original.correct or 0) - float(ours.correct or 0)
+    model = models.get("original", models["adapted"])
+    mask = models["adapted"].mtp.mask_token_id
+    judge = Judge(model.hf, mask)
+    prompts = encoded(models, task) if task.questions else []
+
+    def different(i: int, original: Outcome, ours: Outcome) -> float:
+        same = compare(ours.token_ids, original.token_ids, gap=judge.after(prompts[i]))
+        return float(same is Identity.DIFFERENT)
+
+    return different

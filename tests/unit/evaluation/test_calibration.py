@@ -1,0 +1,80 @@
+"""Calibration on models whose true losses are known."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.calibration_promise import EOS, RIGHT, TRUE_LOSS, WRONG, FakeModel, once, simulate
+from multitoken.decoding.policies import ConfAdapt, Exact
+from multitoken.errors import DataError, UsageError
+from multitoken.evaluation.calibration import Allowed, calibrate, candidates_of, written
+from multitoken.evaluation.graders import grader_named
+from multitoken.evaluation.tasks import Question, Task
+
+
+def test_the_promise_holds() -> None:
+    """Guards against a search that promises what it measured on the prompts it searched with: of many candidates, some look good by chance."""
+    said = simulate("different", 1500, range(25))
+    assert said["broken"] == 0
+    assert said["chosen"].get("none", 0) < 10  # and it is not kept by never promising anything
+
+
+def test_gains_and_losses_of_accuracy() -> None:
+    found = once("drop", 3000, seed=1)
+    assert found.chosen is not None and TRUE_LOSS[float(found.chosen.label)] * 0.9 <= 0.01
+    assert found.chosen.at_most is not None and found.chosen.at_most <= 0.01
+
+
+def test_too_few_prompts_are_told() -> None:
+    """Guards against a promise from 200 prompts, and against leaving the user without a number."""
+    found = once("different", 400, seed=0)
+    assert found.chosen is None
+    failed = next(c for c in found.candidates if c.confirmed_loss is not None)
+    assert failed.promised is False and failed.needed is not None and failed.needed >= 598
+
+
+def test_exact_over_untouched_weights_needs_no_test() -> None:
+    """Guards against refusing the policy that loses nothing by construction for want of prompts, and against testing it against another
+    model's weights without one."""
+    task = Task("few", tuple(Question(str(i), str(RIGHT)) for i in range(20)), grader_named("exact"), 4)
+
+    class WithExact(FakeModel):
+        def generate(self, prompt, *, policy, **options):
+            if isinstance(prompt, list):
+                return [self.generate(each, policy=policy) for each in prompt]
+            known = policy if policy.name == "confadapt" else SimpleNamespace(name="next-token", threshold=1.5)
+            return super().generate(prompt, policy=known)
+
+    policies = {"exact": Exact(0.5), "fast": ConfAdapt(0.3)}
+    found = calibrate({"adapted": WithExact(0)}, task, policies, Allowed("different", 0.01), batch_size=5)
+    assert found.chosen is not None and (found.chosen.label, found.chosen.at_most) == ("exact", 0.0)
+    apart = calibrate(
+        {"original": FakeModel(0), "adapted": WithExact(0)}, task, policies, Allowed("different", 0.01), batch_size=5
+    )
+    assert apart.chosen is None
+
+
+def test_without_a_loss_to_allow_the_fastest_wins() -> None:
+    task = Task("few", tuple(Question(str(i), str(RIGHT)) for i in range(20)), grader_named("none"), 4)
+    found = calibrate({"adapted": FakeModel(0)}, task, {"0.9": ConfAdapt(0.9), "0.3": ConfAdapt(0.3)}, None)
+    assert found.chosen is not None and found.chosen.label == "0.3"
+    assert written(found.chosen.policy) == {"policy": "confadapt", "threshold": 0.3, "k": None}
+    assert {WRONG, EOS} == {4, 2}
+
+
+def test_candidates_try_half_the_places_too() -> None:
+    assert candidates_of(8, [Exact])[:2] == [Exact(0.3, k=8), Exact(0.3, k=4)]
+    assert all(policy.k == 2 for policy in candidates_of(2, [ConfAdapt]))
+
+
+def test_bad_input_is_refused_before_anything_is_decoded() -> None:
+    task = Task("few", (Question("1"),) * 19, grader_named("none"), 4)
+    with pytest.raises(DataError, match="few has 19 prompts; calibration needs at least 20"):
+        calibrate({"adapted": FakeModel(0)}, task, {}, Allowed("different", 0.1))
+    task = Task("more", (Question("1"),) * 20, grader_named("none"), 4)
+    with pytest.raises(UsageError, match="needs answers to grade against"):
+        calibrate({"adapted": FakeModel(0)}, task, {}, Allowed("drop", 0.1))
+    with pytest.raises(UsageError, match="confidence is 1"):
+        calibrate({"adapted": FakeModel(0)}, task, {}, None, confidence=1)
+    with pytest.raises(UsageError, match=r"the allowed loss is 1\.5"):
+        Allowed("drop", 1.5)

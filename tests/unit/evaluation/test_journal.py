@@ -1,0 +1,77 @@
+"""A measurement that was interrupted goes on, and nothing is answered twice."""
+
+from pathlib import Path
+
+import pytest
+
+from multitoken.decoding.policies import Exact
+from multitoken.errors import OutputError, UsageError
+from multitoken.evaluation.graders import grader_named
+from multitoken.evaluation.journal import NAME, Journal, prepare_output
+from multitoken.evaluation.run import evaluate
+from multitoken.evaluation.tasks import Question, Task
+from tests.unit.evaluation.scripted import ScriptedModel
+
+PROMPTS = ("a", "bb", "ccc", "dddd")
+TASK = Task("letters", tuple(Question(p, "3 2") for p in PROMPTS), grader_named("exact"), 20)
+SCRIPT = {(policy, p): [[3], [2]] for policy in ("next-token", "exact") for p in PROMPTS}
+
+
+class Fragile(ScriptedModel):
+    """Dies when it is asked once too often."""
+
+    allowed = 100
+
+    def generate(self, prompt, **options):
+        if len(self.calls) >= self.allowed and not isinstance(prompt, list):
+            raise KeyboardInterrupt
+        return super().generate(prompt, **options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_interrupted_measurement_goes_on(tmp_path: Path, batch_size: int) -> None:
+    """Guards against losing hours of answers, answering them again, and rows that differ from an undisturbed run's."""
+    whole = evaluate({"adapted": ScriptedModel(SCRIPT, k=4)}, TASK, {"e": Exact()}, batch_size=batch_size)
+    dying = Fragile(SCRIPT, k=4)
+    dying.allowed = 6
+    with pytest.raises(KeyboardInterrupt):
+        evaluate({"adapted": dying}, TASK, {"e": Exact()}, batch_size=batch_size, journal=Journal(tmp_path, {"x": 1}))
+    kept = len((tmp_path / NAME).read_text().splitlines()) - 1
+    assert kept == (4 if batch_size == 1 else 3)
+    with (tmp_path / NAME).open("a") as file:
+        file.write('{"run": "adapted: e", "question": 3, "tok')  # killed while it wrote
+    second = ScriptedModel(SCRIPT, k=4)
+    journal = Journal(tmp_path, {"x": 1})
+    assert evaluate({"adapted": second}, TASK, {"e": Exact()}, batch_size=batch_size, journal=journal) == whole
+    assert len([c for c in second.calls if c[2] == 20]) == 8 - kept
+    third = ScriptedModel(SCRIPT, k=4)
+    again = evaluate(
+        {"adapted": third}, TASK, {"e": Exact()}, batch_size=batch_size, journal=Journal(tmp_path, {"x": 1})
+    )
+    assert again == whole and not third.calls
+
+
+def test_answers_of_another_measurement_are_not_taken(tmp_path: Path) -> None:
+    Journal(tmp_path, {"task": "sums", "batch_size": 1})
+    with pytest.raises(UsageError, match="another measurement: task is 'sums' there and 'letters' now"):
+        Journal(tmp_path, {"task": "letters", "batch_size": 1})
+
+
+def test_an_output_folder_is_never_mixed(tmp_path: Path) -> None:
+    """Guards against old answers beside new numbers, and against replacing what nobody said may go."""
+    folder = tmp_path / "out"
+    with pytest.raises(UsageError, match=r"nothing to resume: .*out has no answers\.jsonl"):
+        prepare_output(folder, overwrite=False, resume=True)
+    prepare_output(folder, overwrite=False, resume=False)
+    Journal(folder, {})
+    with pytest.raises(UsageError, match="go on with it by --resume"):
+        prepare_output(folder, overwrite=False, resume=False)
+    prepare_output(folder, overwrite=False, resume=True)
+    assert (folder / NAME).exists()
+    prepare_output(folder, overwrite=True, resume=False)
+    assert not (folder / NAME).exists()
+    (folder / "results.json").write_text("{}")
+    with pytest.raises((OutputError, UsageError)):
+        prepare_output(folder, overwrite=False, resume=False)
+    with pytest.raises(UsageError, match="exclude each other"):
+        prepare_output(folder, overwrite=True, resume=True)
