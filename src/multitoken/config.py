@@ -114,6 +114,9 @@ class AdaptConfig(BaseModel):
     """Temperature of sampled responses."""
     max_new_tokens: int = Field(default=256, ge=1)
     """The longest response that the original model writes."""
+    responses_from: str | None = None
+    """An OpenAI-compatible server that runs the original model, such as http://localhost:8000/v1, and writes the missing responses; with
+    "#NAME" behind it where it serves several models."""
     rewrite_responses: bool = False
     """Have the original model write every response, also where the data has one."""
 
@@ -172,6 +175,13 @@ class AdaptConfig(BaseModel):
         if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", device):
             raise ValueError(f"device must be auto, cpu, mps, cuda, cuda:N, xpu or xpu:N, found {device!r}")
         return device
+
+    @field_validator("responses_from")
+    @classmethod
+    def _check_url(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError(f"responses_from must be a URL such as http://localhost:8000/v1, found {url!r}")
+        return url
 
     @model_validator(mode="after")
     def _check_together(self) -> "AdaptConfig":
@@ -246,6 +256,7 @@ class AdaptOptions(TypedDict, total=False):
     responses: Literal["greedy", "sampled", "mixed"]
     temperature: float
     max_new_tokens: int
+    responses_from: str | None
     rewrite_responses: bool
     seed: int
     dtype: Literal["auto", "float32", "bfloat16", "float16"]

@@ -1,12 +1,13 @@
 """Missing responses, written by the teacher once and kept on disk.
 
 The cache is a JSONL file, a response a line: `{"name": fingerprint of teacher and prompt, "ids": [...], "ended": ...}`.
-Every batch is on disk before the next begins, so Ctrl-C loses at most one batch; a line that was torn is written again.
+What is finished is on disk before the next is waited for, so Ctrl-C loses what is being written at most; a line that was torn is
+written again.
 """
 
 import json
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +18,9 @@ from .encoding import fingerprint
 Written = tuple[list[int], bool]
 """A response's ids and whether it ended. If so its last id is the EOS that the teacher chose, else none is there."""
 
-WriteBatch = Callable[[list[list[int]], int], list[Written]]
-"""(prompts, number of the first one) -> their responses. Prompt `number + i` may key the noise of row i."""
+Write = Callable[[list[list[int]], int], Iterable[Mapping[int, Written]]]
+"""(prompts, number of the first one) -> their responses by place, a few at a time as they are finished. Prompt `number + i` may key the
+noise of the one at place i."""
 
 
 def teacher_key(
@@ -36,16 +38,15 @@ def is_sampled(prompt_ids: Sequence[int], mode: str) -> bool:
 
 def write_missing(
     prompts: Sequence[Sequence[int]],
-    write: WriteBatch,
+    write: Write,
     cache_file: Path,
     *,
     key: str,
-    batch_size: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Written]:
     """A response for each prompt, from the cache or from `write`; equal prompts are written once.
 
-    Batches go from long prompts to short ones: little padding, and one that does not fit in memory fails first.
+    Prompts go from long to short: batches need little padding, and one that does not fit in memory fails first.
     A resumed call numbers the prompts as an undisturbed one does, so that noise keyed by the number is the same.
     `progress(done, total)` counts different prompts.
     Raises `DataError` for a damaged cache and `OutputError` when it cannot be read or written.
@@ -58,15 +59,13 @@ def write_missing(
         progress(len(written), len(wanted))
     if missing:
         _open_cache(cache_file, whole_bytes)
-    for start in range(0, len(missing), batch_size):
-        batch = missing[start : start + batch_size]
-        responses = write([wanted[name] for name in batch], len(written))
-        assert len(responses) == len(batch), "the writer returned another number of responses than it got prompts"
-        fresh = dict(zip(batch, responses, strict=True))
-        _append(cache_file, fresh)
-        written |= fresh
-        if progress:
-            progress(len(written), len(wanted))
+        for finished in write([wanted[name] for name in missing], len(written)):
+            fresh = {missing[place]: response for place, response in finished.items()}
+            _append(cache_file, fresh)
+            written |= fresh
+            if progress:
+                progress(len(written), len(wanted))
+        assert len(written) == len(wanted), "the writer left prompts without a response"
     return [written[name] for name in names]
 
 

@@ -81,7 +81,7 @@ def make_ready(
         width = int(model.config.get_text_config().hidden_size)
         config = config.model_copy(update={"learning_rate": default_rate(config.method, config.optimizer, width)})
     ends = eos_ids(model, loaded.tokenizer)
-    write = wrap_writer(response_writer(model, way.mask.id, ends, config, work, base_hash, console))
+    write = wrap_writer(response_writer(model, loaded.tokenizer, way.mask.id, ends, config, work, base_hash, console))
     # The first process writes what is missing; the others find it in the cache.
     with arguments.main_process_first(local=False):
         data = prepare_samples(records, loaded.tokenizer, way.mask.id, config, write, eos_ids=ends)

@@ -1,10 +1,10 @@
-"""The original model as a writer of the responses that the data lacks: many rows at a time, with a bar and a cache."""
+"""The original model as a writer of the responses that the data lacks, here or behind a server: with a bar and a cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from multitoken.config import AdaptConfig
 from multitoken.decoding.loop import Decoder
@@ -12,14 +12,16 @@ from multitoken.decoding.policies import NextToken
 from multitoken.decoding.sampling import Sampling
 
 from .progress import counting_bar
-from .responses import Written, is_sampled, teacher_key, write_missing
+from .responses import Write, Written, is_sampled, teacher_key, write_missing
 from .run_folder import RESPONSES
+from .server import ResponseServer
 
 _ROWS = 64  # responses written side by side
 
 
 def response_writer(
     teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     mask_id: int,
     ends: list[int],
     config: AdaptConfig,
@@ -27,9 +29,11 @@ def response_writer(
     base_hash: str,
     console: Console,
 ) -> Callable[[list[list[int]]], list[Written]]:
-    """Has the teacher write responses, many rows at a time, with a bar and a cache in the run's folder."""
+    """Has the original write responses, many side by side, with a bar and a cache in the run's folder.
+
+    Raises `UsageError` for a server that cannot be used, before the first response.
+    """
     decoder = Decoder(teacher, mask_id=mask_id, trained_k=1, eos_ids=ends)
-    drawn = Sampling(config.temperature, config.seed)
     key = teacher_key(
         base_hash,
         mode=config.responses,
@@ -37,27 +41,63 @@ def response_writer(
         temperature=config.temperature,
         seed=config.seed,
     )
-
-    def write_batch(prompts: list[list[int]], number: int) -> list[Written]:
-        room = min(config.max_new_tokens, (decoder.max_positions or config.max_length) - max(map(len, prompts)))
-        responses: list[list[int]] = [[] for _ in prompts]
-        requests = [
-            decoder.request(
-                prompt,
-                policy=NextToken(),
-                max_new_tokens=room,
-                sampling=drawn if is_sampled(prompt, config.responses) else None,
-                row=number + i,
-                name=f"prompt {number + i}",
-            )
-            for i, prompt in enumerate(prompts)
-        ]
-        for chunk in decoder.run(requests, first_row=number):
-            responses[chunk.row - number] += chunk.token_ids
-        return [(ids, ids[-1] in decoder.eos_ids) for ids in responses]
+    server = None
+    if config.responses_from is not None:
+        server = ResponseServer(
+            config.responses_from,
+            tokenizer,
+            decoder.eos_ids,
+            config.max_new_tokens,
+            config.temperature,
+            config.seed,
+            decoder.max_positions,
+        )
+        key += " server"  # whose noise is another
 
     def write(prompts: list[list[int]]) -> list[Written]:
+        if server is not None:
+            server.check(teacher, prompts)
+            console.print(
+                f"{server.model} at {server.url} writes the responses; its words are the original's on a sample."
+            )
+        by = _here(decoder, config) if server is None else _behind(server, config)
         with counting_bar(console, "the original model writes responses", len(prompts)) as advance:
-            return write_missing(prompts, write_batch, work / RESPONSES, key=key, batch_size=_ROWS, progress=advance)
+            return write_missing(prompts, by, work / RESPONSES, key=key, progress=advance)
+
+    return write
+
+
+def _here(decoder: Decoder, config: AdaptConfig) -> Write:
+    """By this process, `_ROWS` at a time."""
+    drawn = Sampling(config.temperature, config.seed)
+
+    def write(prompts: list[list[int]], number: int) -> Iterator[dict[int, Written]]:
+        for first in range(0, len(prompts), _ROWS):
+            part = prompts[first : first + _ROWS]
+            room = min(config.max_new_tokens, (decoder.max_positions or config.max_length) - max(map(len, part)))
+            responses: list[list[int]] = [[] for _ in part]
+            requests = [
+                decoder.request(
+                    prompt,
+                    policy=NextToken(),
+                    max_new_tokens=room,
+                    sampling=drawn if is_sampled(prompt, config.responses) else None,
+                    row=number + first + i,
+                    name=f"prompt {number + first + i}",
+                )
+                for i, prompt in enumerate(part)
+            ]
+            for chunk in decoder.run(requests):
+                responses[chunk.row] += chunk.token_ids
+            yield {first + i: (ids, ids[-1] in decoder.eos_ids) for i, ids in enumerate(responses)}
+
+    return write
+
+
+def _behind(server: ResponseServer, config: AdaptConfig) -> Write:
+    def write(prompts: list[list[int]], number: int) -> Iterator[dict[int, Written]]:
+        drawn = [is_sampled(prompt, config.responses) for prompt in prompts]
+        for place, response in server.write(prompts, drawn):
+            yield {place: response}
 
     return write

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,21 +18,24 @@ PROMPTS = [[1], [2, 2, 2], [3, 3], [1], [4, 4, 4, 4]]
 class Writer:
     """Answers with the prompt's length and its number; remembers the batches; breaks at batch `break_at`."""
 
-    def __init__(self, break_at: int | None = None) -> None:
+    def __init__(self, break_at: int | None = None, *, rows: int = 2) -> None:
+        self.rows = rows
         self.batches: list[tuple[int, list[list[int]]]] = []
         self.break_at = break_at
 
-    def __call__(self, prompts: list[list[int]], first: int) -> list[Written]:
-        if len(self.batches) == self.break_at:
-            raise KeyboardInterrupt
-        self.batches.append((first, prompts))
-        return [([len(ids), first + i, 0], True) for i, ids in enumerate(prompts)]
+    def __call__(self, prompts: list[list[int]], first: int) -> Iterator[dict[int, Written]]:
+        for start in range(0, len(prompts), self.rows):
+            part = prompts[start : start + self.rows]
+            if len(self.batches) == self.break_at:
+                raise KeyboardInterrupt
+            self.batches.append((first + start, part))
+            yield {start + i: ([len(ids), first + start + i, 0], True) for i, ids in enumerate(part)}
 
 
 def test_order_of_the_answers_and_of_the_batches(tmp_path: Path):
     """Answers come back in the order of the prompts, though batches go from long to short; twins are written once."""
     writer = Writer()
-    responses = write_missing(PROMPTS, writer, tmp_path / "cache.jsonl", key="k", batch_size=2)
+    responses = write_missing(PROMPTS, writer, tmp_path / "cache.jsonl", key="k")
     assert writer.batches == [(0, [[4, 4, 4, 4], [2, 2, 2]]), (2, [[3, 3], [1]])]
     assert [ids[0] for ids, _ in responses] == [1, 3, 2, 1, 4]
     assert responses[0] == responses[3]
@@ -39,29 +43,29 @@ def test_order_of_the_answers_and_of_the_batches(tmp_path: Path):
 
 def test_asking_again_reads_the_cache(tmp_path: Path):
     cache = tmp_path / "deep" / "cache.jsonl"
-    first = write_missing(PROMPTS, Writer(), cache, key="k", batch_size=2)
+    first = write_missing(PROMPTS, Writer(), cache, key="k")
     again = Writer()
-    assert write_missing(PROMPTS, again, cache, key="k", batch_size=3) == first
+    assert write_missing(PROMPTS, again, cache, key="k") == first
     assert again.batches == []
 
 
 def test_another_teacher_does_not_get_these_responses(tmp_path: Path):
     """Responses of another model or another temperature under the same prompt would be off-policy, unnoticed."""
-    write_missing(PROMPTS, Writer(), tmp_path / "cache.jsonl", key="k", batch_size=2)
-    other = Writer()
-    write_missing(PROMPTS, other, tmp_path / "cache.jsonl", key="other", batch_size=4)
+    write_missing(PROMPTS, Writer(), tmp_path / "cache.jsonl", key="k")
+    other = Writer(rows=4)
+    write_missing(PROMPTS, other, tmp_path / "cache.jsonl", key="other")
     assert len(other.batches) == 1
 
 
 def test_interrupted_run_goes_on_where_it_stopped_with_the_same_numbers(tmp_path: Path):
     """Ctrl-C may lose the batch in progress only; numbers key the noise, so a resumed run must repeat them."""
-    undisturbed = write_missing(PROMPTS, Writer(), tmp_path / "whole.jsonl", key="k", batch_size=1)
+    undisturbed = write_missing(PROMPTS, Writer(rows=1), tmp_path / "whole.jsonl", key="k")
     cache = tmp_path / "cache.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        write_missing(PROMPTS, Writer(break_at=2), cache, key="k", batch_size=1)
+        write_missing(PROMPTS, Writer(break_at=2, rows=1), cache, key="k")
     assert len(cache.read_text().splitlines()) == 2
-    writer = Writer()
-    assert write_missing(PROMPTS, writer, cache, key="k", batch_size=1) == undisturbed
+    writer = Writer(rows=1)
+    assert write_missing(PROMPTS, writer, cache, key="k") == undisturbed
     assert [first for first, _ in writer.batches] == [2, 3]
 
 
@@ -69,11 +73,11 @@ def test_interrupted_run_goes_on_where_it_stopped_with_the_same_numbers(tmp_path
 def test_torn_last_line_is_written_again(tmp_path: Path, lost: int):
     """A line without its end, even if only the line break is missing, must be cut off: else the next is glued to it."""
     cache = tmp_path / "cache.jsonl"
-    first = write_missing(PROMPTS, Writer(), cache, key="k", batch_size=2)
+    first = write_missing(PROMPTS, Writer(), cache, key="k")
     whole = cache.read_bytes()
     cache.write_bytes(whole[:-lost])
     writer = Writer()
-    assert write_missing(PROMPTS, writer, cache, key="k", batch_size=2) == first
+    assert write_missing(PROMPTS, writer, cache, key="k") == first
     assert [prompts for _, prompts in writer.batches] == [[[1]]]
     assert cache.read_bytes() == whole
 
@@ -81,11 +85,11 @@ def test_torn_last_line_is_written_again(tmp_path: Path, lost: int):
 def test_damaged_cache_is_named(tmp_path: Path):
     """Skipping a damaged line in the middle would hide a broken disk or another program's file."""
     cache = tmp_path / "cache.jsonl"
-    write_missing(PROMPTS, Writer(), cache, key="k", batch_size=2)
+    write_missing(PROMPTS, Writer(), cache, key="k")
     lines = cache.read_text().splitlines()
     cache.write_text("\n".join([lines[0], "not a response", *lines[2:]]) + "\n")
     with pytest.raises(DataError, match=r"cache.jsonl, line 2: not a cached response .*delete the file"):
-        write_missing(PROMPTS, Writer(), cache, key="k", batch_size=2)
+        write_missing(PROMPTS, Writer(), cache, key="k")
 
 
 def test_cache_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path):
@@ -94,7 +98,7 @@ def test_cache_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path)
     writer = Writer()
     for cache in (tmp_path / "file" / "cache.jsonl", tmp_path):
         with pytest.raises(OutputError, match="cannot read the responses kept in"):
-            write_missing(PROMPTS, writer, cache, key="k", batch_size=2)
+            write_missing(PROMPTS, writer, cache, key="k")
     assert writer.batches == []
 
 
@@ -111,24 +115,24 @@ def test_disk_that_fills_keeps_the_batches_before(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "fsync", full_at_the_second)
     with pytest.raises(OutputError, match=r"cannot keep responses in .*: No space left on device; free space"):
-        write_missing(PROMPTS, Writer(), cache, key="k", batch_size=1)
-    writer = Writer()
-    write_missing(PROMPTS, writer, cache, key="k", batch_size=1)
+        write_missing(PROMPTS, Writer(rows=1), cache, key="k")
+    writer = Writer(rows=1)
+    write_missing(PROMPTS, writer, cache, key="k")
     assert [prompts for _, prompts in writer.batches] == [[[2, 2, 2]], [[3, 3]], [[1]]]
 
 
 def test_progress_counts_different_prompts_from_what_is_there(tmp_path: Path):
     cache = tmp_path / "cache.jsonl"
-    write_missing(PROMPTS[:1], Writer(), cache, key="k", batch_size=2)
+    write_missing(PROMPTS[:1], Writer(), cache, key="k")
     seen: list[tuple[int, int]] = []
-    write_missing(PROMPTS, Writer(), cache, key="k", batch_size=2, progress=lambda *counts: seen.append(counts))
+    write_missing(PROMPTS, Writer(), cache, key="k", progress=lambda *counts: seen.append(counts))
     assert seen == [(1, 4), (3, 4), (4, 4)]
 
 
 def test_unended_response_keeps_its_flag(tmp_path: Path):
     cache = tmp_path / "cache.jsonl"
     for _ in range(2):
-        assert write_missing([[1]], lambda *_: [([5, 6], False)], cache, key="k", batch_size=1) == [([5, 6], False)]
+        assert write_missing([[1]], lambda *_: [{0: ([5, 6], False)}], cache, key="k") == [([5, 6], False)]
     assert json.loads(cache.read_text())["ended"] is False
 
 
