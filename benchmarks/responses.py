@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 
@@ -37,7 +38,7 @@ def main() -> None:
         said = []
         for way, url in (("server", a.server), ("here", None))[:: 1 if number % 2 else -1]:
             with tempfile.TemporaryDirectory() as folder:
-                options = {"model": "base", "data": "x.jsonl", "output": folder, "responses": "greedy"}
+                options: dict[str, Any] = {"model": "base", "data": "x.jsonl", "output": folder, "responses": "greedy"}
                 config = make_config(**options, responses_from=url, max_new_tokens=320)
                 writer = response_writer(
                     original.hf,

@@ -11,7 +11,7 @@ from multitoken.commands.calibrate import calibrate_command
 from multitoken.commands.check import check_command
 from multitoken.commands.demo import demo_command
 from multitoken.commands.evaluate import evaluate_command
-from multitoken.commands.export import export_command
+from multitoken.commands.export import adopt_command, export_command
 from multitoken.commands.generate import chat_command, generate_command
 from multitoken.commands.lm_eval import HARNESS_OPTIONS, lm_eval_command
 from multitoken.commands.serve import serve_command
@@ -33,6 +33,7 @@ app.command("evaluate")(evaluate_command)
 app.command("calibrate")(calibrate_command)
 app.command("lm-eval", context_settings=HARNESS_OPTIONS)(lm_eval_command)
 app.command("export")(export_command)
+app.command("adopt")(adopt_command)
 app.command("check")(check_command)
 app.command("demo")(demo_command)
 

@@ -49,6 +49,9 @@ class AdaptConfig(BaseModel):
     """The layers that the adapter acts in: a regular expression found in their names (all linear ones if not given)."""
     head_rank: int = Field(default=128, ge=0)
     """Rank of the draft head, which chooses a block's tokens from left to right; 0: no head, all places independently."""
+    masks: Literal["vector", "noise"] = "vector"
+    """What method gated feeds in the places of masks: vector, one that trains; noise, random tokens, so that SGLang serves the adapter
+    as UNO's (docs/uno.md)."""
     start_from: PathOrName | None = None
     """Begin method gated with the adapter in this folder, of the same base and rank, in place of an untrained one."""
     quantize: Literal["none", "int8"] = "none"
@@ -202,6 +205,8 @@ class AdaptConfig(BaseModel):
             raise ValueError(f"start_from belongs to method=gated, found {self.method}: give the model itself as model")
         if self.method != "gated" and self.device_map is not None:
             raise ValueError(f"device_map belongs to method=gated, whose model is frozen, found {self.method}")
+        if self.method != "gated" and self.masks != "vector":
+            raise ValueError(f"masks={self.masks} belongs to method=gated, found {self.method}")
         if self.method != "gated" and self.quantize != "none":
             raise ValueError(f"quantize belongs to method=gated, which leaves the weights alone, found {self.method}")
         if self.method == "gated" and self.gradient_checkpointing:
@@ -228,6 +233,7 @@ class AdaptOptions(TypedDict, total=False):
     rank: int
     layers: str | None
     head_rank: int
+    masks: Literal["vector", "noise"]
     start_from: PathOrName | None
     quantize: Literal["none", "int8"]
     minutes: float | None

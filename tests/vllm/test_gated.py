@@ -100,6 +100,36 @@ def test_the_original_has_no_weights_of_its_own(llm: Any) -> None:
     assert not any(tensor.is_meta for tensor in original.state_dict().values())
 
 
+def test_an_adapter_without_a_mask_vector_sees_noise(
+    tmp_path: Path, generate: Generate, original: Reference, prompts, monkeypatch
+) -> None:
+    """UNO's kind: at masks the embedding must see the tokens that our own engine feeds there, by position, or every draft is worth less."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from multitoken.decoding.noise import noise_ids
+    from multitoken.vllm.gate import Masks
+
+    folder = write_whole(tmp_path)
+    weights = folder / "mtp_adapter" / "adapter_model.safetensors"
+    state = load_file(weights)
+    del state["base_model.model.mask_vector"]
+    save_file(state, weights)
+    seen, fill = [], Masks.fill
+
+    def checked(self: Masks, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        filled = fill(self, ids, positions)
+        expected = torch.where(ids == self.mask_id, noise_ids(positions, 2048).to(ids.dtype), ids)
+        seen.append(torch.equal(filled, expected) and bool((ids == self.mask_id).any()))
+        return filled
+
+    monkeypatch.setattr(Masks, "fill", checked)
+    with engine(model=str(folder), additional_config={"mtp": {"adaptive": False}}) as llm:
+        cases = [Case(p, 40) for p in prompts[:6]]
+        assert generate(llm, cases) == original.plain(cases)
+    assert seen and all(seen)
+
+
 def test_however_many_masks_are_fed(
     checkpoint: Path, generate: Generate, original: Reference, prompts, monkeypatch
 ) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from multitoken.errors import UsageError
+
 from .options import POLICY_HELP, BaseOption, KOption, ThresholdOption, console_for, given_policy, model_path
 
 
@@ -22,6 +24,9 @@ def export_command(
     reference: Annotated[
         bool, typer.Option("--reference", help="A gated adapter alone, which names its base on the Hub.")
     ] = False,
+    uno: Annotated[
+        bool, typer.Option("--uno", help="An adapter trained with --masks noise, as SGLang serves it (UNO's format).")
+    ] = False,
     base: BaseOption = None,
     evaluation: Annotated[Path | None, typer.Option(help="A folder that evaluate wrote, for the model card.")] = None,
     dtype: Annotated[
@@ -32,7 +37,20 @@ def export_command(
 ) -> None:
     """Write CHECKPOINT to the folder OUTPUT as plain transformers load it, with the code that decodes it and a card."""
     from multitoken.checkpoints.export import export
+    from multitoken.checkpoints.uno import export_uno
 
+    console = console_for()
+    if uno:
+        others = {
+            "--policy": policy, "--threshold": threshold, "--k": k, "--reference": reference or None, "--base": base,
+            "--evaluation": evaluation, "--dtype": dtype, "--push-to-hub": push_to_hub,
+        }  # fmt: skip
+        given = [name for name, value in others.items() if value is not None]
+        if given:
+            raise UsageError(f"{', '.join(given)}: an UNO adapter's folder has no place for it; leave it out")
+        serve = export_uno(model_path(checkpoint), output, overwrite=overwrite)
+        console.print(f"Exported {output}. Serve it with:\n{serve}", markup=False, soft_wrap=True)
+        return
     export(
         model_path(checkpoint),
         output,
@@ -44,7 +62,19 @@ def export_command(
         overwrite=overwrite,
         push_to_hub=push_to_hub,
     )
-    console = console_for()
     console.print(f"Exported {output}; its card is {output / 'README.md'}", markup=False, soft_wrap=True)
     if push_to_hub is not None:
         console.print(f"Pushed to https://huggingface.co/{push_to_hub}", markup=False, soft_wrap=True)
+
+
+def adopt_command(
+    adapter: Annotated[str, typer.Argument(help="An UNO draft adapter: a folder or Hub name.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    base: Annotated[str, typer.Option(help="The model that it drafts for: a folder or Hub name.")],
+    overwrite: Annotated[bool, typer.Option(help="Replace what the output folder holds.")] = False,
+) -> None:
+    """Write an UNO draft adapter to the folder OUTPUT as a gated adapter, which every other command takes."""
+    from multitoken.checkpoints.uno import adopt_uno
+
+    adopt_uno(adapter, output, base=base, overwrite=overwrite)
+    console_for().print(f"Written to {output}; try: multitoken generate {output} 'Hello'", markup=False, soft_wrap=True)

@@ -28,6 +28,7 @@ from .adaptable import at_tokens, is_experts, is_linear, sides
 from .failures import DecodingError
 from .halves import Halves
 from .mixers import Mixers
+from .noise import noise_ids
 
 
 class Gate:
@@ -43,6 +44,7 @@ class Gate:
         self._count = 0  # masks of all rows
         self._halves: Halves | None = None  # made when a merged layer asks for it
         self._expected: Sequence[int] | None = None
+        self.noise_seed = 0  # of the tokens that stand in the masks' places, for an adapter without a mask vector
 
     @contextmanager
     def expecting(self, masks: Sequence[int]) -> Iterator[None]:
@@ -144,25 +146,29 @@ class LowRank(nn.Module):
 class GatedAdapter(nn.Module):
     """The adapter of one model: the mask's own vector and a `LowRank` for each adapted layer, by the layer's name.
 
-    The vector is one more row of the embedding matrix: what a family does to its rows (Gemma scales them) is done to it.
+    The vector is one more row of the embedding matrix: what a family does to its rows (Gemma scales them) is done to it. With `noise`
+    there is none: masks take the rows of tokens drawn at random (`noise`), and what is left is a plain low-rank adapter.
 
     Holds nothing of the model, so its `state_dict` is the adapter alone.
     """
 
-    def __init__(self, model: PreTrainedModel, *, mask_id: int, rank: int, layers: Iterable[str]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, mask_id: int, rank: int, layers: Iterable[str], noise: bool = False
+    ) -> None:
         super().__init__()
         self.gate = Gate(mask_id)
         self.rank = rank
         self.names = list(layers)
         embedding = model.get_input_embeddings()
         self._scale = _scale_of(embedding)
-        self.mask_vector = nn.Parameter(torch.zeros(embedding.weight.shape[1]))  # pyright: ignore[reportCallIssue, reportIndexIssue, reportAttributeAccessIssue, reportArgumentType]
+        width = int(embedding.weight.shape[1])  # pyright: ignore[reportCallIssue, reportIndexIssue, reportAttributeAccessIssue, reportArgumentType]
+        self.mask_vector = None if noise else nn.Parameter(torch.zeros(width, device=_place_of(embedding)))
+        self._positions: Tensor | None = None  # of the present pass, [B or 1, S]; None: from 0 on
         hidden = int(model.config.get_text_config().hidden_size)
         self.updates = nn.ModuleList(LowRank(*sides(model.get_submodule(name), hidden), rank) for name in self.names)
         # Layers, what stands for their forward where there are masks, and a forward of another library's, such as accelerate.
         self._acts: list[tuple[nn.Module, Any, Any]] = []
         self._acting = False
-        self.mask_vector.data = self.mask_vector.data.to(_place_of(embedding))
         for name, update in zip(self.names, self.updates, strict=True):
             update.to(_place_of(model.get_submodule(name)))
 
@@ -191,6 +197,8 @@ class GatedAdapter(nn.Module):
         embedding: Any = model.get_input_embeddings()
         embedding.register_forward_pre_hook(self._hide)
         embedding.register_forward_hook(self._put)
+        if self.mask_vector is None:
+            model.get_decoder().register_forward_pre_hook(self._note_positions, with_kwargs=True)
         for other in model.modules():  # Gemma 4 has one for each layer beside
             if isinstance(other, nn.Embedding) and other is not embedding and other.num_embeddings <= self.gate.mask_id:
                 other.register_forward_pre_hook(self._hide_beyond)
@@ -239,9 +247,19 @@ class GatedAdapter(nn.Module):
     def _run(self, i: int, forward: Any, *args: Any, **named: Any) -> Tensor:
         return self.gate.add(self.updates[i], args[0], forward(*args, **named))  # pyright: ignore[reportArgumentType]
 
+    def _note_positions(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._positions = named.get("position_ids")
+
     def _put(self, module: nn.Module, args: tuple[Tensor, ...], vectors: Tensor) -> Tensor:
         if self._is_mask is None:
             return vectors
+        if self.mask_vector is None:
+            places = self._positions
+            if places is None:
+                places = torch.arange(vectors.shape[1], device=vectors.device)[None]
+            weight: Any = module.weight
+            rows = weight[noise_ids(places, len(weight), self.gate.noise_seed)] * self._scale
+            return torch.where(self._is_mask[..., None], rows.to(vectors.dtype), vectors)
         return torch.where(self._is_mask[..., None], (self.mask_vector * self._scale).to(vectors.dtype), vectors)
 
     def _add(self, i: int, module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:

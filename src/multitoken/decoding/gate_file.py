@@ -1,6 +1,7 @@
 """A gate's files: PEFT's format, two matrices a layer under PEFT's names, and the mask's own vector."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,41 @@ def read_gate(model: PreTrainedModel, config: str | Path, weights: str | Path, m
         state = load_state_dict(str(weights))
     except Exception as error:  # OSError, and safetensors' own kind
         raise DecodingError(f"cannot read {weights}: {error}") from error
-    layers, rank = settings.get("target_modules"), settings.get("r")
-    if not isinstance(layers, list) or type(rank) is not int:
+    rank = settings.get("r")
+    if not isinstance(settings.get("target_modules"), list) or type(rank) is not int:
         raise DecodingError(f"{config} needs target_modules, a list of layers, and r, a number")
+    refuse_unknown(settings, str(config))
+    layers = layers_of(settings, state)
     try:
-        adapter = GatedAdapter(model, mask_id=mask_id, rank=rank, layers=layers)
-        adapter.load_state_dict(from_peft(state, layers))
+        adapter = GatedAdapter(model, mask_id=mask_id, rank=rank, layers=layers, noise=MASK_VECTOR not in state)
+        adapter.load_state_dict(from_peft(state, layers, scale_of(settings)))
     except (AttributeError, KeyError, RuntimeError) as error:
         raise DecodingError(f"{Path(weights).parent} does not fit {type(model).__name__}: {error}") from error
     return adapter.eval().requires_grad_(False)
+
+
+def refuse_unknown(settings: dict[str, Any], where: str) -> None:
+    """Raise `DecodingError` for kinds of PEFT adapters that are more than two matrices a layer."""
+    for name in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "fan_in_fan_out"):
+        if settings.get(name):
+            raise DecodingError(f"{where}: {name} is {settings[name]!r}, which is not supported; expected plain LoRA")
+
+
+def layers_of(settings: dict[str, Any], state: dict[str, Tensor]) -> list[str]:
+    """The adapted layers by their whole names. PEFT's own `target_modules` may be the ends of names: then the weights tell."""
+    listed = settings["target_modules"]
+    start, end = "base_model.model.", ".lora_A.weight"
+    found = [name.removeprefix(start).removesuffix(end) for name in state if name.endswith(end)]
+    if any(name in found for name in listed) or not found:
+        return listed
+    return [name for name in found if any(f".{name}".endswith(f".{part}") for part in listed)]
+
+
+def scale_of(settings: dict[str, Any]) -> float:
+    """What PEFT multiplies an update by."""
+    rank = settings["r"]
+    alpha = float(settings.get("lora_alpha") or rank)
+    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
 
 
 def peft_settings(adapter: GatedAdapter, base: str) -> dict[str, Any]:
@@ -53,20 +80,30 @@ def peft_settings(adapter: GatedAdapter, base: str) -> dict[str, Any]:
 
 def to_peft(adapter: GatedAdapter, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The weights under PEFT's names."""
-    state = {MASK_VECTOR: adapter.mask_vector}
+    state: dict[str, Tensor] = {} if adapter.mask_vector is None else {MASK_VECTOR: adapter.mask_vector}
     for name, update in zip(adapter.names, adapter.updates, strict=True):
         down, up = update.parameters()
-        state |= {f"base_model.model.{name}.lora_A.weight": down, f"base_model.model.{name}.lora_B.weight": up}
+        state |= {_down(name): down, _up(name): up}
     return {name: tensor.detach().to(dtype).cpu().contiguous() for name, tensor in state.items()}
 
 
-def from_peft(state: dict[str, Tensor], layers: list[str]) -> dict[str, Tensor]:
+def from_peft(state: dict[str, Tensor], layers: list[str], scale: float = 1.0) -> dict[str, Tensor]:
     """Back to the names of `GatedAdapter`. Raises `KeyError` for a missing tensor, `RuntimeError` for one too many."""
     state = dict(state)
-    ours = {"mask_vector": state.pop(MASK_VECTOR)}
+    vector = state.pop(MASK_VECTOR, None)
+    ours = {} if vector is None else {"mask_vector": vector}
     for i, name in enumerate(layers):
-        ours[f"updates.{i}.down"] = state.pop(f"base_model.model.{name}.lora_A.weight")
-        ours[f"updates.{i}.up"] = state.pop(f"base_model.model.{name}.lora_B.weight")
+        up = state.pop(_up(name))
+        ours[f"updates.{i}.down"] = state.pop(_down(name))
+        ours[f"updates.{i}.up"] = up if scale == 1.0 else up.float() * scale
     if state:
         raise RuntimeError(f"{WEIGHTS} holds {next(iter(state))}, which belongs to no layer in {CONFIG}")
     return ours
+
+
+def _down(layer: str) -> str:
+    return f"base_model.model.{layer}.lora_A.weight"
+
+
+def _up(layer: str) -> str:
+    return f"base_model.model.{layer}.lora_B.weight"

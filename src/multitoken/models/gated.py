@@ -76,19 +76,37 @@ def read_own_adapter(model: PreTrainedModel, source: str, mtp: MtpConfig) -> Gat
     return _read(model, config, weights, mtp)
 
 
-def read_adapter_config(folder: Path) -> tuple[dict[str, Any], MtpConfig]:
-    """The settings, and their `mtp` block. Raises `ModelError` for an adapter that is not a gated one."""
+def read_adapter_settings(folder: Path) -> dict[str, Any]:
+    """What `adapter_config.json` says. Raises `ModelError` where it cannot be read."""
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: cannot read {CONFIG}: {error}") from error
-    block = settings.get("mtp") if isinstance(settings, dict) else None
+    if not isinstance(settings, dict):
+        raise ModelError(f"{folder}: {CONFIG} holds a {type(settings).__name__}; expected an object")
+    return settings
+
+
+def read_adapter_config(folder: Path) -> tuple[dict[str, Any], MtpConfig]:
+    """The settings, and their `mtp` block. Raises `ModelError` for an adapter that is not a gated one."""
+    settings = read_adapter_settings(folder)
+    block = settings.get("mtp")
     if not isinstance(block, dict):
         raise ModelError(
-            f"{folder} is an adapter without an mtp block in {CONFIG}; expected one that multitoken wrote. Merge an "
-            "ordinary LoRA adapter into its model first (PEFT: merge_and_unload)"
+            f"{folder} is an adapter without an mtp block in {CONFIG}; expected one that multitoken wrote. An UNO draft adapter "
+            "needs uno=True (--uno); merge an ordinary LoRA adapter into its model first (PEFT: merge_and_unload)"
         )
     return settings, MtpConfig.from_block(block, CONFIG)
+
+
+def read_uno_settings(folder: Path) -> dict[str, Any]:
+    """Of an UNO adapter. Raises `ModelError` for one of ours, which says more, and for what is no plain LoRA adapter."""
+    settings = read_adapter_settings(folder)
+    if "mtp" in settings:
+        raise ModelError(f"{folder} is an adapter that multitoken wrote; load it without uno")
+    if str(settings.get("peft_type", "")).upper() != "LORA":
+        raise ModelError(f"{folder}: peft_type is {settings.get('peft_type')!r} in {CONFIG}; expected LORA")
+    return settings
 
 
 def find_base(folder: Path, settings: dict[str, Any]) -> str:

@@ -16,8 +16,9 @@ from multitoken.decoding.gate import GatedAdapter
 from multitoken.decoding.head_file import read_head
 from multitoken.errors import ModelError, UnsupportedModelError, UsageError
 
-from .gated import fetch_adapter, find_base, read_adapter, read_adapter_config, read_own_adapter
+from .gated import fetch_adapter, find_base, read_adapter, read_adapter_config, read_own_adapter, read_uno_settings
 from .heads import find_head
+from .mask_token import reserve_mask_token
 from .mtp_config import MtpConfig
 from .placement import Placement, find_device, find_dtype
 from .quantize import quantize_weights
@@ -53,6 +54,9 @@ class Loaded:
             raise ModelError(wrong.format(found=found[:19]))
 
 
+UNO_K = 16  # an UNO adapter does not say how far it was trained to draft; the threshold ends what it is not sure of
+
+
 @dataclass(frozen=True)
 class _How:
     """What load_causal_lm is told about the reading of any model."""
@@ -75,10 +79,12 @@ def load_causal_lm(
     attn_implementation: str = "sdpa",
     base: str | Path | None = None,
     quantize: str = "none",
+    uno: bool = False,
 ) -> Loaded:
     """The model and tokenizer of a folder or of a hub name; for a gated adapter, those of its base with the adapter in
     action. `base` is where that lies, if not where the adapter says. quantize="int8" holds the linear layers' weights in
-    8 bits (torchao, weight-only), those of an adapter's base as well.
+    8 bits (torchao, weight-only), those of an adapter's base as well. uno: the folder is an UNO draft adapter, trained on random tokens
+    where masks stand.
 
     device, dtype: see `placement`. device_map, max_memory, offload_folder: transformers' own, for a model that is spread over
     several devices, memory and disk.
@@ -103,7 +109,9 @@ def load_causal_lm(
     how = _How(dtype, placement, trust_remote_code, attn_implementation)
     if (folder := fetch_adapter(name_or_path)) is not None:
         name = folder.resolve().name if folder == Path(name_or_path) else str(name_or_path)
-        return _load_gated(folder, name, base, quantize, how)
+        return _load_gated(folder, name, base, quantize, how, uno=uno)
+    if uno:
+        raise UsageError(f"uno is True, but {name_or_path} is no adapter; leave uno out")
     if base is not None:
         raise UsageError(f"base is {str(base)!r}, but {name_or_path} is no adapter; leave base out")
     loaded, source = _load_whole(name_or_path, how)
@@ -154,10 +162,12 @@ def _load_whole(name_or_path: str | Path, how: _How, *, is_base: bool = False) -
     return Loaded(model, tokenizer, mtp, name, files, known_hash=hashed and hashed.result()), source
 
 
-def _load_gated(folder: Path, name: str, base: str | Path | None, quantize: str, how: _How) -> Loaded:
-    """The base, checked to be the very weights that the adapter was made for, with the adapter in action."""
-    settings, mtp = read_adapter_config(folder)
+def _load_gated(folder: Path, name: str, base: str | Path | None, quantize: str, how: _How, *, uno: bool) -> Loaded:
+    """The base, checked to be the very weights that the adapter was made for, with the adapter in action. An UNO adapter does not say
+    what it was made for: its base is taken at its word."""
+    settings, mtp = (read_uno_settings(folder), None) if uno else read_adapter_config(folder)
     source = base or find_base(folder, settings)
+    made_for = mtp.base_name if mtp is not None else source
     own = f"{source} holds an adapter of its own; load it as it is, or give the model it was made from"
     if fetch_adapter(source) is not None:
         raise ModelError(own)
@@ -166,22 +176,32 @@ def _load_gated(folder: Path, name: str, base: str | Path | None, quantize: str,
     except UnsupportedModelError:
         raise
     except ModelError as error:
-        raise ModelError(
-            f"{folder} is an adapter of {mtp.base_name}: {error}. Give its place as base (--base)"
-        ) from error
+        raise ModelError(f"{folder} is an adapter of {made_for}: {error}. Give its place as base (--base)") from error
     if loaded.mtp is not None and loaded.mtp.method == "gated":
         raise ModelError(own)
-    loaded.check_base(
-        mtp.base_hash,
-        f"{folder} was made for {mtp.base_name} with the weights {mtp.base_hash[:19]}, but those of {source} are "
-        "{found}; give the model it was made from as base (--base)",
-    )
+    if mtp is None:
+        tokenizer = loaded.tokenizer
+        mask, _ = reserve_mask_token(loaded.model, tokenizer)
+        mtp = MtpConfig(
+            k=UNO_K,
+            mask_token_id=mask.id,
+            mask_token=str(tokenizer.convert_ids_to_tokens(mask.id)),
+            method="gated",
+            base_name=loaded.name,
+            base_hash=loaded.weight_hash,
+        )
+    else:
+        loaded.check_base(
+            mtp.base_hash,
+            f"{folder} was made for {mtp.base_name} with the weights {mtp.base_hash[:19]}, but those of {source} are "
+            "{found}; give the model it was made from as base (--base)",
+        )
+        tokenizer = read_tokenizer(str(folder), trust_remote_code=False)
+        if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:
+            raise ModelError(f"{folder}: the tokenizer does not give {mtp.mask_token!r} the id {mtp.mask_token_id}")
     quantize_weights(loaded.model, quantize)
     adapter = read_adapter(loaded.model, folder, mtp)
     adapter.attach_for_decoding(loaded.model)
-    tokenizer = read_tokenizer(str(folder), trust_remote_code=False)
-    if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:
-        raise ModelError(f"{folder}: the tokenizer does not give {mtp.mask_token!r} the id {mtp.mask_token_id}")
     head = _read_head(loaded.model, str(folder), mtp)
     return replace(loaded, tokenizer=tokenizer, mtp=mtp, name=name, adapter=adapter, head=head)
 

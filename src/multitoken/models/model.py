@@ -131,6 +131,7 @@ class Model:
         trust_remote_code: bool = False,
         base: str | Path | None = None,
         quantize: str = "none",
+        uno: bool = False,
         **more: Any,
     ) -> "Model":
         """A folder or Hub name, adapted or not. An ordinary model decodes with NextToken only.
@@ -139,7 +140,7 @@ class Model:
         `device_map` ("auto" or a dict), and `max_memory` and `offload_folder` with it: a model over several devices and the
         disk, as in transformers. `base`: where the model of a gated adapter lies, if not where the adapter says.
         `quantize="int8"`: linear layers with 8-bit weights (torchao, weight-only); next-token decoding of *that* model is then
-        what Exact keeps to.
+        what Exact keeps to. `uno=True`: an UNO draft adapter (PEFT's format, as SGLang serves it), over the model that `base` names.
         """
         loaded = load_causal_lm(
             path,
@@ -150,6 +151,7 @@ class Model:
             trust_remote_code=trust_remote_code,
             base=base,
             quantize=quantize,
+            uno=uno,
             **more,
         )
         return cls(loaded.model, loaded.tokenizer, loaded.mtp, loaded.name, loaded.head)

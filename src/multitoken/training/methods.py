@@ -78,6 +78,7 @@ def _lora(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptati
 
     def save(mtp: MtpConfig, decoding: Mapping[str, Any], files: Mapping[str, str]) -> None:
         whole = adapted.merge_and_unload()
+        assert vector.mask_vector is not None
         whole.get_input_embeddings().weight.data[mask.id] = vector.mask_vector.detach()
         _save_whole(whole, loaded, config, head, mtp, decoding, files)
 
@@ -92,7 +93,8 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
     mask, row = reserve_mask_token(model, loaded.tokenizer, texts=texts, seed=config.seed)
     layers = _layers(model, config)
     quantize_weights(model, config.quantize)
-    adapter = _adapter(model, mask.id, config.rank, layers, config.seed, row)
+    noise = config.masks == "noise"
+    adapter = _adapter(model, mask.id, config.rank, layers, config.seed, None if noise else row)
     if config.start_from is not None:
         _begin_with(adapter, Path(config.start_from))
 
@@ -111,7 +113,7 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
             decoding=decoding,
         )
 
-    passes = GatedPasses(Head(model, mask.id), AttentionRule(model))
+    passes = GatedPasses(Head(model, mask.id), AttentionRule(model), noise=noise)
     return Adaptation(mask, _beside(adapter, head), passes, save, head)
 
 
@@ -156,13 +158,14 @@ def _layers(model: PreTrainedModel, config: AdaptConfig) -> list[str]:
 
 
 def _adapter(
-    model: PreTrainedModel, mask_id: int, rank: int, layers: list[str], seed: int, row: torch.Tensor
+    model: PreTrainedModel, mask_id: int, rank: int, layers: list[str], seed: int, row: torch.Tensor | None
 ) -> GatedAdapter:
-    """Put on, and begun with `row` as the mask's vector."""
+    """Put on, and begun with `row` as the mask's vector; None: with noise in its place."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapter = GatedAdapter(model, mask_id=mask_id, rank=rank, layers=layers)
-    adapter.mask_vector.data.copy_(row)
+        adapter = GatedAdapter(model, mask_id=mask_id, rank=rank, layers=layers, noise=row is None)
+    if adapter.mask_vector is not None and row is not None:
+        adapter.mask_vector.data.copy_(row)
     adapter.attach(model)
     return adapter
 

@@ -23,7 +23,8 @@ class MuonAdamW(Optimizer):
         self, matrices: list[nn.Parameter], others: list[nn.Parameter], *, lr: float, weight_decay: float
     ) -> None:
         self.muon = Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.adamw = AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+        # A group, for a list may be empty: an adapter without a mask vector or a draft head is all matrices.
+        self.adamw = AdamW([{"params": others}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
         super().__init__([*matrices, *others], {"lr": lr})
         self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
 

@@ -20,6 +20,7 @@ from multitoken.decoding.attention import AttentionRule, Masks
 from multitoken.decoding.block_states import BlockStates, block_inputs
 from multitoken.decoding.blocks import BlockBatch
 from multitoken.decoding.mixers import Mixers, cache_inputs
+from multitoken.decoding.noise import stir
 
 from .head import Head
 
@@ -81,12 +82,14 @@ class GatedPasses:
     The gradient starts at the masks. A block's place 0 is the original model's own next token: nothing to learn there.
     """
 
-    def __init__(self, head: Head, rule: AttentionRule) -> None:
+    def __init__(self, head: Head, rule: AttentionRule, *, noise: bool = False) -> None:
         self.student = self.teacher = head
         self.rule = rule
+        self._has_noise = noise
         self._prefix: _Prefix | None = None
 
     def propose(self, batch: BlockBatch) -> Hidden:
+        self._stir(batch)
         self._prefix = self._run_prefix(batch)
         return self._behind(batch, batch.ids[:, batch.real :][:, batch.place > 0])
 
@@ -97,6 +100,12 @@ class GatedPasses:
         if proposals is None:
             return Hidden(self._prefix.real, self._prefix.real[:, :0])
         return self._behind(batch, batch.with_proposals(proposals)[:, batch.real :][:, batch.place > 0])
+
+    def _stir(self, batch: BlockBatch) -> None:
+        """An adapter without a mask vector sees other noise in every pass, and what no pass of training had when it decodes."""
+        gate = self.student.model.__dict__.get("_mtp_gate")
+        if self._has_noise and gate is not None:
+            gate.noise_seed = stir(1, batch.ids)
 
     @torch.no_grad()
     def _run_prefix(self, batch: BlockBatch) -> "_Prefix":

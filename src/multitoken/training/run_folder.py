@@ -17,7 +17,8 @@ _SETTINGS = "config.json"
 def open_run_folder(work: Path, config: AdaptConfig) -> Path | None:
     """Make the folder of the run, or find where the interrupted one may go on. -> its last complete checkpoint."""
     options = config.model_dump(
-        mode="json", exclude={"resume", "overwrite", "output", "checkpoint_every", "device", "report_to"}
+        mode="json",
+        exclude={"resume", "overwrite", "output", "checkpoint_every", "device", "report_to", "responses_from"},
     )
     settings = work / _SETTINGS
     if settings.exists() and config.resume:

@@ -22,7 +22,8 @@ from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, Unqu
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.utils.torch_utils import direct_register_custom_op
 
-from multitoken.decoding.gate_file import CONFIG, WEIGHTS, from_peft
+from multitoken.decoding.gate_file import CONFIG, WEIGHTS, from_peft, layers_of, refuse_unknown, scale_of
+from multitoken.decoding.noise import noise_ids
 from multitoken.errors import ModelError, UnsupportedModelError
 
 from .original import original_of, take_turns
@@ -40,6 +41,7 @@ class Masks:
     mask_id: int
     places: Tensor | None = None  # [N], None where there is no mask
     layers: dict[str, "Gated"] = field(default_factory=dict)  # by the name that the compiled model calls them by
+    noise: int = 0  # tokens of the vocabulary, for an adapter without a mask vector; 0: it has one
     real: int = 0  # rows of the order below that go to the original layer; the others' go to the adapted one
     order: Tensor | None = None  # what is in each of these rows, None where all stands so already
     reals: Tensor | None = None  # [T - N], like places, where there is an order
@@ -59,6 +61,13 @@ class Masks:
         self.order = torch.cat([_filled(self.reals), _filled(masks)])
         self.real = _up(len(self.reals))
         return True
+
+    def fill(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """The ids [T] of the pass that was looked at, as the embedding is to see them: with noise at the masks, if there is to be any."""
+        if not self.noise or self.places is None:
+            return ids
+        at = self.places
+        return ids.index_copy(0, at, noise_ids(positions[at], self.noise).to(ids.dtype))
 
 
 def _up(number: int) -> int:
@@ -169,8 +178,10 @@ def attach(model: nn.Module, folder: Path, mask_id: int, config: Any) -> None:
     the original model. Raises `ModelError` where the adapter does not fit."""
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        layers = settings["target_modules"]
-        state = from_peft(load_file(folder / WEIGHTS), layers)
+        refuse_unknown(settings, str(folder))
+        stored = load_file(folder / WEIGHTS)
+        layers = layers_of(settings, stored)
+        state = from_peft(stored, layers, scale_of(settings))
     except Exception as error:  # OSError, ValueError, KeyError, RuntimeError and safetensors' own kind
         raise ModelError(f"{folder}: cannot read the adapter: {type(error).__name__}: {error}") from error
     device = next(model.parameters()).device
@@ -189,8 +200,11 @@ def attach(model: nn.Module, folder: Path, mask_id: int, config: Any) -> None:
         gated[target].join(first, down, up)
     for layer in gated.values():
         layer.settle()
-    GatedEmbedding(_embedding_of(model), mask_id, state["mask_vector"].to(device))
-    take_turns(model, original_of(model, config), masks.look, compiled=bool(config.compilation_config.mode))
+    if "mask_vector" in state:
+        GatedEmbedding(_embedding_of(model), mask_id, state["mask_vector"].to(device))
+    else:
+        masks.noise = config.model_config.hf_text_config.vocab_size
+    take_turns(model, original_of(model, config), masks, compiled=bool(config.compilation_config.mode))
 
 
 def _find(model: nn.Module, name: str) -> tuple[str, int, LinearBase]:

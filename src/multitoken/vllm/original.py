@@ -5,8 +5,7 @@ compiles such a module as a whole, and a gated layer is a wall to what it compil
 """
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,16 +46,30 @@ def _is_gated(module: nn.Module) -> bool:
     return hasattr(getattr(module, "quant_method", None), "method")
 
 
-def take_turns(gated: nn.Module, original: nn.Module, look: Callable[[Tensor], bool], *, compiled: bool) -> None:
-    """Have calls of `gated` go through `original` where `look(ids)` finds no mask. compiled: the first call compiles both."""
+class Looks(Protocol):
+    """What knows where the masks of a pass are."""
+
+    def look(self, ids: Tensor) -> bool:
+        """Whether there are any among these tokens [T]."""
+        ...
+
+    def fill(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """The tokens that the embedding is to see."""
+        ...
+
+
+def take_turns(gated: nn.Module, original: nn.Module, masks: Looks, *, compiled: bool) -> None:
+    """Have calls of `gated` go through `original` where `masks` finds none. compiled: the first call compiles both."""
     forward, first = gated.forward, compiled
 
-    def turn(*args: Any, **named: Any) -> Any:
+    def turn(input_ids: Tensor, positions: Tensor, *args: Any, **named: Any) -> Any:
         nonlocal first
-        has_masks = look(named["input_ids"] if "input_ids" in named else args[0])
+        has_masks = masks.look(input_ids)
         if first:
             first = False
-            forward(*args, **named)
-        return forward(*args, **named) if has_masks else original(*args, **named)
+            forward(input_ids, positions, *args, **named)
+        if has_masks:
+            return forward(masks.fill(input_ids, positions), positions, *args, **named)
+        return original(input_ids, positions, *args, **named)
 
     gated.forward = turn

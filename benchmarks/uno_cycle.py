@@ -1,0 +1,108 @@
+"""UNO's two passes against our one, with the same adapter: tokens for each forward pass, and whether the output is the original's.
+
+    python -m benchmarks.uno_cycle --adapter DIR              an adapter of `multitoken adapt --masks noise`, 500 word problems
+    python -m benchmarks.uno_cycle --adapter DIR --prompts 40
+
+UNO's linear, greedy cycle, as SGLang 0.5.23 runs it: a draft pass over [last token, noise, ...] of width F, whose first place gives one
+certain token and whose others give drafts; then a verify pass of the same width without the adapter, which keeps the drafts up to the
+first that is not the model's own next token, and one token more. Here it is written for counting passes: every pass reads the whole text
+anew, without a cache. Ours is `Exact` in the engine, all masks fed. The prefill's pass counts for both. The last line is JSON.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from benchmarks.word_problems import answer_all
+from multitoken.checkpoints.provenance import provenance
+from multitoken.decoding import Exact, NextToken
+from multitoken.evaluation.statistics import ratio_of_sums_interval
+from multitoken.models.model import Model
+from multitoken.quickstart.embedded import checkpoint, embedded_task
+
+WIDTHS = (4, 8, 12, 16)
+NEW = 320
+
+
+@torch.inference_mode()
+def next_tokens(model: Model, rows: Sequence[Sequence[int]], masks: int, wanted: int) -> list[list[int]]:
+    """The likeliest token behind each of the last `wanted` places of every row, masks among them. Rows are read alone: no padding."""
+    found = []
+    for row in rows:
+        assert model.mtp is not None
+        ids = torch.tensor([[*row, *[model.mtp.mask_token_id] * masks]])
+        logits: Tensor = model.hf(
+            input_ids=ids, position_ids=torch.arange(ids.shape[1])[None], use_cache=False, logits_to_keep=wanted
+        ).logits[0]
+        if model.mtp.mask_token_id < logits.shape[-1]:
+            logits[:, model.mtp.mask_token_id] = -torch.inf
+        found.append(logits.argmax(-1).tolist())
+    return found
+
+
+def uno(model: Model, prompt: Sequence[int], width: int) -> tuple[list[int], int]:
+    """(tokens, forward passes) of UNO's cycle at this width."""
+    ends = model.decoder.eos_ids
+    written = next_tokens(model, [prompt], 0, 1)[0]  # the prefill's
+    passes = 1
+    while len(written) < NEW and written[-1] not in ends:
+        text = [*prompt, *written]
+        drafted = next_tokens(model, [text], width - 1, width)[0]
+        sure, drafts = drafted[0], drafted[1:]
+        said = next_tokens(model, [[*text, sure, *drafts]], 0, width)[0]  # verify: behind the sure token and each draft
+        held = 0
+        while held < len(drafts) and drafts[held] == said[held]:
+            held += 1
+        passes += 2
+        for token in (sure, *drafts[:held], said[held]):
+            written.append(token)
+            if token in ends or len(written) == NEW:
+                break
+    return written, passes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--adapter", required=True)
+    parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--threshold", type=float, default=0.7)
+    a = parser.parse_args()
+    model = Model.load(a.adapter, device="cpu")
+    original = Model.load(checkpoint("base"), device="cpu")
+    prompts = [original.encode(q.prompt) for q in embedded_task("word-problems", a.prompts).questions]
+    reference = [ids for ids, _, _ in answer_all(original, prompts, NextToken(), 64, NEW, "original")]
+    assert model.mtp is not None
+    rows = []
+    for width in WIDTHS:
+        cycles = [uno(model, p, width) for p in track(prompts, f"UNO, width {width}", console=Console(stderr=True))]
+        rows.append(_row(f"UNO, width {width}", [(tuple(ids), n) for ids, n in cycles], reference))
+    for k in (8, model.mtp.k) if model.mtp.k > 8 else (model.mtp.k,):
+        answers = answer_all(model, prompts, Exact(a.threshold, k=k), 32, NEW, f"ours, k {k}")
+        rows.append(
+            _row(f"ours, Exact {a.threshold:g}, k {k}", [(ids, passes) for ids, _, passes in answers], reference)
+        )
+    for row in rows:
+        print(
+            f"{row['name']}: {row['tokens_per_pass']:.2f} tokens a pass {row['interval']}, {row['identical']} of {a.prompts} the original's"
+        )
+    print(json.dumps({"rows": rows, "provenance": provenance()}))
+
+
+def _row(name: str, answers: Sequence[tuple[tuple[int, ...], int]], reference: Sequence[tuple[int, ...]]) -> dict:
+    pairs = [(float(len(ids)), float(passes)) for ids, passes in answers]
+    low, high = ratio_of_sums_interval(pairs)
+    return {
+        "name": name,
+        "tokens_per_pass": round(sum(t for t, _ in pairs) / sum(p for _, p in pairs), 3),
+        "interval": [round(low, 2), round(high, 2)],
+        "identical": sum(ids == ref for (ids, _), ref in zip(answers, reference, strict=True)),
+    }
+
+
+if __name__ == "__main__":
+    main()
