@@ -160,6 +160,26 @@ def test_stopping_criteria_end_each_row_where_it_is_to_end(models, family: str) 
     assert len(lengths) > 1 and "stop" in {chunk.finish for chunk in chunks}
 
 
+class NotesOnAll(EndsAt):
+    """Keeps notes on every row of its batch, as lm-evaluation-harness's does, and says whether all are done."""
+
+    def __init__(self, n: int, rows: int) -> None:
+        super().__init__(n)
+        self.done = [False] * rows
+
+    def __call__(self, input_ids, scores, **kwargs):
+        met = super().__call__(input_ids, scores)
+        self.done = [done or bool(met[i]) for i, done in enumerate(self.done)]
+        return False not in self.done
+
+
+def test_a_criterion_that_notes_every_row_of_its_batch(models) -> None:
+    """It ends each row where it alone would end: it must not find fewer rows than it counts, nor one row's notes in another's."""
+    together = ours(models["llama"], PROMPTS, stopping_criteria=StoppingCriteriaList([NotesOnAll(5, len(PROMPTS))]))
+    alone = ours(models["llama"], PROMPTS, stopping_criteria=StoppingCriteriaList([EndsAt(5)]))
+    assert torch.equal(together, alone)
+
+
 def test_criteria_of_the_users_for_length_and_eos_are_not_dropped(models) -> None:
     """The engine has its own way to end at a length or EOS, which must not hide that a criterion asks for another."""
     model = models[HOLDING]

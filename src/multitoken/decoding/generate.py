@@ -35,7 +35,7 @@ from .gate_file import CONFIG, WEIGHTS, read_gate
 from .head_file import HEAD_WEIGHTS, read_head
 from .loop import Decoder
 from .penalties import PresenceFrequencyPenalty
-from .per_row import of_row
+from .per_row import criteria_of_row, of_row
 from .policies import POLICY_OPTIONS, Policy, layered_policy, with_trained_k
 from .records import Chunk
 from .row import Request
@@ -206,13 +206,11 @@ def _loop(
         input_ids,
         model_kwargs.get("attention_mask"),
         logits_processor,
+        StoppingCriteriaList(c for c in stopping_criteria if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)),
         first_row,
         policy=chosen,
         max_new_tokens=max(1, min(lengths) - input_ids.shape[1]),
         eos_ids=frozenset(token for end in ends for token in end.eos_token_id.flatten().tolist()),
-        criteria=StoppingCriteriaList(
-            c for c in stopping_criteria if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)
-        ),
         seed=seed if generation_config.do_sample else None,
         keep_scores=bool(generation_config.output_scores or generation_config.output_logits),
     )
@@ -290,6 +288,7 @@ def _requests(
     input_ids: Tensor,
     attention_mask: Tensor | None,
     processors: LogitsProcessorList,
+    criteria: StoppingCriteriaList,
     first_row: int,
     **common: Any,
 ) -> list[Request]:
@@ -305,6 +304,7 @@ def _requests(
                 row=first_row + i,
                 shown_before=padding,
                 processors=of_row(processors, i, len(input_ids), len(padding)),
+                criteria=criteria_of_row(criteria, len(input_ids)),
                 **common,
             )
         )

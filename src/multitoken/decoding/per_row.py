@@ -1,6 +1,7 @@
-"""Processors for one row. Transformers makes some of them for a whole batch; the engine calls them a row at a time."""
+"""Processors and stopping criteria for one row. Some are made for a whole batch; the engine calls them a row at a time."""
 
 import copy
+from typing import Any
 
 from transformers import (
     EncoderNoRepeatNGramLogitsProcessor,
@@ -9,6 +10,8 @@ from transformers import (
     LogitsProcessorList,
     PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
     SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
@@ -53,3 +56,28 @@ def _part(of_prompts, row: int, rows: int):
     """The entry, as a part of length 1, of the prompt that the row continues: several rows may continue one."""
     prompt = row * len(of_prompts) // rows
     return of_prompts[prompt : prompt + 1]
+
+
+def criteria_of_row(criteria: StoppingCriteriaList, rows: int) -> StoppingCriteriaList:
+    """What stands for `criteria` in one of so many rows."""
+    if rows == 1:
+        return criteria
+    theirs = StoppingCriteriaList()
+    for criterion in criteria:
+        is_ours = not type(criterion).__module__.startswith("transformers.")
+        theirs.append(_OfBatch(criterion, rows) if is_ours else criterion)
+    return theirs
+
+
+class _OfBatch(StoppingCriteria):
+    """A user's criterion, which may keep notes on every row of its batch (the evaluation harness's does): it is shown the row in the
+    place of each, and has notes of its own, for rows are not equally far."""
+
+    def __init__(self, criterion: StoppingCriteria, rows: int) -> None:
+        self._criterion, self._rows = copy.copy(criterion), rows
+        for name, value in list(getattr(criterion, "__dict__", {}).items()):
+            if isinstance(value, list | dict | set):
+                setattr(self._criterion, name, copy.deepcopy(value))
+
+    def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Any:
+        return self._criterion(input_ids.expand(self._rows, -1), scores, **more)

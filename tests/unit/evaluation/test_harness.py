@@ -11,6 +11,7 @@ lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from multitoken.checkpoints.export import export  # noqa: E402
 from multitoken.errors import UsageError  # noqa: E402
 from multitoken.evaluation.harness import MultitokenLM  # noqa: E402
 from multitoken.quickstart.embedded import checkpoint, embedded_task  # noqa: E402
@@ -91,3 +92,19 @@ def test_exact_answers_the_same_in_fewer_passes(tasks: TaskManager, reference: t
 def test_an_unknown_argument_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no argument 'quantise' here; did you mean 'quantize'"):
         MultitokenLM(str(tmp_path / "nothing"), quantise="int8")
+
+
+def test_the_harness_s_own_hf_model_decodes_an_export(
+    tasks: TaskManager, reference: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against an export that only this project's model class can evaluate: `--model hf` with `trust_remote_code=True`."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    export(checkpoint("gated"), tmp_path / "exported")
+    model = HFLM(
+        pretrained=str(tmp_path / "exported"), trust_remote_code=True, dtype="float32", device="cpu", batch_size=4
+    )
+    passes = []
+    model.model.register_forward_hook(lambda *_: passes.append(1))
+    _, responses = run(model, tasks, "sums-local")
+    assert responses["sums-local"] == reference[1]["sums-local"]
+    assert len(passes) < 80  # of more than 200 that next-token decoding takes
