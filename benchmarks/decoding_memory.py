@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.rivals import rival
 from benchmarks.speed_prompts import NEW, prompts_of
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import Exact, NextToken, Policy
@@ -44,7 +45,7 @@ def answer(model: Model, policy: Policy | None, prompts: list[list[int]], tokens
 def measure(name: str, batch: int) -> dict[str, Any]:
     """In this process: what the weights take, and the peak above them."""
     which, policy = METHODS[name]
-    model = Model.load(checkpoint(which))
+    model = Model.load(rival(which) if which == "full" else checkpoint(which))
     prompts = prompts_of(model, "word-problems", batch + 1, None)
     answer(model, policy, prompts[:1], 16)
     with peak_memory(model.hf.device) as peak:

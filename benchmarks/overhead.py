@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.rivals import rival
 from benchmarks.speed_prompts import prompts_of
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import Exact, NextToken, Policy
@@ -54,7 +55,7 @@ def steps_of(model: Model, policy: Policy, at_once: int, adaptive: bool) -> list
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    base, gated, full = (Model.load(checkpoint(name)) for name in ("base", "gated", "full"))
+    base, gated, full = map(Model.load, (checkpoint("base"), checkpoint("gated"), rival("full")))
     kinds = {
         "next token": (base, NextToken(), False),
         "gated, Exact 0.7": (gated, Exact(0.7), False),

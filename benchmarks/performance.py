@@ -30,6 +30,7 @@ from transformers.generation.streamers import BaseStreamer
 from benchmarks.batches import PLAIN, of_another_base, together
 from benchmarks.curves import speed_picture
 from benchmarks.options import Entrant, add_sampling, entrants_in, labelled, sampling_in
+from benchmarks.rivals import rival
 from benchmarks.speed_prompts import DOMAINS, NEW, prompts_of
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy, StaticK
@@ -233,10 +234,10 @@ def main() -> None:
             )
         contest = [(entrant, a.policy or entrant.adapted.default_policy) for entrant in entrants]
     else:
-        base, gated, full = (Model.load(checkpoint(name)) for name in ("base", "gated", "full"))
+        base, gated, full = map(Model.load, (checkpoint("base"), checkpoint("gated"), rival("full")))
         contest = [(Entrant("gated", gated, base), Exact(0.7)), (Entrant("full", full, full), Exact(0.5))]
         if a.part in (None, "single"):
-            draft = AutoModelForCausalLM.from_pretrained(checkpoint("draft"), dtype=torch.float32)
+            draft = AutoModelForCausalLM.from_pretrained(rival("draft"), dtype=torch.float32)
             tables.append(single({"base": base, "gated": gated, "full": full}, draft, a.pairs))
     if a.part in (None, "batches"):
         tables.append(together(contest, a.domain, a.rounds or max(6, a.pairs // 2), sampling))

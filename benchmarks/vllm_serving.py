@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.options import add_sampling, sampling_in
+from benchmarks.rivals import rival
 from benchmarks.speed_prompts import DOMAINS, NEW, prompts_of
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding.sampling import Sampling
@@ -104,7 +105,7 @@ def engines_of(python: str, base: Path, gated: Path, only: list[str]) -> dict[st
         "ngram": {"model": str(base), "speculative_config": ngram},
         "suffix": {"model": str(base), "speculative_config": {"method": "suffix", "num_speculative_tokens": 32}},
         "gated": {"model": str(gated)},
-        "full": {"model": str(checkpoint("full"))},
+        "full": {"model": str(rival("full"))},
     }
     if "suffix" in only and subprocess.run([python, "-c", "import arctic_inference"], capture_output=True).returncode:
         _PROGRESS.print("arctic-inference is not installed: suffix decoding is left out")

@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.rivals import rival
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy
 from multitoken.decoding.sampling import Sampling
@@ -174,7 +175,7 @@ def print_speeds(speeds: list[dict], pairs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(checkpoint("gated")))
-    parser.add_argument("--full", action="store_const", const=str(checkpoint("full")), dest="model")
+    parser.add_argument("--full", action="store_const", const=str(rival("full")), dest="model")
     parser.add_argument("--original", default=str(checkpoint("base")))
     parser.add_argument("--task", default="word-problems")
     parser.add_argument("--prompts", type=int, default=1500, help="0: measure the speed alone")

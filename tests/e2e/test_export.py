@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import multitoken as mt
+from benchmarks.rivals import rival
 from multitoken.quickstart.embedded import checkpoint
 from tests.e2e.command import run
 
@@ -18,12 +19,16 @@ GOOD, BAD = "a" * 40, "b" * 40
 QUESTION = "Ada has 48 shells. She finds 37 shells in the attic. How many shells does Ada have now?"
 
 
+def place(name: str) -> Path:
+    return rival(name) if name == "full" else checkpoint(name)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The embedded checkpoints, exported by the command."""
     folder = tmp_path_factory.mktemp("exported")
     for name in ("gated", "full"):
-        assert run("export", checkpoint(name), folder / name, "--threshold", 0.7) == 0
+        assert run("export", place(name), folder / name, "--threshold", 0.7) == 0
     return folder
 
 
@@ -59,7 +64,7 @@ def test_transformers_alone(name, original, exported, tmp_path) -> None:
     if hub_name:
         put_into_hub_cache(tmp_path / "hub", hub_name, GOOD, exported / name)
         put_into_hub_cache(tmp_path / "hub", hub_name, BAD, exported / name, without="mtp_adapter")
-    facts = facts_without_multitoken(exported / name, checkpoint(original), tmp_path, hub_name)
+    facts = facts_without_multitoken(exported / name, place(original), tmp_path, hub_name)
     assert facts["imported"] == []
     for way in ("ordinary", "by_load", "by_call"):
         assert facts[way] == facts["wanted"], way
@@ -78,7 +83,7 @@ def test_transformers_alone(name, original, exported, tmp_path) -> None:
 @pytest.mark.parametrize("name", ["gated", "full"])
 def test_multitoken_loads_it(name, exported) -> None:
     """Guards against a gate that is not put on, one put on twice, and defaults of the export that are not heeded."""
-    before, after = mt.load(checkpoint(name)), mt.load(exported / name)
+    before, after = mt.load(place(name)), mt.load(exported / name)
     assert after.default_policy == mt.Exact(0.7)
     wanted = before.generate(QUESTION, policy=mt.Exact(0.7), adaptive=False, max_new_tokens=60)
     found = after.generate(QUESTION, adaptive=False, max_new_tokens=60)

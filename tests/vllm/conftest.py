@@ -10,14 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import multitoken
 from benchmarks import vllm_local  # before vLLM: it sets the environment
+from benchmarks.rivals import rival
 from multitoken.decoding import Decoder, NextToken, Policy, Sampling
 from multitoken.decoding.generate import decoder_of
 from multitoken.quickstart.corpus import examples
+from multitoken.quickstart.embedded import checkpoint
 
-CHECKPOINT = Path(multitoken.__file__).parent / "quickstart" / "checkpoints" / "full"
-BASE = CHECKPOINT.parent / "base"
+CHECKPOINT = rival("full")
+BASE = checkpoint("base")
 MAX_MODEL_LEN = 512
 EOS = 1
 

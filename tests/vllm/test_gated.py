@@ -10,11 +10,12 @@ import pytest
 
 from multitoken.decoding import ConfAdapt, Sampling
 from multitoken.errors import MultitokenError
+from multitoken.quickstart.embedded import checkpoint as checkpoint_of
 
-from .conftest import BASE, CHECKPOINT, Case, Reference, engine
+from .conftest import BASE, Case, Reference, engine
 
 Generate = Callable[..., list[list[int]]]
-ADAPTER = CHECKPOINT.parent / "gated"
+ADAPTER = checkpoint_of("gated")
 
 
 def write_whole(folder: Path) -> Path:

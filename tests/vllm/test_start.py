@@ -9,7 +9,7 @@ import pytest
 from multitoken.errors import MultitokenError
 from multitoken.vllm import private
 
-from .conftest import CHECKPOINT
+from .conftest import BASE, CHECKPOINT
 
 
 def config_of(model: Any = CHECKPOINT, **options: Any) -> Any:
@@ -84,7 +84,7 @@ def test_generation_config_and_server_options(changed) -> None:
 def test_it_can_be_turned_off_and_leaves_other_models_alone() -> None:
     """An installed plugin must not change how anything else is served."""
     assert config_of(additional_config={"mtp": {"enabled": False}}).speculative_config is None
-    assert config_of(CHECKPOINT.parent / "base").speculative_config is None
+    assert config_of(BASE).speculative_config is None
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_options_that_cannot_be(options, message) -> None:
 def test_a_model_that_was_not_adapted() -> None:
     """Whoever asks for several tokens a step must not get one without a word."""
     with pytest.raises(MultitokenError, match="has no mtp block"):
-        config_of(CHECKPOINT.parent / "base", additional_config={"mtp": {"policy": "exact"}})
+        config_of(BASE, additional_config={"mtp": {"policy": "exact"}})
 
 
 def test_an_unsupported_vllm(monkeypatch) -> None:

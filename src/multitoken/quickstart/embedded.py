@@ -20,8 +20,7 @@ _MAX_NEW_TOKENS = 320
 
 
 def checkpoint(name: str) -> Path:
-    """The folder of the embedded "base" model, of the "gated" adapter over it, of the "full" adaptation of it, or of the small
-    "draft" model, a rival's."""
+    """The folder of the embedded "base" model or of the "gated" adapter over it."""
     folder = resources.files("multitoken.quickstart").joinpath("checkpoints", name)
     return Path(str(folder))
 
