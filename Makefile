@@ -7,7 +7,7 @@ VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: help demo demo-fast test test-fast test-vllm lint format wheel clean
+.PHONY: help demo demo-fast test test-fast test-vllm lint format wheel docs release clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -58,5 +58,14 @@ $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $(VLLM_INSTALLED)
 
+docs: $(INSTALLED)  ## build the documentation site into site/, links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+release: test test-vllm docs wheel  ## tag the version of pyproject.toml once all tests pass
+	@version=$$($(BIN)/python -c 'import multitoken; print(multitoken.__version__)'); \
+	test -z "$$(git status --porcelain)" || { echo "There are uncommitted changes: commit or stash them."; exit 1; }; \
+	grep -q "^## $$version" CHANGELOG.md || { echo "CHANGELOG.md has no heading '## $$version': name what is new."; exit 1; }; \
+	git tag -a "v$$version" -m "multitoken $$version" && echo "Tagged v$$version; dist/ holds the wheel and the source archive."
+
 clean:  ## remove environments and what was built
-	rm -rf $(VENV) $(VLLM_VENV) build dist demo-output
+	rm -rf $(VENV) $(VLLM_VENV) build dist site demo-output

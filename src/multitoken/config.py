@@ -37,7 +37,7 @@ class AdaptConfig(BaseModel):
     model: PathOrName = Field(min_length=1)
     """The model to adapt: a folder or a Hub name."""
     data: PathOrName = Field(min_length=1)
-    """Training data: a .jsonl, .json, .parquet, .txt or .md file, a folder, or a dataset NAME[:CONFIG][@SPLIT]."""
+    """Training data: a .jsonl, .json, .parquet, .txt or .md file, a folder, or a dataset `NAME[:CONFIG][@SPLIT]`."""
     output: Path
     """The folder that the adapted model is written to."""
     method: Literal["full", "lora", "gated"] = "gated"
