@@ -21,7 +21,7 @@ from multitoken.decoding.records import Chunk
 from multitoken.evaluation.calibration import Allowed, Calibration, calibrate
 from multitoken.evaluation.graders import grader_named
 from multitoken.evaluation.tasks import Question, Task
-from multitoken.models.model import Generation
+from multitoken.models.generation import Generation
 
 # True losses around an allowed one of 1%, by threshold: the lower the threshold, the faster.
 TRUE_LOSS = {0.99: 0.001, 0.95: 0.004, 0.9: 0.008, 0.8: 0.0102, 0.7: 0.0105, 0.6: 0.013, 0.5: 0.02, 0.3: 0.04}

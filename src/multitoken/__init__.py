@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UsageError,
     )
-    from multitoken.models.model import Generation, Model
+    from multitoken.models.generation import Generation
+    from multitoken.models.model import Model
     from multitoken.training.adapt import adapt
 
     load = Model.load
@@ -41,7 +42,7 @@ _HOMES = {
     "DataError": "multitoken.errors",
     "DecodingError": "multitoken.errors",
     "Exact": "multitoken.decoding.policies",
-    "Generation": "multitoken.models.model",
+    "Generation": "multitoken.models.generation",
     "Model": "multitoken.models.model",
     "ModelError": "multitoken.errors",
     "MultitokenError": "multitoken.errors",

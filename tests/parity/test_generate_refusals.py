@@ -8,7 +8,8 @@ from transformers import GenerationConfig, SynthIDTextWatermarkingConfig, TextSt
 from transformers.generation.streamers import BaseStreamer
 
 from multitoken.decoding import DecodingError
-from multitoken.decoding.generate import decoder_of, generate
+from multitoken.decoding.exported import decoder_of
+from multitoken.decoding.generate import generate
 from tests.parity.families import SUPPORTED
 from tests.parity.generating import EXACT, HOLDING, NEW, PROMPTS, TOKENIZER, model_of, ours, reference, sizes
 

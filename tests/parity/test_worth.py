@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from multitoken.checkpoints.export import export
 from multitoken.config import make_config
+from multitoken.decoding.exported import decoder_of
 from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.gate import GatedAdapter
-from multitoken.decoding.generate import decoder_of
 from multitoken.models.loading import load_causal_lm
 from multitoken.models.mtp_config import MtpConfig
 from multitoken.training.methods import prepare

@@ -125,7 +125,7 @@ def test_import_is_light():
 
 def test_keywords_of_adapt_are_the_config_s_fields() -> None:
     """An editor must offer every option, with its type, and no other."""
-    from multitoken.config import AdaptOptions
+    from multitoken.adapt_options import AdaptOptions
 
     fields = {
         name: field for name, field in AdaptConfig.model_fields.items() if name not in ("model", "data", "output")

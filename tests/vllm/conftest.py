@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks import vllm_local  # before vLLM: it sets the environment
 from benchmarks.rivals import rival
 from multitoken.decoding import Decoder, NextToken, Policy, Sampling
-from multitoken.decoding.generate import decoder_of
+from multitoken.decoding.exported import decoder_of
 from multitoken.quickstart.corpus import examples
 from multitoken.quickstart.embedded import checkpoint
 

@@ -13,8 +13,8 @@ from typing import Any
 from transformers.utils.hub import cached_file
 
 import multitoken.decoding
+from multitoken.decoding.exported import ADAPTER_FOLDER
 from multitoken.decoding.gate_file import CONFIG, WEIGHTS
-from multitoken.decoding.generate import ADAPTER_FOLDER
 from multitoken.decoding.policies import Policy, with_trained_k
 from multitoken.errors import ModelError, UsageError
 from multitoken.models.gated import find_base, is_adapter, is_hub_name, read_adapter_config

@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import BaseOption, DeviceOption, DtypeOption, JsonFlag, TrustFlag, console_for, model_path, print_json
+from .options import (
+    AnswerLengthOption,
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    GraderOption,
+    JsonFlag,
+    PromptsOption,
+    TrustFlag,
+    console_for,
+    model_path,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,14 +40,9 @@ def calibrate_command(
     policy: Annotated[str | None, typer.Option(help="exact or confadapt; both are tried if not given.")] = None,
     original: Annotated[str | None, typer.Option(help="The model it was made from (full and lora need it).")] = None,
     confidence: Annotated[float, typer.Option(help="How sure the promise must be.")] = 0.95,
-    prompts: Annotated[int | None, typer.Option(help="How many prompts (embedded tasks: 100 if not given).")] = None,
-    grader: Annotated[
-        str | None,
-        typer.Option(
-            help="last-number, exact, contains, regex, rouge-l, none, or your own MODULE:FUNCTION (JSONL files)."
-        ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
+    prompts: PromptsOption = None,
+    grader: GraderOption = None,
+    max_new_tokens: AnswerLengthOption = 256,
     batch_size: Annotated[int, typer.Option(help="Requests side by side: what is fastest depends on it.")] = 32,
     write: Annotated[bool, typer.Option(help="Store what is chosen in MODEL's generation_config.json.")] = True,
     base: BaseOption = None,

@@ -10,11 +10,14 @@ import typer
 from multitoken.errors import UsageError
 
 from .options import (
+    AnswerLengthOption,
     BaseOption,
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
+    GraderOption,
     JsonFlag,
+    PromptsOption,
     TrustFlag,
     console_for,
     model_path,
@@ -34,14 +37,9 @@ def evaluate_command(
         list[str] | None,
         typer.Option(help="NAME[:THRESHOLD or K], repeatable: exact:0.5, confadapt:0.9, static:3."),
     ] = None,
-    prompts: Annotated[int | None, typer.Option(help="How many questions (embedded tasks: 100 if not given).")] = None,
-    grader: Annotated[
-        str | None,
-        typer.Option(
-            help="last-number, exact, contains, regex, rouge-l, none, or your own MODULE:FUNCTION (JSONL files)."
-        ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
+    prompts: PromptsOption = None,
+    grader: GraderOption = None,
+    max_new_tokens: AnswerLengthOption = 256,
     temperature: Annotated[
         float | None, typer.Option(help="Sample at this temperature; greedy if not given, or 0.")
     ] = None,

@@ -44,7 +44,8 @@ def generate_command(
     json_output: JsonFlag = False,
 ) -> None:
     """Answer PROMPT with MODEL, streaming each chunk in its own colour."""
-    from multitoken.models.model import Generation, Model
+    from multitoken.models.generation import Generation
+    from multitoken.models.model import Model
 
     text = sys.stdin.read() if prompt == "-" else prompt
     how = {"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code}

@@ -29,6 +29,12 @@ DtypeOption = Annotated[
 DeviceMapOption = Annotated[
     str | None, typer.Option(help="auto: spread the model over all devices and memory (accelerate).")
 ]
+PromptsOption = Annotated[int | None, typer.Option(help="How many questions (embedded tasks: 100 if not given).")]
+GraderOption = Annotated[
+    str | None,
+    typer.Option(help="last-number, exact, contains, regex, rouge-l, none, or your own MODULE:FUNCTION (JSONL files)."),
+]
+AnswerLengthOption = Annotated[int, typer.Option(help="Most tokens of an answer.")]
 TrustFlag = Annotated[bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")]
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line; the rest goes to stderr.")

@@ -12,10 +12,9 @@ tokens through the other (`_merge`).
 Shapes: B rows, S tokens, N masks among them, D in, E out, R rank.
 """
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,121 +25,9 @@ from transformers import PreTrainedModel
 
 from .adaptable import at_tokens, is_experts, is_linear, sides
 from .failures import DecodingError
-from .halves import Halves
+from .low_rank import Gate, LowRank
 from .mixers import Mixers
 from .noise import noise_ids
-
-
-class Gate:
-    """Where the masks of the present forward pass stand. Noted at the embedding, read at every adapted layer."""
-
-    def __init__(self, mask_id: int) -> None:
-        self.mask_id = mask_id
-        self.closed = False  # as if there were no adapter; the mask's vector still stands in for its id
-        self._rows = 0
-        self._tail = 0  # masks at the end of every row, where they stand there in all rows alike
-        self._places: Tensor | None = None  # [N] indices into the flattened [B * S] tokens, otherwise
-        self._is_mask: Tensor | None = None  # [B * S]
-        self._count = 0  # masks of all rows
-        self._halves: Halves | None = None  # made when a merged layer asks for it
-        self._expected: Sequence[int] | None = None
-        self.noise_seed = 0  # of the tokens that stand in the masks' places, for an adapter without a mask vector
-
-    @contextmanager
-    def expecting(self, masks: Sequence[int]) -> Iterator[None]:
-        """Say of the pass within that so many tokens at the end of each row are masks: the device need not be asked, and waited
-        for."""
-        self._expected = masks
-        try:
-            yield
-        finally:
-            self._expected = None
-
-    def look(self, ids: Tensor) -> Tensor | None:
-        """Note where the masks are. ids [B, S] -> [B, S] bool, or None where there are none."""
-        is_mask = ids == self.mask_id
-        return is_mask if self._note(is_mask, self._expected) else None
-
-    def _note(self, is_mask: Tensor, masks: Sequence[int] | None = None) -> bool:
-        """Note where the masks are, [B, S] bool, and say whether there are any. masks: how many tokens at the end of each row
-        are known to be some."""
-        (self._rows, width), self._tail, self._places, self._halves = is_mask.shape, 0, None, None
-        self._is_mask = is_mask.flatten()
-        counts = masks if masks is not None else is_mask.sum(1).tolist()
-        self._count = sum(counts)
-        if not self._count:
-            return False
-        n = counts[0]
-        if all(count == n for count in counts) and (masks is not None or bool(is_mask[:, -n:].all())):
-            self._tail = n
-        elif masks is not None:
-            ends = [range((row + 1) * width - count, (row + 1) * width) for row, count in enumerate(masks)]
-            self._places = torch.tensor([place for end in ends for place in end], device=is_mask.device)
-        else:
-            self._places = is_mask.flatten().nonzero()[:, 0]
-        return True
-
-    @contextmanager
-    def following(self, source: Tensor) -> Iterator[None]:
-        """For as long as this lasts, layers are given other tokens: source [B', S'] says which of the pass's tokens, counted
-        through its rows, each of them is; -1, and no mask, for none."""
-        if not self.is_open:
-            yield
-            return
-        before = self._rows, self._tail, self._places, self._is_mask, self._count, self._halves
-        assert self._is_mask is not None
-        try:
-            self._note((source >= 0) & self._is_mask[source.clamp_min(0)])
-            yield
-        finally:
-            self._rows, self._tail, self._places, self._is_mask, self._count, self._halves = before
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a mask for the adapter to act at."""
-        return not self.closed and (self._tail > 0 or self._places is not None)
-
-    def add(self, update: "LowRank", x: Tensor, y: Tensor) -> Tensor:
-        """y [B, S, E] with the update of x [B, S, D] added at the masks. Both may come flattened, as [B * S, ...]."""
-        if not self.is_open:
-            return y
-        if self._places is not None:
-            flat = y.reshape(-1, y.shape[-1])
-            return flat.index_add(0, self._places, update(x.reshape(-1, x.shape[-1])[self._places]).to(y.dtype)).view(
-                y.shape
-            )
-        x_row, y_row = x.view(self._rows, -1, x.shape[-1]), y.view(self._rows, -1, y.shape[-1])
-        if self._tail == x_row.shape[1]:
-            return y + update(x).to(y.dtype)
-        update.add_to(y_row[:, -self._tail :], x_row[:, -self._tail :])  # in place: y is nobody else's yet
-        return y
-
-    def split(self, x: Tensor, both: Tensor) -> Tensor:
-        """x [B, S, D], or flattened, times both[0] at real tokens and times both[1] at masks. both: [2, D, E]."""
-        if self._halves is None:
-            assert self._is_mask is not None
-            self._halves = Halves(self._is_mask, self._count, in_order=self._tail > 0 and self._rows == 1)
-        return self._halves.product(x.reshape(-1, x.shape[-1]), both).view(*x.shape[:-1], both.shape[-1])
-
-
-class LowRank(nn.Module):
-    """x -> B A x. `down` is A [R, D], `up` is B [E, R] and starts at zero; both stay float32 whatever the model is."""
-
-    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
-        super().__init__()
-        self.down = nn.Parameter(torch.empty(rank, inputs))
-        self.up = nn.Parameter(torch.zeros(outputs, rank))
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
-
-    def add_to(self, y: Tensor, x: Tensor) -> None:
-        """y [B, S, E] += the update of x [B, S, D], in one kernel less where the types agree: decoding waits for it."""
-        if y.dtype == self.up.dtype and not torch.is_grad_enabled():
-            y.baddbmm_(F.linear(x, self.down), self.up.t().expand(len(y), -1, -1))
-        else:
-            y += self(x).to(y.dtype)
 
 
 class GatedAdapter(nn.Module):
@@ -280,12 +167,6 @@ class GatedAdapter(nn.Module):
             yield
         finally:
             self.gate.closed = before
-
-
-def expecting_masks(model: PreTrainedModel, masks: Sequence[int]) -> AbstractContextManager[None]:
-    """`Gate.expecting` of the gate at work in the model, if there is one."""
-    gate: Gate | None = model.__dict__.get("_mtp_gate")
-    return gate.expecting(masks) if gate is not None else nullcontext()
 
 
 def adaptable_layers(model: PreTrainedModel, pattern: str | None = None) -> list[str]:

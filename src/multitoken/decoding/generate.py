@@ -9,10 +9,8 @@ by name. An exported checkpoint holds this folder as `custom_generate/`, and the
 """
 
 import functools
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,12 +25,10 @@ from transformers import (
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
-from transformers.utils.hub import cached_file
 
 from .arguments import check_arguments, option
+from .exported import decoder_of
 from .failures import DecodingError
-from .gate_file import CONFIG, WEIGHTS, read_gate
-from .head_file import HEAD_WEIGHTS, read_head
 from .loop import Decoder
 from .penalties import PresenceFrequencyPenalty
 from .per_row import criteria_of_row, of_row
@@ -40,7 +36,6 @@ from .policies import POLICY_OPTIONS, Policy, layered_policy, with_trained_k
 from .records import Chunk
 from .row import Request
 
-ADAPTER_FOLDER = "mtp_adapter"  # of a checkpoint that holds its base and its gate
 OPTIONS = (*POLICY_OPTIONS, "seed", "adaptive")
 
 
@@ -215,44 +210,6 @@ def _loop(
         keep_scores=bool(generation_config.output_scores or generation_config.output_logits),
     )
     return Prepared(requests, adaptive, input_ids, generation_config, streamer)
-
-
-def decoder_of(model: PreTrainedModel) -> Decoder:
-    """The decoder of an adapted model as `from_pretrained` made it; its gate, if it has one, is put to work."""
-    kept: Decoder | None = model.__dict__.get("_mtp_decoder")
-    if kept is not None and kept.model is model:
-        return kept
-    facts = getattr(model.config, "mtp", None)
-    if not isinstance(facts, dict) or not {"k", "mask_token_id"} <= facts.keys():
-        raise DecodingError(
-            f"config.json of {model.config.name_or_path or 'this model'} has no mtp block: it was not adapted to write "
-            "several tokens a step; adapt it with multitoken, or use its ordinary generate"
-        )
-    if facts.get("method") == "gated":
-        config, weights = (_file(model, f"{ADAPTER_FOLDER}/{name}") for name in (CONFIG, WEIGHTS))
-        read_gate(model, config, weights, facts["mask_token_id"]).attach_for_decoding(model)
-    version = facts.get("draft_head", 0)
-    head = read_head(model, _file(model, HEAD_WEIGHTS), version) if version else None
-    decoder = Decoder(model, mask_id=facts["mask_token_id"], trained_k=facts["k"], head=head)
-    model.__dict__["_mtp_decoder"] = decoder
-    return decoder
-
-
-def _file(model: PreTrainedModel, name: str) -> str:
-    """A file of the checkpoint that the model came from, wherever that is."""
-    source = str(model.config.name_or_path)
-    found = cached_file(source, name, revision=_revision(source))
-    assert found is not None, "cached_file raises where there is none"
-    return found
-
-
-def _revision(source: str) -> str | None:
-    """The commit of the hub's `source` that this very file came from: a model does not remember which it was loaded from.
-    None for a folder, and where this file belongs to another repository."""
-    owner, name, commit = ("", "", "", *Path(__file__).parts)[-5:-2]
-    ours = [part.replace(".", "_dot_").replace("-", "_hyphen_") for part in source.split("/")]
-    is_ours = [part.removeprefix("_") for part in ours] == [part.removeprefix("_") for part in (owner, name)]
-    return commit if is_ours and re.fullmatch("[0-9a-f]{40}", commit) else None
 
 
 def _how(

@@ -22,7 +22,7 @@ from .cache import SlotCache
 from .draft_head import Drafter
 from .drafting import Picks, draft_blocks, way_of
 from .failures import DecodingError
-from .gate import expecting_masks
+from .low_rank import expecting_masks
 from .records import Chunk
 from .recurrent import RecurrentSlots
 from .row import Row

@@ -19,10 +19,10 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from multitoken.decoding.exported import ADAPTER_FOLDER
 from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.gate import GatedAdapter
 from multitoken.decoding.gate_file import CONFIG, WEIGHTS, read_gate
-from multitoken.decoding.generate import ADAPTER_FOLDER
 from multitoken.decoding.head_file import HEAD_WEIGHTS
 from multitoken.errors import ModelError
 

@@ -3,9 +3,9 @@
 import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
 from transformers import (
@@ -26,9 +26,10 @@ from multitoken.decoding.records import Chunk
 from multitoken.decoding.row import Request
 from multitoken.errors import UsageError
 
+from .generation import Generation
 from .loading import load_causal_lm
 from .mtp_config import MtpConfig
-from .prompts import Message, Tool, encode_prompt, eos_ids, is_token_ids
+from .prompts import Message, Tool, encode_prompt, eos_ids, is_many
 from .selftest import check_blocks
 from .stored_policy import stored_policy
 from .text import with_text
@@ -49,47 +50,6 @@ _ELSEWHERE = {  # arguments of transformers' generate whose part something else 
     "mtp": "policy, seed and adaptive",
     "mtp_chunks": "Generation.chunks, or stream",
 }
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One answer. `token_ids` are the emitted ids, EOS included; `chunks` has one entry per forward pass, the prefill's
-    first. `seconds` is wall-clock time from the call to this answer's end. `logprobs`, if asked for: the log-probability of each
-    token by the model itself, before temperature and processors."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    chunks: tuple[Chunk, ...]
-    seconds: float
-    logprobs: tuple[float, ...] | None = None
-
-    @classmethod
-    def of(cls, chunks: Iterable[Chunk], seconds: float, *, logprobs: bool = False) -> "Generation":
-        """The answer that these chunks, each with its text, make up. logprobs: take them from the chunks' logits, which are let
-        go."""
-        chunks = tuple(chunks)
-        ids = tuple(i for chunk in chunks for i in chunk.token_ids)
-        found = None
-        if logprobs:
-            found = tuple(value for chunk in chunks for value in _logprobs(chunk))
-            chunks = tuple(replace(chunk, logits=None, scores=None) for chunk in chunks)
-        return cls("".join(chunk.text for chunk in chunks), ids, chunks, seconds, found)
-
-    @property
-    def finish_reason(self) -> Literal["stop", "length"] | None:
-        """ "stop": it ended by itself or at a stop string; "length": at the length asked for; None: it is not finished."""
-        finish = self.chunks[-1].finish if self.chunks else None
-        return None if finish is None else "length" if finish == "length" else "stop"
-
-    @property
-    def forward_passes(self) -> int:
-        return len(self.chunks)
-
-    @property
-    def tokens_per_step(self) -> float:
-        """(tokens - those of the prefill pass) / forward passes after the prefill; 0.0 where there was only the prefill."""
-        steps = len(self.chunks) - 1
-        return (len(self.token_ids) - len(self.chunks[0].token_ids)) / steps if steps else 0.0
 
 
 class Model:
@@ -212,7 +172,7 @@ class Model:
         answers fail (`RowsFailed`), the others are finished and in its `answers`.
         """
         started = time.perf_counter()
-        prompts = prompt if _is_many(prompt) else [prompt]
+        prompts = prompt if is_many(prompt) else [prompt]
         if not prompts:
             return []
         wanted = bool(options.get("logprobs"))
@@ -233,7 +193,7 @@ class Model:
             Generation.of(self._with_text(row), spent, logprobs=wanted)
             for row, spent in zip(rows, seconds, strict=True)
         ]
-        return answers if _is_many(prompt) or len(answers) > 1 else answers[0]
+        return answers if is_many(prompt) or len(answers) > 1 else answers[0]
 
     def stream(
         self, prompt: Prompt, *, policy: Policy | None = None, max_new_tokens: int | None = None, **options: Any
@@ -337,15 +297,3 @@ class Model:
 
     def _with_text(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         return with_text(chunks, self._decode_text)
-
-
-def _is_many(prompt: object) -> bool:
-    """A list of prompts, and not one chat or one prompt of token ids."""
-    one_chat = isinstance(prompt, list | tuple) and bool(prompt) and all(isinstance(m, dict) for m in prompt)
-    return isinstance(prompt, list | tuple) and not one_chat and not is_token_ids(prompt)
-
-
-def _logprobs(chunk: Chunk) -> list[float]:
-    assert chunk.logits is not None
-    scores = torch.log_softmax(chunk.logits.float(), -1)
-    return scores.gather(1, torch.tensor(chunk.token_ids, device=scores.device)[:, None])[:, 0].tolist()

@@ -167,3 +167,9 @@ def eos_ids(hf: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list
         elif source is not None:
             ids |= set(source)
     return sorted(ids)
+
+
+def is_many(prompt: object) -> bool:
+    """A list of prompts, and not one chat or one prompt of token ids."""
+    one_chat = isinstance(prompt, list | tuple) and bool(prompt) and all(isinstance(m, dict) for m in prompt)
+    return isinstance(prompt, list | tuple) and not one_chat and not is_token_ids(prompt)

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from multitoken.decoding import Chunk, Policy
 from multitoken.evaluation.report import RaceEntry
-from multitoken.models.model import Generation, Model
+from multitoken.models.generation import Generation
+from multitoken.models.model import Model
 
 _COLOURS = ("bright_cyan", "bright_yellow", "bright_green", "bright_magenta", "bright_blue", "bright_red")
 _NARROWEST, _WIDEST = 24, 44  # columns of a runner's panel

@@ -11,7 +11,8 @@ from rich.console import Console
 from multitoken.decoding.policies import NextToken, Policy, varied, with_trained_k
 from multitoken.decoding.records import Chunk
 from multitoken.errors import MultitokenError, UsageError, nearest
-from multitoken.models.model import Generation, Model
+from multitoken.models.generation import Generation
+from multitoken.models.model import Model
 from multitoken.models.prompts import Message
 
 _COLOURS = ("cyan", "yellow", "green", "magenta")

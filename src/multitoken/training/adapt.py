@@ -20,8 +20,9 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
+from multitoken.adapt_options import AdaptOptions
 from multitoken.checkpoints.atomic import check_output, disk_errors
-from multitoken.config import AdaptConfig, AdaptOptions, make_config
+from multitoken.config import AdaptConfig, make_config
 from multitoken.decoding.draft_head import VERSION
 from multitoken.decoding.policies import Exact
 from multitoken.errors import OutOfMemoryError, UsageError

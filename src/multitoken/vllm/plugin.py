@@ -107,8 +107,8 @@ def _adapter(args: Any) -> str:
     """The folder of a gated checkpoint's adapter, fetched from the Hub if need be."""
     from transformers.utils.hub import cached_file
 
+    from multitoken.decoding.exported import ADAPTER_FOLDER
     from multitoken.decoding.gate_file import CONFIG, WEIGHTS
-    from multitoken.decoding.generate import ADAPTER_FOLDER
 
     try:
         files = [

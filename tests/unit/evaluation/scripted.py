@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from multitoken.decoding.records import Chunk
-from multitoken.models.model import Generation
+from multitoken.models.generation import Generation
 
 Script = Mapping[tuple[str, str], Sequence[Sequence[int]]]
 """(policy name, prompt) -> the ids of each chunk."""

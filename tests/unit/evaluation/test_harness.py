@@ -94,11 +94,8 @@ def test_an_unknown_argument_is_refused_before_anything_is_loaded(tmp_path: Path
         MultitokenLM(str(tmp_path / "nothing"), quantise="int8")
 
 
-def test_the_harness_s_own_hf_model_decodes_an_export(
-    tasks: TaskManager, reference: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_harness_s_own_hf_model_decodes_an_export(tasks: TaskManager, reference: tuple, tmp_path: Path) -> None:
     """Guards against an export that only this project's model class can evaluate: `--model hf` with `trust_remote_code=True`."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     export(checkpoint("gated"), tmp_path / "exported")
     model = HFLM(
         pretrained=str(tmp_path / "exported"), trust_remote_code=True, dtype="float32", device="cpu", batch_size=4

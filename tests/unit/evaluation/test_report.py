@@ -7,7 +7,7 @@ from multitoken.decoding.records import Chunk
 from multitoken.evaluation.report import Headline, RaceEntry, headlines_of, write_report
 from multitoken.evaluation.rows import Row
 from multitoken.evaluation.statistics import Interval
-from multitoken.models.model import Generation
+from multitoken.models.generation import Generation
 
 MakeRow = Callable[..., Row]
 EVIL = "<script>alert('x')</script> & \"quoted\""

@@ -1,0 +1,56 @@
+"""One answer, as `Model.generate` gives it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from multitoken.decoding.records import Chunk
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer. `token_ids` are the emitted ids, EOS included; `chunks` has one entry per forward pass, the prefill's
+    first. `seconds` is wall-clock time from the call to this answer's end. `logprobs`, if asked for: the log-probability of each
+    token by the model itself, before temperature and processors."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+    seconds: float
+    logprobs: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, chunks: Iterable[Chunk], seconds: float, *, logprobs: bool = False) -> "Generation":
+        """The answer that these chunks, each with its text, make up. logprobs: take them from the chunks' logits, which are let
+        go."""
+        chunks = tuple(chunks)
+        ids = tuple(i for chunk in chunks for i in chunk.token_ids)
+        found = None
+        if logprobs:
+            found = tuple(value for chunk in chunks for value in _logprobs(chunk))
+            chunks = tuple(replace(chunk, logits=None, scores=None) for chunk in chunks)
+        return cls("".join(chunk.text for chunk in chunks), ids, chunks, seconds, found)
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length"] | None:
+        """ "stop": it ended by itself or at a stop string; "length": at the length asked for; None: it is not finished."""
+        finish = self.chunks[-1].finish if self.chunks else None
+        return None if finish is None else "length" if finish == "length" else "stop"
+
+    @property
+    def forward_passes(self) -> int:
+        return len(self.chunks)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """(tokens - those of the prefill pass) / forward passes after the prefill; 0.0 where there was only the prefill."""
+        steps = len(self.chunks) - 1
+        return (len(self.token_ids) - len(self.chunks[0].token_ids)) / steps if steps else 0.0
+
+
+def _logprobs(chunk: Chunk) -> list[float]:
+    assert chunk.logits is not None
+    scores = torch.log_softmax(chunk.logits.float(), -1)
+    return scores.gather(1, torch.tensor(chunk.token_ids, device=scores.device)[:, None])[:, 0].tolist()
