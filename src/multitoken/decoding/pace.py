@@ -24,7 +24,11 @@ _PURSE, _PURSE_OF_FEW = 10.0, 12.0  # steps' time in a new purse: with the allow
 _FULL = 30.0  # and in a full one
 # What a trial must find in it, and what it may leave: its first step has masks to pay, and no drafts.
 _FARE, _DEBT = 5.0, -2.0
-_MARGIN = 1.03  # by which another level must be better than the present one
+_MARGIN = 1.03  # by which another level must be better than the present one, and masks than plain decoding
+_MARGIN_OF_MANY, _MANY = (
+    1.1,
+    16,
+)  # the latter with so many rows, whose steps differ by who joins and leaves more than masks win
 _DOUBT = 0.4  # and, in steps, by what more while few of its own are known
 _TRIAL = 24.0  # steps after which a trial has shown what it can
 _MEMORY = 60  # steps that a level's average goes over
@@ -196,9 +200,9 @@ class Pace:
             self._present = self._best = 0 if rows >= _CROWD else len(levels) - 1
             self._left = _STRETCH if rows >= _CROWD else 2 * _STRETCH  # a first answer may be no longer
             return
-        best = max(
-            known, key=lambda i: levels[i].rate * (_MARGIN if i in (0, self._best) else 1) / self._doubt(levels[i])
-        )
+        plain = _MARGIN_OF_MANY if rows >= _MANY else _MARGIN
+        margins = {self._best: _MARGIN} | {0: plain}
+        best = max(known, key=lambda i: levels[i].rate * margins.get(i, 1.0) / self._doubt(levels[i]))
         if best != self._best:  # its neighbours may be better still
             for i in (best - 1, best + 1):
                 if 0 <= i < len(levels):
