@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from multitoken.checkpoints.atomic import check_output, disk_errors
-from multitoken.errors import UsageError
+from multitoken.errors import OutputError, UsageError
 
 from .rows import Outcome
 
@@ -27,7 +27,7 @@ def prepare_output(folder: Path, *, overwrite: bool, resume: bool) -> None:
             raise UsageError(f"there is nothing to resume: {folder} has no {NAME}")
         return
     if journal.is_file() and not overwrite:
-        raise UsageError(f"{journal} is there already: go on with it by --resume, or replace it with --overwrite")
+        raise OutputError(f"{journal} is there already: go on with it by --resume, or replace it with --overwrite")
     check_output(folder, overwrite=overwrite)
     with disk_errors(folder):
         journal.unlink(missing_ok=True)

@@ -64,7 +64,7 @@ def test_an_output_folder_is_never_mixed(tmp_path: Path) -> None:
         prepare_output(folder, overwrite=False, resume=True)
     prepare_output(folder, overwrite=False, resume=False)
     Journal(folder, {})
-    with pytest.raises(UsageError, match="go on with it by --resume"):
+    with pytest.raises(OutputError, match="go on with it by --resume"):
         prepare_output(folder, overwrite=False, resume=False)
     prepare_output(folder, overwrite=False, resume=True)
     assert (folder / NAME).exists()
