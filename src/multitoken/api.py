@@ -112,7 +112,7 @@ def calibrate(
     max_drop: float | None = None,
     min_identical: float | None = None,
     policy: str | None = None,
-    original: "Model | None" = None,
+    original: "Model | str | Path | None" = None,
     confidence: float = 0.95,
     prompts: int | None = None,
     grader: str | None = None,
@@ -129,13 +129,14 @@ def calibrate(
     share of outputs that must be the original's. Neither: only `policy="exact"`, which loses nothing. policy: "exact" or "confadapt",
     if only that may be chosen. original: needed unless the adapter acts at masks only ("gated"), whose original is itself at one token
     a step. write: store what is chosen in the `generation_config.json` of a model given as a folder, so that everything that
-    decodes it uses it. loading: of `mt.load`, for a model given as a folder. Raises `UsageError` and `DataError`, before anything is decoded.
+    decodes it uses it. loading: of `mt.load`, for models given as folders. Raises `UsageError` and `DataError`, before anything is
+    decoded.
     """
     from rich.console import Console
 
     from multitoken.checkpoints.save import store_decoding
-    from multitoken.decoding.policies import ConfAdapt, Exact
-    from multitoken.evaluation.calibration import Allowed, calibrate, candidates_of, written
+    from multitoken.decoding.policies import ConfAdapt, Exact, as_options
+    from multitoken.evaluation.calibration import Allowed, calibrate, candidates_of
     from multitoken.evaluation.measure import label_of, progress_bar
     from multitoken.models.model import Model
 
@@ -153,19 +154,20 @@ def calibrate(
     else:
         allowed = Allowed("drop", max_drop) if max_drop is not None else None
     questions = task_of(task, prompts, grader, max_new_tokens)
-    folder = None
+    folder = None if isinstance(model, Model) else Path(model)
+    if write and (folder is None or not folder.is_dir()):
+        raise UsageError(f"{folder or model} is no folder to write to; give a folder, or write=False")
     if not isinstance(model, Model):
-        folder = Path(model)
         model = Model.load(model, **loading)
     elif loading:
         raise UsageError(f"{', '.join(loading)}: the model is loaded already; give its folder, or leave these out")
-    if write and (folder is None or not folder.is_dir()):
-        raise UsageError(f"{model.name} is no folder to write to; give a folder, or write=False")
     if model.mtp is not None and model.mtp.method != "gated" and original is None:
         raise UsageError(
             f"this model's own weights were trained ({model.mtp.method}), so its loss is against the model it was made from: "
             "give that as original"
         )
+    if original is not None and not isinstance(original, Model):
+        original = Model.load(original, **{name: value for name, value in loading.items() if name != "base"})
     models = {"original": original, "adapted": model} if original is not None else {"adapted": model}
     tried = candidates_of(model.mtp.k if model.mtp else 1, [kinds[policy]] if policy else list(kinds.values()))
     console = (console or Console()) if verbose else Console(quiet=True)
@@ -180,5 +182,5 @@ def calibrate(
             progress=progress,
         )
     if found.chosen is not None and write and folder is not None:
-        store_decoding(folder, written(found.chosen.policy))
+        store_decoding(folder, as_options(found.chosen.policy))
     return found

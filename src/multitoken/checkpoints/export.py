@@ -15,7 +15,7 @@ from transformers.utils.hub import cached_file
 import multitoken.decoding
 from multitoken.decoding.exported import ADAPTER_FOLDER
 from multitoken.decoding.gate_file import CONFIG, WEIGHTS
-from multitoken.decoding.policies import Policy, with_trained_k
+from multitoken.decoding.policies import Policy, as_options, with_trained_k
 from multitoken.errors import ModelError, UsageError
 from multitoken.models.gated import find_base, is_adapter, is_hub_name, read_adapter_config
 from multitoken.models.loading import Loaded, load_causal_lm
@@ -86,8 +86,7 @@ def export(
             "base (--base), or leave --reference out to export base and adapter together"
         )
     mtp = dataclasses.replace(mtp, base_name=place.base or mtp.base_name)
-    fields = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
-    decoding = {"policy": policy.name} | {name: value for name, value in fields.items() if value is not None}
+    decoding = {name: value for name, value in as_options(policy).items() if value is not None}
     with atomic_folder(output, overwrite=overwrite) as folder:
         if reference:
             _write_adapter(place, mtp, folder)

@@ -53,17 +53,15 @@ def calibrate_command(
 ) -> None:
     """Find the fastest policy, threshold and k of MODEL within a loss that you allow, and store it."""
     from multitoken.api import calibrate
-    from multitoken.models.model import Model
 
     console = console_for(json_output)
-    how = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     found = calibrate(
         model_path(model),
         data,
         max_drop=max_drop,
         min_identical=min_identical,
         policy=policy,
-        original=None if original is None else Model.load(model_path(original, "base"), **how),
+        original=None if original is None else model_path(original, "base"),
         confidence=confidence,
         prompts=prompts,
         grader=grader,
@@ -71,8 +69,10 @@ def calibrate_command(
         batch_size=batch_size,
         write=write and model != "demo",
         base=base,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
         console=console,
-        **how,
     )
     _show(found, console)
     if found.chosen is not None and write:

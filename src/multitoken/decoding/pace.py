@@ -201,7 +201,7 @@ class Pace:
             self._left = _STRETCH if rows >= _CROWD else 2 * _STRETCH  # a first answer may be no longer
             return
         plain = _MARGIN_OF_MANY if rows >= _MANY else _MARGIN
-        margins = {self._best: _MARGIN} | {0: plain}
+        margins = {self._best: _MARGIN, 0: plain}
         best = max(known, key=lambda i: levels[i].rate * margins.get(i, 1.0) / self._doubt(levels[i]))
         if best != self._best:  # its neighbours may be better still
             for i in (best - 1, best + 1):

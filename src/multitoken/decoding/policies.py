@@ -131,6 +131,12 @@ def kept_many(confidences: Tensor, thresholds: Tensor, tests_anchor: Tensor) -> 
     return confident.long().cumprod(1).sum(1).clamp(min=1)
 
 
+def as_options(policy: Policy) -> dict[str, Any]:
+    """The policy as options say it, and `generation_config.json: mtp`: its name under "policy", and what it has. Undone by
+    `layered_policy`."""
+    return {"policy": policy.name, **asdict(policy)}
+
+
 def make_policy(name: str, *, threshold: float | None = None, k: int | None = None) -> Policy:
     """The policy of that name; an option that it does not have is refused, never dropped."""
     if name not in POLICIES:
@@ -164,7 +170,7 @@ def varied(default: Policy, name: str | None = None, *, threshold: float | None 
     """`default` with what is given in its place; None: not given."""
     given = {"policy": name, "threshold": threshold, "k": k}
     says = {key: value for key, value in given.items() if value is not None}
-    return layered_policy({"policy": default.name, **asdict(default)}, says)
+    return layered_policy(as_options(default), says)
 
 
 def with_trained_k(policy: Policy, trained_k: int) -> Policy:

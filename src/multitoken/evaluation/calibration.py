@@ -2,14 +2,15 @@
 
 One half of the prompts, drawn by chance, is for searching: every candidate answers it, and those that no other beats in both speed and
 loss are lined up, the safest first. The other half confirms: candidates are tested in that order, and the first that fails ends the
-line. (A policy that confirms every token with the original's own weights needs no test.) Tests in an order that was fixed before need no correction for their number (fixed-sequence testing, as in "Learn then Test",
-arXiv 2110.01052): the chance that the chosen one loses more than allowed is at most 1 - confidence.
+line. Tests in an order that was fixed before need no correction for their number (fixed-sequence testing, as in "Learn then Test", arXiv
+2110.01052): the chance that the chosen one loses more than allowed is at most 1 - confidence. A policy that confirms every token with the
+original's own weights needs no test.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 from multitoken.decoding.policies import ConfAdapt, Exact, Policy
 from multitoken.errors import DataError, UsageError
@@ -74,11 +75,6 @@ def candidates_of(trained_k: int, kinds: Sequence[type[ConfAdapt] | type[Exact]]
     """Thresholds of these kinds of policy, each with all the places that the model was trained for and with half of them."""
     ks = [trained_k, *([trained_k // 2] if trained_k >= 4 else [])]
     return [kind(threshold=threshold, k=k) for kind in kinds for threshold in _THRESHOLDS[kind] for k in ks]
-
-
-def written(policy: Policy) -> dict[str, Any]:
-    """The policy as `generation_config.json: mtp` says it."""
-    return {"policy": policy.name, **asdict(policy)}
 
 
 def calibrate(

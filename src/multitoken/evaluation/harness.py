@@ -6,7 +6,7 @@ in the results, under `config: multitoken`.
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from multitoken.decoding.policies import varied, with_trained_k
+from multitoken.decoding.policies import as_options, varied, with_trained_k
 from multitoken.errors import UsageError, nearest
 from multitoken.models.model import Model
 
@@ -161,11 +161,10 @@ class MultitokenLM(_HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What the results say of the model, and what each task's answers took so far."""
-        policy = {"policy": self._policy.name, **asdict(self._policy)}
         tasks = {task: spent.record() for task, spent in self._spent.items()}
         parameters = sum(p.numel() for p in self._ours.hf.parameters())
         return {
             "model_num_parameters": parameters,
             "model_dtype": str(self._ours.hf.dtype),
-            "multitoken": {**policy, "tasks": tasks},
+            "multitoken": {**as_options(self._policy), "tasks": tasks},
         }

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from multitoken.checkpoints.atomic import check_output, disk_errors
+from multitoken.checkpoints.atomic import check_output, disk_errors, write_text
 from multitoken.errors import OutputError, UsageError
 
 from .rows import Outcome
@@ -47,7 +47,7 @@ class Journal:
             return
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(self._path, json.dumps(facts, ensure_ascii=False) + "\n")
 
     def outcomes(self) -> dict[tuple[str, int], Outcome]:
         """What is known, by the combination's key and the question's number."""
@@ -81,8 +81,7 @@ class Journal:
             values: dict[str, Any] = {name: row[name] for name in names}
             values["token_ids"] = tuple(row["token_ids"])
             self._found[row["run"], row["question"]] = Outcome(**values)
-        with disk_errors(self._path):
-            self._path.write_text("\n".join(whole) + "\n", encoding="utf-8")
+        write_text(self._path, "\n".join(whole) + "\n")
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
@@ -13,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 import multitoken
+from multitoken.decoding.policies import as_options
 from multitoken.models.model import Model
 
 from .errors import ApiError, refused
@@ -91,7 +91,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
 
 def _card(service: Service) -> dict[str, Any]:
-    policy = service.preparer.default
     return {
         "id": service.options.name,
         "object": "model",
@@ -102,7 +101,7 @@ def _card(service: Service) -> dict[str, Any]:
             "k": service.model.decoder.trained_k,
             "chat": service.model.tokenizer.chat_template is not None,
             "max_tokens": service.options.max_tokens,
-            "default": {"policy": policy.name, **asdict(policy)},
+            "default": as_options(service.preparer.default),
         },
     }
 

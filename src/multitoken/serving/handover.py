@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
-from dataclasses import asdict
 from typing import NoReturn
 
+from multitoken.decoding.policies import as_options
 from multitoken.errors import UsageError
 
 from .options import ServeOptions
@@ -27,7 +27,7 @@ def vllm_arguments(model: str, options: ServeOptions, *, trust_remote_code: bool
     arguments = ["serve", model, "--host", options.host, "--port", str(options.port)]
     arguments += ["--served-model-name", options.name, "--max-num-seqs", str(options.max_rows)]
     if options.policy is not None:
-        mtp = {"policy": options.policy.name, **{k: v for k, v in asdict(options.policy).items() if v is not None}}
+        mtp = {name: value for name, value in as_options(options.policy).items() if value is not None}
         arguments += ["--additional-config", json.dumps({"mtp": mtp})]
     if options.origins:
         arguments += ["--allowed-origins", json.dumps(list(options.origins))]

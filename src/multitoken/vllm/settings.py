@@ -15,7 +15,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from multitoken.decoding.failures import DecodingError
-from multitoken.decoding.policies import POLICY_OPTIONS, NextToken, Policy, layered_policy, make_policy, with_trained_k
+from multitoken.decoding.policies import (
+    POLICY_OPTIONS,
+    NextToken,
+    Policy,
+    as_options,
+    layered_policy,
+    make_policy,
+    with_trained_k,
+)
 from multitoken.errors import ModelError, UsageError, nearest
 from multitoken.models.mtp_config import MtpConfig
 
@@ -119,7 +127,7 @@ def request_policy(settings: Settings, extra: Mapping[str, Any] | None) -> Polic
         if name not in _REQUEST:
             raise DecodingError(f"unknown option {name!r}{nearest(name, _REQUEST)}")
     options = {name.removeprefix("mtp_"): value for name, value in given.items()}
-    default = {"policy": settings.policy.name, **asdict(settings.policy)}
+    default = as_options(settings.policy)
     policy = layered_policy(default, options)
     if not isinstance(policy, NextToken) and policy.k is not None and policy.k > settings.k:
         raise DecodingError(

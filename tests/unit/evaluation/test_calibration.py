@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.calibration_promise import EOS, RIGHT, TRUE_LOSS, WRONG, FakeModel, once, simulate
-from multitoken.decoding.policies import ConfAdapt, Exact
+from multitoken.decoding.policies import ConfAdapt, Exact, as_options
 from multitoken.errors import DataError, UsageError
-from multitoken.evaluation.calibration import Allowed, calibrate, candidates_of, written
+from multitoken.evaluation.calibration import Allowed, calibrate, candidates_of
 from multitoken.evaluation.graders import grader_named
 from multitoken.evaluation.tasks import Question, Task
 
@@ -58,7 +58,7 @@ def test_without_a_loss_to_allow_the_fastest_wins() -> None:
     task = Task("few", tuple(Question(str(i), str(RIGHT)) for i in range(20)), grader_named("none"), 4)
     found = calibrate({"adapted": FakeModel(0)}, task, {"0.9": ConfAdapt(0.9), "0.3": ConfAdapt(0.3)}, None)
     assert found.chosen is not None and found.chosen.label == "0.3"
-    assert written(found.chosen.policy) == {"policy": "confadapt", "threshold": 0.3, "k": None}
+    assert as_options(found.chosen.policy) == {"policy": "confadapt", "threshold": 0.3, "k": None}
     assert {WRONG, EOS} == {4, 2}
 
 
