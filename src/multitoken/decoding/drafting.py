@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .draft_head import Drafter
 from .row import Row
-from .sampling import noise_key, scale_free, signed, without_prefix
+from .sampling import noise_key, signed, without_prefix
 
 
 @dataclass
@@ -24,14 +24,6 @@ class Picks:
     confidences: list[float]
 
 
-def way_of(row: Row) -> Hashable | None:
-    """How a row chooses its tokens; None where its processors look at token ids, so that it drafts without the head."""
-    if row.request.seed is None and not row.request.processors:
-        return "greedy"
-    signature = scale_free(row.request.processors)
-    return None if signature is None else (row.request.seed is not None, signature)
-
-
 def draft_blocks(drafter: Drafter, picks: Sequence[Picks], logits: Tensor, sure: Tensor, hidden: Tensor) -> None:
     """Correct the picks at masks, from left to right. logits [B, W, V], the probability sure [B, W] of the likeliest token and
     hidden [B, W, D] of the wanted places.
@@ -40,7 +32,7 @@ def draft_blocks(drafter: Drafter, picks: Sequence[Picks], logits: Tensor, sure:
     """
     groups: dict[Hashable, list[Picks]] = {}
     for pick in picks:
-        way = way_of(pick.row)
+        way = pick.row.way
         if pick.masks and way is not None and pick.row.held(pick.tokens) == len(pick.row.drafts):
             groups.setdefault(way, []).append(pick)
     for group in groups.values():

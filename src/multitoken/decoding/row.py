@@ -1,7 +1,8 @@
 """One sequence on its way: what it feeds next, and what it makes of what the model says."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -10,6 +11,7 @@ from .failures import DecodingError
 from .pace import Record
 from .policies import Policy
 from .records import Chunk, Finish
+from .sampling import scale_free
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,15 @@ class Row:
     @property
     def policy(self) -> Policy:
         return self.request.policy
+
+    @cached_property
+    def way(self) -> Hashable | None:
+        """How it chooses its tokens: rows of one way can choose together. None where its processors look at token ids."""
+        request = self.request
+        if request.seed is None and not request.processors:
+            return "greedy"
+        signature = scale_free(request.processors)
+        return None if signature is None else (request.seed is not None, signature)
 
     @property
     def done(self) -> bool:

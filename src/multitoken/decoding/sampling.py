@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from .failures import DecodingError
+from .nucleus import is_plain_top_p, nucleus
 
 if TYPE_CHECKING:
     from .row import Row
@@ -95,7 +96,12 @@ _SCALE_FREE = tuple(kind for kind in _BLIND if kind is not SuppressTokensLogitsP
 def without_prefix(processors: LogitsProcessorList, scores: Tensor) -> Tensor:
     """What processors that do not look at the prefix make of scores [N, V]."""
     shown = torch.zeros(len(scores), 1, dtype=torch.long, device=scores.device)
-    return processors(shown, scores)  # pyright: ignore[reportArgumentType]
+    for processor in processors:
+        if is_plain_top_p(processor):
+            scores = nucleus(scores, scores.new_full((len(scores),), processor.top_p))  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            scores = processor(shown, scores)  # pyright: ignore[reportArgumentType]
+    return scores
 
 
 def scale_free(processors: LogitsProcessorList) -> Hashable | None:
@@ -107,6 +113,27 @@ def scale_free(processors: LogitsProcessorList) -> Hashable | None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def choose_alike(rows: Sequence["Row"], logits: Sequence[Tensor]) -> list[tuple[list[int], Tensor]]:
+    """What `choose` says of rows whose processors are equal and look at scores only, all at once. logits: [N, V] float32 of each."""
+    flat = logits[0] if len(rows) == 1 else torch.cat(list(logits))
+    processors = rows[0].request.processors
+    scores = without_prefix(processors, flat) if processors else flat
+    if rows[0].request.seed is None:
+        tokens = scores.argmax(-1).tolist()
+    else:
+        seeds = [signed(seed_key(row.request.seed or 0, row.request.noise_row)) for row in rows]
+        wanted = [len(mine) for mine in logits]
+        each = [seed for seed, n in zip(seeds, wanted, strict=True) for _ in range(n)]
+        at = [len(row.ids) + j for row, n in zip(rows, wanted, strict=True) for j in range(n)]
+        keys = noise_keys(*torch.tensor([each, at], device=scores.device))
+        tokens = with_noise(scores, keys).tolist()
+    found: list[tuple[list[int], Tensor]] = []
+    for part in scores.split([len(mine) for mine in logits]):
+        found.append((tokens[: len(part)], part))
+        tokens = tokens[len(part) :]
+    return found
 
 
 def choose(row: "Row", logits: Tensor) -> tuple[list[int], Tensor]:

@@ -8,7 +8,7 @@ in its place and the masks, conditioned on a wrong token, are dropped.
 Shapes: B rows, S tokens fed (left-padded), W logits wanted (the last W), V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +20,13 @@ from transformers import PreTrainedModel
 from .attention import AttentionRule
 from .cache import SlotCache
 from .draft_head import Drafter
-from .drafting import Picks, draft_blocks, way_of
+from .drafting import Picks, draft_blocks
 from .failures import DecodingError
 from .low_rank import expecting_masks
 from .records import Chunk
 from .recurrent import RecurrentSlots
 from .row import Row
-from .sampling import choose
+from .sampling import choose, choose_alike
 
 
 @dataclass
@@ -86,6 +86,7 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
     picks: list[Picks] = []
     scored: list[tuple[Tensor, Tensor]] = []
     before = [feed.row.cached for feed in feeds]
+    together = _choose_together(feeds, logits, drafts)
     for i, feed in enumerate(feeds):
         row, n = feed.row, feed.wanted
         if not n:
@@ -97,11 +98,12 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
             continue
         raw = scores = logits[i, -n:]
         if row.request.processors or row.request.seed is not None:
-            real = n - feed.masks if drafts and way_of(row) is not None else n  # the head chooses at masks
             try:
-                chosen_tokens, scores = choose(row, raw[:real])
-                tokens = chosen_tokens + tokens[real:] if len(chosen_tokens) == real else chosen_tokens
-                scores = torch.cat([scores, raw[real:]])
+                if i in together:
+                    drawn, scores = together[i]
+                    tokens, scores = drawn + tokens[len(drawn) :], torch.cat([scores, raw[len(drawn) :]])
+                else:
+                    tokens, scores = choose(row, raw)
             except Exception as error:  # a user's processor: its failure is its own row's
                 row.error = DecodingError(f"a logits processor failed: {type(error).__name__}: {error}")
                 row.error.__cause__ = error
@@ -118,6 +120,25 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
         for i, feed in enumerate(feeds):
             batch.cache.commit(first_line + i, feed.row.cached - before[i])
     return chunks
+
+
+def _choose_together(feeds: Sequence[Feed], logits: Tensor, drafts: bool) -> dict[int, tuple[list[int], Tensor]]:
+    """Tokens and scores of the rows that do not choose greedily and look at scores only, by index: those that choose alike in one
+    go. drafts: a draft head chooses at masks, so they are left out."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, feed in enumerate(feeds):
+        request = feed.row.request
+        if feed.wanted and (request.processors or request.seed is not None) and (way := feed.row.way) is not None:
+            groups.setdefault(way, []).append(i)
+    found: dict[int, tuple[list[int], Tensor]] = {}
+    for group in groups.values():
+        mine = [feeds[i] for i in group]
+        ends = [logits.shape[1] - (feed.masks if drafts else 0) for feed in mine]
+        places = [
+            logits[i, logits.shape[1] - feed.wanted : end] for i, feed, end in zip(group, mine, ends, strict=True)
+        ]
+        found |= zip(group, choose_alike([feed.row for feed in mine], places), strict=True)
+    return found
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
 from vllm.v1.sample.ops.bad_words import apply_bad_words
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
+from multitoken.decoding.nucleus import nucleus
 from multitoken.decoding.sampling import noise_keys, with_noise
 from multitoken.decoding.step import likeliest
 
@@ -116,13 +117,16 @@ class Sampler:
         top, confidences = (raw.argmax(-1), None) if alone else likeliest(raw)
         drafts = _drafts(top[:0] if alone else metadata.draft_token_ids, grid)
         lengths = self._lengths(step)
-        tokens, scores = self._choose(raw, top, grid, drafts, rows, lengths, step.metadata)
+        drawn = None
+        if not alone and self._drafts is not None and _looks_at_scores_only(step.metadata):
+            drawn = (drafts != mask_id).long().cumprod(1).sum(1)[grid.owner] >= grid.place  # the head draws at masks
+        tokens, scores = self._choose(raw, top, grid, drafts, rows, lengths, step.metadata, drawn)
         if confidences is None:
             accepted = Accepted.of_one(tokens[:, None])
         else:
             chosen, sure = grid.of(tokens, 0), grid.of(confidences, -1.0)
             confirmed = confirm(chosen, drafts, mask_id)
-            if self._drafts is not None:
+            if self._drafts is not None and _looks_at_scores_only(step.metadata):
                 self._correct(chosen, sure, raw, confidences, grid, confirmed, rows, lengths, step.metadata)
             accepted = accept(chosen, sure, drafts, mask_id, rows.rules, confirmed)
         self._hand_over(step, rows, accepted, lengths)
@@ -145,8 +149,6 @@ class Sampler:
     ) -> None:
         """Put what the draft head says at the masks of good blocks into chosen and sure, both [B, W]."""
         assert self._drafts is not None
-        if not metadata.no_penalties or metadata.bad_words_token_ids or metadata.allowed_token_ids_mask is not None:
-            return  # these look at token ids: the places are drafted independently
         _, held, good = confirmed
         fed = good > 0
         is_random = fed & False if metadata.all_greedy else fed & (metadata.temperature >= _GREEDY)
@@ -171,16 +173,24 @@ class Sampler:
     @staticmethod
     def _warp(scores: Tensor, *, who: Tensor, metadata: Any) -> Tensor:
         """Scores [N, C] after the temperature, top-k and top-p of these N requests."""
-        return apply_top_k_top_p(
-            scores / metadata.temperature[who, None],
-            None if metadata.top_k is None else metadata.top_k[who].clamp(max=scores.shape[-1]),
-            None if metadata.top_p is None else metadata.top_p[who],
-        )
+        scores = scores / metadata.temperature[who, None]
+        top_p = None if metadata.top_p is None else metadata.top_p[who]
+        if metadata.top_k is None and scores.device.type == "cpu":
+            return scores if top_p is None else nucleus(scores, top_p)
+        return apply_top_k_top_p(scores, metadata.top_k[who].clamp(max=scores.shape[-1]), top_p)
 
     def _choose(
-        self, raw: Tensor, top: Tensor, grid: Grid, drafts: Tensor, rows: Rows, lengths: Tensor, metadata: Any
+        self,
+        raw: Tensor,
+        top: Tensor,
+        grid: Grid,
+        drafts: Tensor,
+        rows: Rows,
+        lengths: Tensor,
+        metadata: Any,
+        drawn: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """(tokens [N], the scores [N, V] that they were chosen by)"""
+        """(tokens [N], the scores [N, V] that they were chosen by). drawn [N]: where a request that samples draws; None: everywhere."""
         scores = raw
         if metadata.allowed_token_ids_mask is not None:
             scores = scores.masked_fill(metadata.allowed_token_ids_mask[: len(grid.counts)][grid.owner], -torch.inf)
@@ -191,7 +201,7 @@ class Sampler:
         positions = lengths[grid.owner] + grid.place
         if metadata.no_penalties and not metadata.bad_words_token_ids:
             tokens = top if scores is raw else scores.argmax(-1)
-            return self._draw(scores, tokens, grid.owner, positions, rows, metadata), scores
+            return self._draw(scores, tokens, grid.owner, positions, rows, metadata, drawn), scores
         return self._choose_in_turn(scores.clone(), grid, drafts, rows, positions, metadata)
 
     def _choose_in_turn(
@@ -234,13 +244,20 @@ class Sampler:
         return tokens, scores
 
     def _draw(
-        self, scores: Tensor, greedy: Tensor, owner: Tensor, positions: Tensor, rows: Rows, metadata: Any
+        self,
+        scores: Tensor,
+        greedy: Tensor,
+        owner: Tensor,
+        positions: Tensor,
+        rows: Rows,
+        metadata: Any,
+        drawn: Tensor | None = None,
     ) -> Tensor:
-        """Tokens for rows of these owners: the greedy ones, except where a request samples."""
+        """Tokens for rows of these owners: the greedy ones, except where a request samples and `drawn` [N] says so."""
         if metadata.all_greedy:
             return greedy
-        temperature = metadata.temperature[owner]
-        at = (temperature >= _GREEDY).nonzero()[:, 0]
+        samples = metadata.temperature[owner] >= _GREEDY
+        at = (samples if drawn is None else samples & drawn).nonzero()[:, 0]
         if not len(at):
             return greedy
         who = owner[at]
@@ -277,6 +294,11 @@ class Sampler:
         if sampler.logprobs_mode.endswith("logprobs"):
             source = sampler.compute_logprobs(source)
         return sampler.gather_logprobs(source, metadata.max_num_logprobs, emitted.clamp(min=0).flatten())
+
+
+def _looks_at_scores_only(metadata: Any) -> bool:
+    """Whether no request looks at token ids: where one does, the places are drafted independently."""
+    return metadata.no_penalties and not metadata.bad_words_token_ids and metadata.allowed_token_ids_mask is None
 
 
 def _drafts(flat: Tensor, grid: Grid) -> Tensor:

@@ -1,0 +1,49 @@
+"""Top-p without a sort: the tokens that are left are those that transformers' warper leaves."""
+
+import pytest
+import torch
+from transformers import TopPLogitsWarper
+
+from multitoken.decoding import nucleus as module
+from multitoken.decoding.nucleus import nucleus
+
+
+def scores_of(spread: float, rows: int = 64, vocabulary: int = 700) -> torch.Tensor:
+    return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(3)) * spread
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.95, 0.999, 1.0])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 2.0, 6.0, 20.0])
+def test_it_leaves_what_transformers_leaves(spread: float, top_p: float) -> None:
+    """Flat rows (a nucleus larger than what is looked at), ties and peaks: a token too many or too few is another text."""
+    scores = scores_of(spread)
+    expected = TopPLogitsWarper(top_p)(None, scores)  # pyright: ignore[reportArgumentType]
+    assert torch.equal(nucleus(scores, torch.full((64,), top_p)), expected)
+
+
+def test_each_row_has_a_share_of_its_own() -> None:
+    scores, shares = scores_of(4.0, rows=3), torch.tensor([0.2, 0.7, 0.97])
+    together = nucleus(scores, shares)
+    for i, share in enumerate(shares.tolist()):
+        assert torch.equal(together[i : i + 1], TopPLogitsWarper(share)(None, scores[i : i + 1]))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_border_that_rounding_decides_is_left_to_the_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten equal tokens and top-p 0.5: whether the fifth or the sixth is the last depends on how a sum is rounded."""
+    seen: list[int] = []
+    original = module._sorted
+    monkeypatch.setattr(module, "_sorted", lambda s, p: seen.append(len(s)) or original(s, p))
+    scores = torch.full((2, 300), -50.0)
+    scores[0, :10] = 0.0  # a tie at the border
+    scores[1, :3] = torch.tensor([0.8, 0.15, 0.05]).log()  # clear of 0.5 by far
+    kept = nucleus(scores, torch.tensor([0.5, 0.5]))
+    assert seen == [1]
+    assert torch.equal(kept, TopPLogitsWarper(0.5)(None, scores))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_row_that_is_not_a_number_leaves_its_neighbours_alone() -> None:
+    scores = scores_of(4.0, rows=4)
+    broken = scores.clone()
+    broken[2] = torch.nan
+    whole, partly = (nucleus(s, torch.full((4,), 0.9)) for s in (scores, broken))
+    assert torch.equal(whole[[0, 1, 3]], partly[[0, 1, 3]])
