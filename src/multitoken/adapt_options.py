@@ -47,6 +47,7 @@ class AdaptOptions(TypedDict, total=False):
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     gradient_checkpointing: bool
     device: str
+    shard: bool
     device_map: Literal["auto"] | None
     evaluate_every: int | None
     patience: int | None

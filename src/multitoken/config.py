@@ -132,6 +132,9 @@ class AdaptConfig(BaseModel):
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
     device: str = "auto"
     """Where to compute: auto (an accelerator if there is one), cpu, mps, cuda, cuda:N, xpu or xpu:N."""
+    shard: bool = False
+    """Split the model over the processes of a run (FSDP2): method full with gradients and optimizer, gated the frozen model.
+    Needs torchrun, or another launcher, with several processes."""
     device_map: Literal["auto"] | None = None
     """Spread the frozen model of method gated over several devices and memory (auto, by accelerate)."""
     evaluate_every: int | None = Field(default=None, ge=1)
@@ -205,6 +208,18 @@ class AdaptConfig(BaseModel):
             raise ValueError(f"start_from belongs to method=gated, found {self.method}: give the model itself as model")
         if self.method != "gated" and self.device_map is not None:
             raise ValueError(f"device_map belongs to method=gated, whose model is frozen, found {self.method}")
+        if self.shard and self.device_map is not None:
+            raise ValueError(
+                "shard splits the model over processes and device_map over one process's devices: give one of them"
+            )
+        if self.shard and self.method == "full" and self.optimizer == "muon":
+            raise ValueError("shard needs optimizer=adamw for method=full: muon works on whole matrices")
+        if self.shard and self.method == "lora":
+            raise ValueError(
+                "shard belongs to method=full or gated: an adapter of lora is merged into whole weights; use gated"
+            )
+        if self.shard and self.quantize != "none":
+            raise ValueError(f"shard cannot split {self.quantize} weights: leave one of the two out")
         if self.method != "gated" and self.masks != "vector":
             raise ValueError(f"masks={self.masks} belongs to method=gated, found {self.method}")
         if self.method != "gated" and self.quantize != "none":

@@ -32,6 +32,7 @@ from .clock import Clock, Looks
 from .progress import TrainingBar
 from .run_folder import last_complete_checkpoint, leave_nothing, open_run_folder
 from .setup import UNBOUNDED_STEPS, Setup, make_ready, reporters, training_arguments
+from .sharding import is_sharded, join
 from .stream import BlockStream
 from .trainer import BlockTrainer
 from .validate import Validation, validate
@@ -109,6 +110,8 @@ def adapt(
             )
     log = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_accepted" in entry]
     adapted = Adapted(config.output, trainer.state.global_step, clock.seconds, validation, log)
+    if is_sharded(setup.distillation):
+        join(setup.distillation)
     if first:
         _save(setup, adapted)
         shutil.rmtree(work)

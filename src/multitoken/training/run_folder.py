@@ -1,6 +1,7 @@
 """The folder of a run, beside its output: the options it began with, written responses, checkpoints."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,21 +13,28 @@ __all__ = ["COMPLETE", "RESPONSES", "last_complete_checkpoint", "leave_nothing",
 
 RESPONSES = "responses.jsonl"
 _SETTINGS = "config.json"
+# What a run that goes on may have otherwise: how many processes share the rows of a step makes no difference to what is learned.
+_FREE = {"resume", "overwrite", "output", "checkpoint_every", "device", "report_to", "responses_from"}
+_FREE |= {"batch_size", "gradient_accumulation", "shard"}
 
 
 def open_run_folder(work: Path, config: AdaptConfig) -> Path | None:
     """Make the folder of the run, or find where the interrupted one may go on. -> its last complete checkpoint."""
-    options = config.model_dump(
-        mode="json",
-        exclude={"resume", "overwrite", "output", "checkpoint_every", "device", "report_to", "responses_from"},
-    )
+    options = config.model_dump(mode="json", exclude=_FREE)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    options["rows_per_step"] = config.batch_size * config.gradient_accumulation * processes
     settings = work / _SETTINGS
     if settings.exists() and config.resume:
         before = json.loads(settings.read_text())
         changed = sorted(key for key in options if options[key] != before.get(key))
         if changed:
             told = ", ".join(f"{key} was {before.get(key)!r}, now {options[key]!r}" for key in changed)
-            raise UsageError(f"cannot resume {work} with other options: {told}; use the old ones or --overwrite")
+            rows = (
+                "; rows_per_step is batch_size x gradient_accumulation x processes"
+                if "rows_per_step" in changed
+                else ""
+            )
+            raise UsageError(f"cannot resume {work} with other options: {told}{rows}; use the old ones or --overwrite")
         return last_complete_checkpoint(work)
     if config.resume:
         raise OutputError(f"there is no unfinished run in {work} to resume; leave --resume out")

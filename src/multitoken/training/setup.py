@@ -22,6 +22,7 @@ from .joining import longest_join
 from .methods import Adaptation, prepare
 from .objective import Distillation, Objective
 from .optimizer import default_rate
+from .sharding import shard
 from .sources import Record, read_records
 from .stream import StreamOptions
 from .teacher import response_writer
@@ -61,7 +62,8 @@ def make_ready(
     """
     loaded = load_causal_lm(
         config.model,
-        device="auto" if config.device_map else arguments.device,
+        # A model to be split may be larger than any one device.
+        device="auto" if config.device_map else torch.device("cpu") if config.shard else arguments.device,
         device_map=config.device_map,
         # What trains is float32, as is a model that trains whole; a frozen one has the type of the computation.
         dtype=compute_dtype(config) if config.method != "full" else torch.float32,
@@ -105,7 +107,9 @@ def make_ready(
         base_hash,
         way,
         data,
-        _placed(distillation, model, arguments.device),
+        shard(distillation, arguments.device, arguments.world_size)
+        if config.shard
+        else _placed(distillation, model, arguments.device),
         StreamOptions(
             seed=config.seed,
             rows_per_step=config.batch_size * config.gradient_accumulation * arguments.world_size,
@@ -138,11 +142,15 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
     """
     device = find_device(config.device)
     dtype = compute_dtype(config)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # as a launcher says
+    if config.shard and not several:
+        raise UsageError(
+            "shard splits a model over several processes, found one; start it with torchrun --nproc-per-node N"
+        )
     if dtype == torch.float16 and device.type == "cpu":
         raise UsageError("dtype is float16, which needs a GPU; use bfloat16 or float32 on a CPU")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # as a launcher says
     evaluates = config.validation_share > 0
     arguments = TrainingArguments(
         output_dir=str(work),

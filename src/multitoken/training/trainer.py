@@ -7,22 +7,27 @@ does with their batches in one.
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .clock import Clock
 from .objective import BlockStatistics, Distillation
 from .optimizer import build_optimizer, build_schedule
 from .run_folder import COMPLETE, last_complete_checkpoint
+from .sharding import is_sharded, load_optimizer_state, load_whole, whole_optimizer_state, whole_state
 from .stream import collate
 from .validate import Validation
 
@@ -57,6 +62,9 @@ class BlockTrainer(Trainer):
             data_collator=collate,
             callbacks=[clock, *callbacks],
         )
+        # Trainer's words for a model that is in its place already and is wrapped in nothing else. Set behind its checks, which
+        # refuse checkpoints of such a model: here they are whole.
+        self.is_distributed_loading_by_transformers = is_sharded(distillation)
         self.distillation = distillation
         self.clock = clock
         self._optimizer_name = optimizer
@@ -134,10 +142,47 @@ class BlockTrainer(Trainer):
         """What is trained, tied tensors once; the model's own folder is written at the end of the run."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(self.distillation.trained, str(folder / SAFE_WEIGHTS_NAME))
+        state = whole_state(self.distillation.trained) if is_sharded(self.distillation) else None
+        if not self.args.should_save:
+            return  # the first process writes for all
+        if state is None:
+            save_model(self.distillation.trained, str(folder / SAFE_WEIGHTS_NAME))
+        else:
+            save_file({name: tensor.clone() for name, tensor in state.items()}, folder / SAFE_WEIGHTS_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_model(self.distillation.trained, str(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME))
+        file = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
+        if is_sharded(self.distillation):
+            load_whole(self.distillation.trained, load_file(file))
+        else:
+            load_model(self.distillation.trained, str(file))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_sharded(self.distillation):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_optimizer_state(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not is_sharded(self.distillation):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        read = partial(torch.load, map_location="cpu", weights_only=True)
+        load_optimizer_state(self.optimizer, read(Path(checkpoint) / OPTIMIZER_NAME))
+        self.lr_scheduler.load_state_dict(read(Path(checkpoint) / SCHEDULER_NAME))  # pyright: ignore[reportOptionalMemberAccess]
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Gradients of all but the last micro-batch stay where they are."""
+        assert isinstance(self.distillation, FSDPModule)
+        self.distillation.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.distillation.set_requires_gradient_sync(True)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

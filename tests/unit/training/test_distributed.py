@@ -1,39 +1,119 @@
-"""Two processes are one: same data, same gradients, one voice, one output folder."""
+"""Two processes are one: same data, same gradients, one voice, one output folder; a model may be split over them."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
+from multitoken.config import make_config
+from multitoken.errors import UsageError
+from multitoken.training.run_folder import open_run_folder
 from tests.unit.training.project import PROMPTS, make_project, run
 from tests.unit.training.weights import largest_difference, weights
 
+OPTIONS = {"steps": 4, "k_max": 4, "blocks_per_row": 3, "learning_rate": 1e-2, "labels": "online"}
+OPTIONS |= {"loss_weights": "even", "optimizer": "adamw", "max_new_tokens": 12, "checkpoint_every": 2}
 
-@pytest.mark.parametrize("method", ["full", "gated"])
-def test_two_processes_equal_one(tmp_path, method: str) -> None:
-    """Rows given twice, gradients of the wrong mean or a second writer would each train another model."""
-    project = make_project(tmp_path, PROMPTS)
-    options = {"method": method, "steps": 4, "k_max": 4, "blocks_per_row": 3, "learning_rate": 1e-2}
-    options |= {"labels": "online", "loss_weights": "even", "optimizer": "adamw"}
-    options |= {"max_new_tokens": 12, "checkpoint_every": 2} | ({"rank": 4} if method == "gated" else {})
-    run(project, "one", batch_size=4, **options)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+def start(project: Path, name: str, processes: int = 2, **options) -> subprocess.Popen[str]:
+    """`torchrun` on `processes` processes of the CPU. True is a flag."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", "multitoken.cli", "adapt", str(project / "base"), "--data", str(project / "data.jsonl")]
-    command += ["--output", str(project / "two"), "--batch-size", "2", "--device", "cpu", "--report-to", "none"]
-    for name, value in options.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
+    command += ["--output", str(project / name), "--device", "cpu", "--report-to", "none"]
+    for option, value in (OPTIONS | options).items():
+        command += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (done.stdout + done.stderr).count("Mask token:") == 1
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return out + err
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    return [entry for entry in json.loads((folder / "adapt.json").read_text())["log"] if "loss" in entry]
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("full", {}),
+        ("gated", {"rank": 4}),
+        ("full", {"shard": True, "next_token_weight": 1}),
+        ("gated", {"rank": 4, "shard": True}),
+    ],
+    ids=["full", "gated", "full, split", "gated, split"],
+)
+def test_two_processes_equal_one(tmp_path, method: str, more: dict) -> None:
+    """Rows given twice, gradients of the wrong mean, a part that is not gathered or a second writer would each train another
+    model."""
+    project = make_project(tmp_path, PROMPTS)
+    options = OPTIONS | {"method": method} | {name: value for name, value in more.items() if name != "shard"}
+    run(project, "one", batch_size=4, **options)
+    said = finish(start(project, "two", method=method, batch_size=2, **more))
+    assert said.count("Mask token:") == 1
     assert largest_difference(weights(project / "one"), weights(project / "two")) < 1e-4
     assert not (project / "two.training").exists()
-    one, two = (
-        [entry for entry in json.loads((project / name / "adapt.json").read_text())["log"] if "loss" in entry]
-        for name in ("one", "two")
-    )
+    one, two = logged(project / "one"), logged(project / "two")
     # AdamW would forgive gradients of another scale; the norm does not.
     assert [entry["grad_norm"] for entry in one] == pytest.approx([entry["grad_norm"] for entry in two], rel=1e-3)
     assert [entry["loss"] for entry in one] == pytest.approx([entry["loss"] for entry in two], rel=1e-3)
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("shard", [False, True], ids=["", "split"])
+def test_a_process_that_dies_ends_the_others_and_one_process_goes_on(tmp_path, shard: bool) -> None:
+    """A rank that is killed must not leave the others waiting; what goes on from the checkpoint, with another number of processes
+    and unsplit, is the run that nothing disturbed."""
+    project = make_project(tmp_path, PROMPTS)
+    options = {"method": "full", "steps": 12, "next_token_weight": 1.0, "checkpoint_every": 4}
+    run(project, "one", **(OPTIONS | options | {"batch_size": 4}))
+    torchrun = start(project, "two", batch_size=2, **(options | ({"shard": True} if shard else {})))
+    wait_for(lambda: any((project / "two.training").glob("checkpoint-*/.complete")) or torchrun.poll() is not None)
+    ranks = psutil.Process(torchrun.pid).children()
+    assert len(ranks) == 2
+    ranks[1].send_signal(signal.SIGKILL)
+    _, err = torchrun.communicate(timeout=60)
+    assert torchrun.returncode != 0 and "SIGKILL" in err
+    assert not (project / "two").exists()
+    run(project, "two", **(OPTIONS | options | {"batch_size": 4, "resume": True}))
+    assert largest_difference(weights(project / "one"), weights(project / "two")) < 1e-4
+
+
+def test_other_rows_are_no_continuation(tmp_path) -> None:
+    """Twice the rows of a step are another run: said by the number that changed and what makes it; as many in two halves are not."""
+    config = {"model": "m", "data": "d", "output": tmp_path / "out", "resume": True, "steps": 4}
+    open_run_folder(tmp_path / "work", make_config(**(config | {"resume": False, "batch_size": 4})))
+    assert open_run_folder(tmp_path / "work", make_config(**config, batch_size=2, gradient_accumulation=2)) is None
+    with pytest.raises(UsageError, match="rows_per_step was 4, now 8; rows_per_step is batch_size x"):
+        open_run_folder(tmp_path / "work", make_config(**config, batch_size=8))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"shard": True, "method": "full", "optimizer": "muon"}, "needs optimizer=adamw"),
+        ({"shard": True, "method": "full", "optimizer": "adamw"}, "torchrun"),
+        ({"shard": True, "method": "lora"}, "merged into whole weights"),
+        ({"shard": True, "method": "gated", "device_map": "auto"}, "give one of them"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(tmp_path, options: dict, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        run(make_project(tmp_path), "out", **options)
