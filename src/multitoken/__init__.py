@@ -9,6 +9,7 @@
 Names are loaded when they are first used, so that the command line answers at once.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
     load = Model.load
 
 __version__ = "0.1.0"
+
+# transformers imports torchao wherever it is installed, which then tells of kernels for other machines.
+for _talkative in ("torchao", "torch.utils._pytree"):
+    if logging.getLogger(_talkative).level == logging.NOTSET:
+        logging.getLogger(_talkative).setLevel(logging.ERROR)
 
 _HOMES = {
     "Chunk": "multitoken.decoding.records",

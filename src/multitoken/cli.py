@@ -1,6 +1,5 @@
 """The command line: argv -> one call."""
 
-import logging
 import sys
 
 import typer
@@ -42,9 +41,6 @@ _INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 wrong usage, 1 any other error, 130 interrupted."""
-    # transformers imports torchao wherever it is installed, which then tells of kernels for other machines.
-    for talkative in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(talkative).setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]

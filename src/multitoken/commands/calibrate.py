@@ -116,6 +116,8 @@ def _verdict(found: "Calibration") -> str:
         assert found.chosen is not None
         return f"{found.chosen.label}: the fastest here, and no output changes."
     lost = "outputs differ" if found.allowed.kind == "different" else "of accuracy are lost"
+    if found.chosen is not None and found.chosen.at_most == 0.0:
+        return f"{found.chosen.label}: the fastest within what may be lost, and no output changes."
     limit = f"at most {_share(found.allowed.share)} {lost}, at {found.confidence:.0%} confidence"
     failed = [each for each in found.candidates if each.confirmed_loss is not None and not each.promised]
     said = (

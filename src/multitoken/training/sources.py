@@ -22,7 +22,7 @@ from typing import Any
 from multitoken.errors import DataError, UsageError
 from multitoken.models.prompts import Message, Tool, check_messages
 
-PROMPT_KEYS = ("prompt", "question", "instruction")
+PROMPT_KEYS = ("prompt", "question", "instruction", "query")
 RESPONSE_KEYS = ("response", "answer", "completion", "output")
 EXPECTED = f"expected 'messages', or {'/'.join(PROMPT_KEYS)} (and {'/'.join(RESPONSE_KEYS)} for a response), or 'text'"
 JSON_SUFFIXES, TABLE_SUFFIXES, TEXT_SUFFIXES = (".jsonl", ".json"), (".parquet",), (".txt", ".md")
