@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving --pairs 15 --requests 2000
 
-The model computes with one thread, in the server and beside it, so that on two cores the other is left to HTTP and the
+The model computes with `--threads` threads (1), in the server and beside it: with one, the other of two cores is left to HTTP and the
 client. A pair is the same word problems once per way, one right after the other; ratios are medians over pairs, with the
 quartiles. The flood asks for more at a time than the server holds, waits where it is told to, and compares every answer, token
 for token, with the engine alone. The last line is JSON.
@@ -39,13 +39,13 @@ PLACES = 160  # rows and queue of the server, as by default
 class Server:
     """`multitoken serve demo` in a process of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "multitoken.cli", "serve", "demo", "--port", str(port)]
-        threads = {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | threads)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
         end = time.monotonic() + 120
         while True:
             try:
@@ -179,6 +179,8 @@ async def measure(server: Server, options: argparse.Namespace) -> dict[str, Any]
         for streams in STREAMS:
             found["load"].append(await pairs(client, model, options.pairs, streams))
             print(found["load"][-1], flush=True)
+        if not options.requests:
+            return found
         quarter = options.requests // 4
         found["flood"] = [await flood(client, model, quarter)]  # a first part, so that memory has reached its size
         before = server.megabytes()
@@ -191,10 +193,11 @@ async def measure(server: Server, options: argparse.Namespace) -> dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--requests", type=int, default=2000, help="of the flood; 0: none")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    server = Server()
+    torch.set_num_threads(options.threads)
+    server = Server(options.threads)
     try:
         found = asyncio.run(measure(server, options))
     finally:
@@ -204,7 +207,7 @@ def main() -> None:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-    print(json.dumps({"cores": len(os.sched_getaffinity(0)), "versions": versions, **found}))
+    print(json.dumps({"threads": options.threads, "cores": len(os.sched_getaffinity(0)), "versions": versions, **found}))
 
 
 if __name__ == "__main__":
