@@ -1,8 +1,10 @@
 """`multitoken serve`: an app behind uvicorn, from the first line on the terminal to a clean end."""
 
 import asyncio
+import os
 import socket
 
+import torch
 import uvicorn
 from rich.console import Console
 
@@ -39,9 +41,17 @@ class Server(uvicorn.Server):
         await draining
 
 
+def leave_a_core(model: Model) -> None:
+    """On a CPU the model computes on all cores but one, which HTTP and clients need: with all of them, every parallel region waits for
+    a core that is busy with these (docs/serving.md). `OMP_NUM_THREADS` decides otherwise."""
+    if model.hf.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+
+
 def serve(model: Model, options: ServeOptions, console: Console) -> None:
     """Serve until a signal ends it. Raises `UsageError` for an address that cannot be had."""
     listening = listen(options)
+    leave_a_core(model)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     server = Server(model, options)
