@@ -207,7 +207,9 @@ def main() -> None:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-    print(json.dumps({"threads": options.threads, "cores": len(os.sched_getaffinity(0)), "versions": versions, **found}))
+    print(
+        json.dumps({"threads": options.threads, "cores": len(os.sched_getaffinity(0)), "versions": versions, **found})
+    )
 
 
 if __name__ == "__main__":

@@ -49,8 +49,10 @@ METHODS = {
     "suffix": "vLLM, suffix",
     "gated": "multitoken, gated",
     "full": "multitoken, full",
+    "sync": "vLLM, synchronous",  # what the plugin's servers are to be compared with where masks do not pay
+    "next-token": "multitoken, gated, next token",
 }
-PLAIN, GATED = METHODS["plain"], METHODS["gated"]
+PLAIN, GATED, ALONE = METHODS["plain"], METHODS["gated"], METHODS["next-token"]
 OPTIONS = {"dtype": "float32", "block_size": 32, "max_model_len": 1024, "max_num_seqs": 32}
 PROMPTS = {1: 3, 2: 4, 4: 8, 8: 16, 16: 24, 32: 48}  # of a round
 CHECKED = 3  # rounds whose sampled answers are compared, the warm-up among them
@@ -106,6 +108,8 @@ def engines_of(python: str, base: Path, gated: Path, only: list[str]) -> dict[st
         "suffix": {"model": str(base), "speculative_config": {"method": "suffix", "num_speculative_tokens": 32}},
         "gated": {"model": str(gated)},
         "full": {"model": str(rival("full"))},
+        "sync": {"model": str(base), "async_scheduling": False},
+        "next-token": {"model": str(gated)},
     }
     if "suffix" in only and subprocess.run([python, "-c", "import arctic_inference"], capture_output=True).returncode:
         _PROGRESS.print("arctic-inference is not installed: suffix decoding is left out")
@@ -143,7 +147,10 @@ def measure(
         for i, first in enumerate(track(starts, description=f"{a.domain}, {at_once} at once", console=_PROGRESS)):
             part = [next(prompts) for _ in range(PROMPTS[at_once])]
             drawn = sampling and replace(sampling, seed=sampling.seed + first)
-            replies = {name: engine.answer(part, at_once, drawn) for name, engine in engines.items()}
+            replies = {
+                name: engine.answer(part, at_once, drawn, policy="next-token" if name == ALONE else None)
+                for name, engine in engines.items()
+            }
             for name, reply in replies.items():
                 tokens = sum(map(len, reply["answers"]))
                 if i:  # the first round warms up
