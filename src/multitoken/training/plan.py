@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from multitoken.checkpoints.atomic import check_output
 from multitoken.config import AdaptConfig
-from multitoken.errors import OutOfMemoryError
+from multitoken.errors import OutOfMemoryError, UsageError
 
 from .adapt import make_trainer, memory_errors
 from .clock import Clock
@@ -62,6 +62,8 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
     Raises what `adapt` raises, but for memory that runs out: the plan says so.
     """
     check_output(config.output, overwrite=config.overwrite)
+    if config.shard:
+        raise UsageError("a dry run measures one process with the whole model: leave shard out")
     trial = config.model_copy(
         update={"steps": _STEPS, "minutes": None, "report_to": "none", "patience": None, "evaluate_every": _STEPS + 1}
         | {"checkpoint_every": _STEPS + 1, "resume": False, "k_growth": 0.0}  # blocks as long as they will be

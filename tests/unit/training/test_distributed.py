@@ -10,9 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from multitoken.config import make_config
 from multitoken.errors import UsageError
+from multitoken.training.plan import plan
 from multitoken.training.run_folder import open_run_folder
 from tests.unit.training.project import PROMPTS, make_project, run
 from tests.unit.training.weights import largest_difference, weights
@@ -94,6 +96,13 @@ def test_a_process_that_dies_ends_the_others_and_one_process_goes_on(tmp_path, s
     assert not (project / "two").exists()
     run(project, "two", **(OPTIONS | options | {"batch_size": 4, "resume": True}))
     assert largest_difference(weights(project / "one"), weights(project / "two")) < 1e-4
+
+
+def test_a_dry_run_of_a_split_model_is_refused(tmp_path) -> None:
+    """It would print the memory of one process as that of all."""
+    config = make_config(model="m", data="d", output=tmp_path / "out", method="gated", shard=True)
+    with pytest.raises(UsageError, match="leave shard out"):
+        plan(config, Console(quiet=True))
 
 
 def test_other_rows_are_no_continuation(tmp_path) -> None:
