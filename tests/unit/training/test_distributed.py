@@ -84,7 +84,7 @@ def test_a_process_that_dies_ends_the_others_and_one_process_goes_on(tmp_path, s
     """A rank that is killed must not leave the others waiting; what goes on from the checkpoint, with another number of processes
     and unsplit, is the run that nothing disturbed."""
     project = make_project(tmp_path, PROMPTS)
-    options = {"method": "full", "steps": 12, "next_token_weight": 1.0, "checkpoint_every": 4}
+    options = {"method": "full", "steps": 12, "next_token_weight": 1.0, "checkpoint_every": 1}
     run(project, "one", **(OPTIONS | options | {"batch_size": 4}))
     torchrun = start(project, "two", batch_size=2, **(options | ({"shard": True} if shard else {})))
     wait_for(lambda: any((project / "two.training").glob("checkpoint-*/.complete")) or torchrun.poll() is not None)
