@@ -48,8 +48,9 @@ def evaluate(
     from rich.console import Console
 
     from multitoken.evaluation.journal import Journal, prepare_output
-    from multitoken.evaluation.measure import DEFAULT_POLICIES, measure, of_type, parse_policy, publish
+    from multitoken.evaluation.measure import DEFAULT_POLICIES, label_of, measure, of_type, parse_policy, publish
     from multitoken.evaluation.sampled import in_words, sampling_of
+    from multitoken.evaluation.samples import samples_of
 
     sampling = sampling_of(temperature, top_p, top_k, seed)
     chosen = [parse_policy(each) if isinstance(each, str) else each for each in policies or DEFAULT_POLICIES]
@@ -86,6 +87,7 @@ def evaluate(
             console,
             title=f"{model.name} on {questions.name}{how}",
             summary=f"{len(questions.questions)} questions of {questions.name}{against}{how}{of_type(models)}.",
+            race=samples_of(models, questions, {label_of(p): p for p in chosen}, journal, sampling) if journal else (),
         )
     return rows
 

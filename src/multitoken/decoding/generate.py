@@ -94,12 +94,14 @@ def generate(
     return _output(prepared, rows, given.device if given is not None else model.device)
 
 
-def run(decoder: Decoder, prepared: Prepared) -> Iterator[Chunk]:
-    """The chunks as they come. A streamer, if there is one, gets the prompt and then every token by itself."""
+def run(decoder: Decoder, prepared: Prepared, max_rows: int | None = None) -> Iterator[Chunk]:
+    """The chunks as they come, of at most `max_rows` rows at a time. A streamer, if there is one, gets the prompt and then every
+    token by itself."""
     streamer = prepared.streamer
     if streamer is not None:
         streamer.put(prepared.input_ids.cpu())
-    for chunk in decoder.run(prepared.requests, adaptive=prepared.adaptive):
+    options = {} if max_rows is None else {"max_rows": max_rows}
+    for chunk in decoder.run(prepared.requests, adaptive=prepared.adaptive, **options):
         if streamer is not None:
             for token in chunk.token_ids:
                 streamer.put(torch.tensor([token]))

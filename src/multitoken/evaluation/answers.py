@@ -1,7 +1,8 @@
 """Every model and policy answers the same questions, with one clock, and what they said is kept.
 
-For each batch of questions all combinations run in turn, so a machine that slows down slows all of them. The order turns by one place
-a batch, so none always runs on a cache that the same other one left behind.
+For each part of the questions all combinations run in turn, so a machine that slows down slows all of them. The order turns by one place
+a part, so none always runs on a cache that the same other one left behind. With one question at a time a part is one question; side by
+side it is several times as many as run at a time, for at the end of a part the last answers run alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +19,10 @@ from .sampled import generate_options
 from .tasks import Task
 
 Progress = Callable[[int, int], None]
-"""`progress(done, total)`, called after each counted batch, in answers."""
+"""`progress(done, total)`, called after each counted part, in answers."""
 
 _WARM_UP_TOKENS = 16
+_PART = 4  # times the batch size
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,20 @@ def answer_all(
     What the `journal` holds already is not answered again, and what is answered is written there at once.
     """
     known = journal.outcomes() if journal is not None else {}
-    batches = [range(at, min(at + batch_size, len(task.questions))) for at in range(0, len(task.questions), batch_size)]
+    part = batch_size * _PART if batch_size > 1 else 1
+    parts = [range(at, min(at + part, len(task.questions))) for at in range(0, len(task.questions), part)]
     found: dict[Combination, list[Outcome]] = {run.what: [] for run in runs}
     total, done = len(task.questions) * len(runs), 0
     # Not counted: the first answer pays for allocations and kernels. A policy that a model refuses is refused here.
     for run in runs:
         if any((run.what.key, i) not in known for i in range(len(task.questions))):
-            _decode(run, task, range(min(1, len(task.questions))), min(task.max_new_tokens, _WARM_UP_TOKENS))
-    for number, batch in enumerate(batches):
+            _decode(run, task, range(min(1, len(task.questions))), min(task.max_new_tokens, _WARM_UP_TOKENS), 1)
+    for number, batch in enumerate(parts):
         turn = number % len(runs)
         for run in [*runs[turn:], *runs[:turn]]:
             outcomes = [known[run.what.key, i] for i in batch if (run.what.key, i) in known]
             if len(outcomes) < len(batch):
-                outcomes = _outcomes(run, task, batch, number)
+                outcomes = _outcomes(run, task, batch, number, batch_size)
                 if journal is not None:
                     journal.add(run.what.key, batch, outcomes)
             found[run.what] += outcomes
@@ -67,9 +70,9 @@ def answer_all(
     return found
 
 
-def _outcomes(run: Run, task: Task, batch: range, number: int) -> list[Outcome]:
-    generations = _decode(run, task, batch, task.max_new_tokens)
-    # Answers of a batch end at different times; what the batch took is shared out by tokens.
+def _outcomes(run: Run, task: Task, batch: range, number: int, batch_size: int) -> list[Outcome]:
+    generations = _decode(run, task, batch, task.max_new_tokens, batch_size)
+    # Answers of a part end at different times; what the part took is shared out by tokens.
     seconds = max(generation.seconds for generation in generations)
     tokens = sum(len(generation.token_ids) for generation in generations)
     return [
@@ -83,11 +86,11 @@ def _outcomes(run: Run, task: Task, batch: range, number: int) -> list[Outcome]:
     ]
 
 
-def _decode(run: Run, task: Task, batch: range, max_new_tokens: int) -> list[Any]:
+def _decode(run: Run, task: Task, batch: range, max_new_tokens: int, batch_size: int) -> list[Any]:
     """Generations. All masks, whatever they cost here: tokens per step are to be the same on every machine."""
     options: dict[str, Any] = {"policy": run.policy, "max_new_tokens": max_new_tokens, "adaptive": False}
     prompts = [task.questions[i].prompt for i in batch]
     options |= generate_options(run.what.sampling, list(batch))
     if len(prompts) == 1:
         return [run.model.generate(prompts[0], **options)]
-    return run.model.generate(prompts, **options)
+    return run.model.generate(prompts, batch_size=batch_size, **options)

@@ -107,6 +107,7 @@ def calibrate(
     middle = len(order) if allowed is None else len(order) // 2
     searching, confirming = _part(task, order[:middle]), _part(task, order[middle:])
     losses = _losses(models, allowed, searching)
+    answers = len(searching.questions) * (1 + len(runs))
     found = answer_all([plain, *runs], searching, batch_size=batch_size, progress=progress)
     tried = [(run, _candidate(run, found[plain.what], found[run.what], losses)) for run in runs]
     tried.sort(key=lambda pair: -pair[1].tokens_per_second)
@@ -117,9 +118,18 @@ def calibrate(
     chosen = next((known[c.label] for _, c in tried if c.label in known), None)
     line = [(run, c) for run, c in _undominated(tried) if c.loss <= allowed.share and c.label not in known]
     losses = _losses(models, allowed, confirming)
-    original = answer_all([plain], confirming, batch_size=batch_size)[plain.what] if line else []
-    for run, candidate in reversed(line):  # the slowest, which loses least, first
-        ours = answer_all([run], confirming, batch_size=batch_size)[run.what]
+    more = len(confirming.questions)
+
+    def confirm(run: Run, number: int) -> list[Outcome]:
+        def told(done: int, _: int) -> None:
+            if progress is not None:
+                progress(answers + number * more + done, answers + (1 + len(line)) * more)
+
+        return answer_all([run], confirming, batch_size=batch_size, progress=told)[run.what]
+
+    original = confirm(plain, 0) if line else []
+    for number, (run, candidate) in enumerate(reversed(line), 1):  # the slowest, which loses least, first
+        ours = confirm(run, number)
         lost = [losses(i, *pair) for i, pair in enumerate(zip(original, ours, strict=True))]
         tested = _tested(candidate, lost, allowed, confidence)
         known[tested.label] = tested

@@ -61,6 +61,7 @@ class Journal:
         )
         with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(lines)
+        self._found |= {(key, i): outcome for i, outcome in zip(questions, outcomes, strict=True)}
 
     def _read(self, facts: dict[str, Any]) -> None:
         lines = self._path.read_text(encoding="utf-8").split("\n")
@@ -79,7 +80,8 @@ class Journal:
                 continue
             whole.append(line)
             values: dict[str, Any] = {name: row[name] for name in names}
-            values["token_ids"] = tuple(row["token_ids"])
+            for name in ("token_ids", "lengths"):
+                values[name] = tuple(row[name])
             self._found[row["run"], row["question"]] = Outcome(**values)
         write_text(self._path, "\n".join(whole) + "\n")
 

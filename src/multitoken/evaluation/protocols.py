@@ -42,4 +42,13 @@ class ModelLike(Protocol):
     @property
     def mtp(self) -> Any: ...
     def encode(self, prompt: Any) -> list[int]: ...
-    def generate(self, prompt: Any, *, policy: Any, max_new_tokens: int, adaptive: bool, **sampling: Any) -> Any: ...
+    def generate(
+        self,
+        prompt: Any,
+        *,
+        policy: Any,
+        max_new_tokens: int,
+        adaptive: bool,
+        batch_size: int | None = None,
+        **sampling: Any,
+    ) -> Any: ...

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def write_report(
         picture=base64.b64encode(Path(picture).read_bytes()).decode("ascii") if picture is not None else "",
         columns=COLUMNS,
         tables=_tables(rows),
+        lengths=_lengths(rows),
+        drifts=_drifts(rows),
         races=_races(race),
         provenance={key: _written(value) for key, value in provenance.items()},
     )
@@ -133,6 +136,45 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return tables
 
 
+def _lengths(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """For each row that writes several tokens a step: of all tokens, the shares that steps of one, two, three ... tokens wrote."""
+    bars = []
+    for row in rows:
+        if len(row.steps_by_length) < 2:
+            continue
+        steps = sum(row.steps_by_length)
+        tokens = sum(n * count for n, count in enumerate(row.steps_by_length, 1))
+        parts = [
+            {
+                "share": f"{100 * n * count / tokens:.2f}",
+                "hue": round(20 + 200 * (n - 1) / (len(row.steps_by_length) - 1)),
+                "tip": f"steps of {n} token{'s' if n > 1 else ''}: {count / steps:.1%} of the steps, "
+                f"{n * count / tokens:.1%} of the tokens",
+                "n": n if n * count >= 0.04 * tokens else "",
+            }
+            for n, count in enumerate(row.steps_by_length, 1)
+            if count
+        ]
+        several = len({r.task for r in rows}) > 1
+        name = f"{row.task}: {row.model}, {row.label}" if several else f"{row.model}, {row.label}"
+        bars.append({"name": name, "rate": f"{row.tokens_per_step:.2f}", "parts": parts})
+    return bars
+
+
+def _drifts(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """What of the answers' form may change without being wrong: how long they are, and how often they repeat themselves."""
+    return [
+        (
+            row.model,
+            row.label,
+            f"{row.tokens / row.prompts:.1f} ({100 * (row.tokens / row.original_tokens - 1):+.1f}%)".replace("-", "−"),
+            f"{100 * row.repetition:.1f}% ({100 * (row.repetition - row.original_repetition):+.1f})".replace("-", "−"),
+        )
+        for row in rows
+        if row.original_tokens
+    ]
+
+
 def _races(entries: Sequence[RaceEntry]) -> list[dict[str, Any]]:
     races = []
     for prompt in dict.fromkeys(entry.prompt for entry in entries):
@@ -144,27 +186,40 @@ def _races(entries: Sequence[RaceEntry]) -> list[dict[str, Any]]:
             {
                 "prompt": prompt,
                 "pace": f"{pace} than measured",
-                "lanes": [_lane(lane, slowest, stretch) for lane in lanes],
+                "lanes": [_lane(lane, slowest, stretch, lanes[0].generation.token_ids) for lane in lanes],
             }
         )
     return races
 
 
-def _lane(entry: RaceEntry, slowest: float, stretch: float) -> dict[str, Any]:
+def _lane(entry: RaceEntry, slowest: float, stretch: float, first: Sequence[int]) -> dict[str, Any]:
+    """first: the tokens of the first lane, which the others are compared with."""
     generation = entry.generation
+    same = _shared(generation.token_ids, first)
+    ends = accumulate(len(chunk.token_ids) for chunk in generation.chunks)
     # Only the whole answer was timed: forward passes are taken as equally long.
     pace = generation.seconds * stretch / len(generation.chunks)
     facts = (
         f"{generation.tokens_per_step:.2f} tokens per step · {len(generation.token_ids)} tokens in "
         f"{generation.forward_passes} forward passes · {generation.seconds:.2f} s"
     )
+    if tuple(generation.token_ids) != tuple(first):
+        facts += f" · another text from token {same + 1} on"
     return {
         "label": entry.policy_label,
         "facts": facts,
         "share": f"{generation.seconds / slowest:.3f}",
         "last": f"{generation.seconds * stretch:.3f}",
-        "chunks": [_chunk(chunk, i, pace) for i, chunk in enumerate(generation.chunks)],
+        "chunks": [
+            _chunk(chunk, i, pace) | {"other": end > same}
+            for i, (chunk, end) in enumerate(zip(generation.chunks, ends, strict=True))
+        ],
     }
+
+
+def _shared(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
 
 
 def _chunk(chunk: ChunkLike, i: int, pace: float) -> dict[str, Any]:
@@ -174,6 +229,7 @@ def _chunk(chunk: ChunkLike, i: int, pace: float) -> dict[str, Any]:
     return {
         "text": chunk.text or "▫",  # an end of text, or a part of a character: nothing to see, but a pass it was
         "color": i % _COLORS,
+        "sure": f"{min(chunk.confidences, default=1.0):.2f}",
         "at": f"{(i + 1) * pace:.3f}",
         "tip": f"{where}: {number} token{'s' if number != 1 else ''}, confidence {sure}",
     }

@@ -1,6 +1,7 @@
 """One measured combination of model and policy: a row of `results.json`, and how it follows from single answers."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from multitoken.decoding.sampling import Sampling
@@ -55,6 +56,10 @@ class Row:
     tokens_per_step_interval: Interval | None = None  # None: every answer ended within its prefill
     accuracy_p_value: float | None = None  # McNemar's exact test against the original
     perplexity: float | None = None  # of the answers under the original; measured where there is no grader
+    steps_by_length: tuple[int, ...] = ()  # how many steps after the prefill wrote 1, 2, 3, ... tokens
+    repetition: float = 0.0  # the share of an answer's runs of four tokens that it had before
+    original_tokens: int = 0  # of the original's answers to the same prompts
+    original_repetition: float = 0.0
 
     @property
     def heading(self) -> str:
@@ -74,11 +79,12 @@ class Outcome:
     seconds: float
     correct: Grade
     batch: int
+    lengths: tuple[int, ...] = ()  # the tokens of every pass; empty: not known
 
     @classmethod
     def of(cls, generation: GenerationLike, correct: Grade, *, seconds: float, batch: int) -> "Outcome":
-        prefill_tokens = len(generation.chunks[0].token_ids)
-        return cls(generation.token_ids, prefill_tokens, generation.forward_passes, seconds, correct, batch)
+        lengths = tuple(len(chunk.token_ids) for chunk in generation.chunks)
+        return cls(generation.token_ids, lengths[0], generation.forward_passes, seconds, correct, batch, lengths)
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,26 @@ def make_row(
         tokens_per_step_interval=ratio_of_sums_interval(steps) if any(n for _, n in steps) else None,
         accuracy_p_value=mcnemar(original_grades, grades) if grades else None,
         perplexity=perplexity,
+        steps_by_length=_steps_by_length(ours),
+        repetition=repetition(o.token_ids for o in ours),
+        original_tokens=sum(len(o.token_ids) for o in original),
+        original_repetition=repetition(o.token_ids for o in original),
     )
+
+
+def repetition(answers: Iterable[Sequence[int]], run: int = 4) -> float:
+    """Of all runs of so many successive tokens, the share that the same answer had before; 0.0 where answers are shorter."""
+    runs = again = 0
+    for ids in answers:
+        found = [tuple(ids[i : i + run]) for i in range(len(ids) - run + 1)]
+        runs += len(found)
+        again += len(found) - len(set(found))
+    return again / runs if runs else 0.0
+
+
+def _steps_by_length(outcomes: Sequence[Outcome]) -> tuple[int, ...]:
+    lengths = Counter(length for o in outcomes for length in o.lengths[1:])
+    return tuple(lengths[n] for n in range(1, max(lengths, default=0) + 1))
 
 
 def _seconds_per_token(outcomes: Sequence[Outcome]) -> list[float]:

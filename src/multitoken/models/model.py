@@ -145,6 +145,7 @@ class Model:
         *,
         policy: Policy | None = ...,
         max_new_tokens: int | None = ...,
+        batch_size: int | None = ...,
         **options: Any,
     ) -> Generation: ...
     @overload
@@ -154,15 +155,23 @@ class Model:
         *,
         policy: Policy | None = ...,
         max_new_tokens: int | None = ...,
+        batch_size: int | None = ...,
         **options: Any,
     ) -> list[Generation]: ...
     def generate(
-        self, prompt: Any, *, policy: Policy | None = None, max_new_tokens: int | None = None, **options: Any
+        self,
+        prompt: Any,
+        *,
+        policy: Policy | None = None,
+        max_new_tokens: int | None = None,
+        batch_size: int | None = None,
+        **options: Any,
     ) -> Generation | list[Generation]:
         """Answer a prompt (a string, a chat as a list of messages, or token ids), or a list of prompts side by side.
 
         Greedy unless asked otherwise. `policy=None`: `default_policy`. `max_new_tokens=None`: what a `generation_config`
-        among the options says, or else 256, or as many as still fit behind the prompt. options: any of transformers' `generate`
+        among the options says, or else 256, or as many as still fit behind the prompt. `batch_size`: so many prompts of a list are
+        answered side by side at most (64 if not given); the next one begins when one is done. options: any of transformers' `generate`
         (temperature, top_p, stop_strings, repetition_penalty, logits_processor, ...), `presence_penalty`, `frequency_penalty`, `seed`
         of sampling (a number, or a list of one a prompt), `logprobs=True`, those of `encode` (chat, tools, chat_template_kwargs), and `adaptive`: feed as many masks as pay
         on this machine, which changes no output. What is not supported raises. With `num_return_sequences` above 1 the answers to a
@@ -172,6 +181,8 @@ class Model:
         answers fail (`RowsFailed`), the others are finished and in its `answers`.
         """
         started = time.perf_counter()
+        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+            raise UsageError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
         prompts = prompt if is_many(prompt) else [prompt]
         if not prompts:
             return []
@@ -180,7 +191,7 @@ class Model:
         rows: list[list[Chunk]] = [[] for _ in prepared.requests]
         seconds = [0.0] * len(rows)
         try:
-            for chunk in run(self.decoder, prepared):
+            for chunk in run(self.decoder, prepared, batch_size):
                 rows[chunk.row].append(chunk)
                 seconds[chunk.row] = time.perf_counter() - started
         except RowsFailed as failed:

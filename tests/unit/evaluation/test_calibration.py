@@ -54,6 +54,20 @@ def test_exact_over_untouched_weights_needs_no_test() -> None:
     assert apart.chosen is None
 
 
+def test_progress_reaches_its_total_only_at_the_end() -> None:
+    """Guards against a bar that is full while the confirming half is still answered."""
+    told: list[tuple[int, int]] = []
+    task = Task("many", tuple(Question(str(i), str(RIGHT)) for i in range(60)), grader_named("exact"), 4)
+    policies = {"safe": ConfAdapt(0.99), "fast": ConfAdapt(0.3)}
+    calibrate(
+        {"adapted": FakeModel(0)}, task, policies, Allowed("different", 0.5), progress=lambda *at: told.append(at)
+    )
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    confirming = [at for at in told if at[0] > 3 * 30]
+    assert confirming and len({total for _, total in confirming}) == 1
+    assert confirming[-1][0] == confirming[-1][1]
+
+
 def test_without_a_loss_to_allow_the_fastest_wins() -> None:
     task = Task("few", tuple(Question(str(i), str(RIGHT)) for i in range(20)), grader_named("none"), 4)
     found = calibrate({"adapted": FakeModel(0)}, task, {"0.9": ConfAdapt(0.9), "0.3": ConfAdapt(0.3)}, None)

@@ -3,6 +3,7 @@ import pytest
 from multitoken.decoding.policies import ConfAdapt, Exact, StaticK
 from multitoken.decoding.sampling import Sampling
 from multitoken.errors import DataError, UsageError
+from multitoken.evaluation import answers
 from multitoken.evaluation.graders import grader_named
 from multitoken.evaluation.run import evaluate
 from multitoken.evaluation.statistics import Interval
@@ -168,9 +169,10 @@ def test_models_that_cannot_be_compared_are_refused() -> None:
         evaluate({"a": ScriptedModel(ORIGINAL), "b": ScriptedModel(ADAPTED, k=8)}, TASK, {})
 
 
-def test_batches_are_one_observation_of_the_clock_each() -> None:
-    """Guards against an interval that takes every answer of a batch for a measurement of its own, and against a batch that is paid for
-    once an answer. Two batches of 2 and 1 questions; a batch takes as long as its slowest answer."""
+def test_parts_are_one_observation_of_the_clock_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against an interval that takes every answer of a part for a measurement of its own, and against a part that is paid for
+    once an answer. Two parts of 2 and 1 questions; a part takes as long as its slowest answer."""
+    monkeypatch.setattr(answers, "_PART", 1)
     task = make_task(("a", "3 4 5 2"), ("bb", "6 2"), ("a", "3 4 5 2"))
     models = {"original": ScriptedModel(ORIGINAL), "adapted": ScriptedModel(ADAPTED, k=8, speed=2.0)}
     original, _, exact = evaluate(models, task, {"e": Exact()}, batch_size=2)

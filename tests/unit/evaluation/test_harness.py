@@ -11,6 +11,7 @@ lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from benchmarks.harness_gold import Gold, scores  # noqa: E402
 from multitoken.checkpoints.export import export  # noqa: E402
 from multitoken.errors import UsageError  # noqa: E402
 from multitoken.evaluation.harness import MultitokenLM  # noqa: E402
@@ -105,3 +106,12 @@ def test_the_harness_s_own_hf_model_decodes_an_export(tasks: TaskManager, refere
     _, responses = run(model, tasks, "sums-local")
     assert responses["sums-local"] == reference[1]["sums-local"]
     assert len(passes) < 80  # of more than 200 that next-token decoding takes
+
+
+def test_gold_answers_are_right_by_the_harness_s_own_filters(tmp_path: Path) -> None:
+    """Guards against a way in that loses part of an answer or shows the filters another text; all of GSM8K: benchmarks/harness_gold.py."""
+    solved = "He has {0} * 2 = <<{0}*2={1}>>{1} apples.\nThat is ${1},000 or so.\n#### {1}"
+    rows = [{"question": f"Number {n}?", "answer": solved.format(n, 2 * n)} for n in range(8)]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert scores(tmp_path, Gold()) == {"strict-match": 1.0, "flexible-extract": 1.0}

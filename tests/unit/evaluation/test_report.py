@@ -123,3 +123,36 @@ def test_each_task_has_its_table(make_row: MakeRow, tmp_path: Path) -> None:
     assert html.count("<table>") == 2
     assert "sums, 1,500 prompts" in html
     assert "stories, 60 prompts" in html
+
+
+def test_how_many_tokens_steps_write(make_row: MakeRow, tmp_path: Path) -> None:
+    """Guards against shares of steps where shares of tokens are meant: 6 steps of one token and 2 of three write 12 tokens."""
+    rows = [make_row(), make_row(model="adapted", label="exact 0.5", steps_by_length=(6, 0, 2), tokens_per_step=1.5)]
+    html = page(tmp_path / "r.html", make_row, rows=rows)
+    assert html.count('class="bar"') == 1
+    assert 'title="steps of 1 token: 75.0% of the steps, 50.0% of the tokens">1</i>' in html
+    assert 'title="steps of 3 tokens: 25.0% of the steps, 50.0% of the tokens">3</i>' in html
+
+
+def test_length_and_repetition_stand_beside_the_original_s(make_row: MakeRow, tmp_path: Path) -> None:
+    rows = [
+        make_row(tokens=3000, prompts=10, original_tokens=2000, repetition=0.25, original_repetition=0.3, label="c"),
+    ]
+    assert re.findall(r"<td>([^<]+)</td>", page(tmp_path / "r.html", make_row, rows=rows))[-2:] == [
+        "300.0 (+50.0%)",
+        "25.0% (−5.0)",
+    ]
+
+
+def test_text_that_differs_from_the_first_answer_is_marked(make_row: MakeRow, tmp_path: Path) -> None:
+    """Guards against marking equal text because its chunks have other borders, and against leaving a shorter answer unmarked."""
+    first = Generation(
+        "abc", (1, 2, 3), (Chunk(0, (1,), (1.0,), "a"), Chunk(0, (2,), (1.0,), "b"), Chunk(0, (3,), (1.0,), "c")), 1.0
+    )
+    same = Generation("abc", (1, 2, 3), (Chunk(0, (1,), (1.0,), "a"), Chunk(0, (2, 3), (0.9, 0.5), "bc")), 1.0)
+    other = Generation("abd", (1, 2, 4), (Chunk(0, (1, 2), (1.0, 0.9), "ab"), Chunk(0, (4,), (0.9,), "d")), 1.0)
+    race = [RaceEntry("p", name, answer) for name, answer in {"first": first, "same": same, "other": other}.items()]
+    html = page(tmp_path / "r.html", make_row, race=race)
+    assert re.findall(r'class="chunk c\d other"[^>]*>([^<]*)<', html) == ["d"]
+    assert html.count("another text from token 3 on") == 1
+    assert "--sure: 0.50" in html

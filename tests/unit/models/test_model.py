@@ -5,6 +5,7 @@ import torch
 
 import multitoken as mt
 from multitoken.decoding import Chunk
+from multitoken.decoding.engine import Engine
 from multitoken.quickstart.embedded import checkpoint
 
 
@@ -82,3 +83,16 @@ def test_every_error_is_a_multitoken_error() -> None:
         if isinstance(thing, type) and issubclass(thing, Exception):
             assert issubclass(thing, mt.MultitokenError), name
     assert issubclass(mt.DecodingError, ValueError)
+
+
+def test_a_batch_size_bounds_how_many_prompts_run_side_by_side(base, monkeypatch) -> None:
+    """Guards against a list of a thousand prompts that wants a cache of a thousand rows, and against answers in another order."""
+    most = []
+    run = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda engine: (run(engine), most.append(engine.running))[0])
+    prompts = [f"Count from {first} to {first + 3 + first % 5}." for first in range(11, 20)]
+    three = base.generate(prompts, max_new_tokens=30, batch_size=3)
+    assert max(most) == 3
+    assert [a.token_ids for a in three] == [a.token_ids for a in base.generate(prompts, max_new_tokens=30)]
+    with pytest.raises(mt.UsageError, match="batch_size is 0; expected a whole number of at least 1"):
+        base.generate(prompts, batch_size=0)
