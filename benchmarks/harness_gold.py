@@ -49,11 +49,9 @@ def local_gsm8k(data: Path, folder: Path) -> TaskManager:
 
 def scores(data: Path, model: LM) -> dict[str, float]:
     """By filter, the share of answers that the harness finds right."""
+    run: Any = lm_eval.simple_evaluate
     with tempfile.TemporaryDirectory() as folder:
-        results = lm_eval.simple_evaluate(
-            model=model, tasks=[TASK], task_manager=local_gsm8k(data, Path(folder)), bootstrap_iters=0
-        )
-    assert results is not None
+        results = run(model=model, tasks=[TASK], task_manager=local_gsm8k(data, Path(folder)), bootstrap_iters=0)
     found = results["results"][TASK]
     return {name: found[f"exact_match,{name}"] for name in ("strict-match", "flexible-extract")}
 

@@ -64,7 +64,6 @@ def mixture(**common: Any) -> PreTrainedModel:
         num_hidden_layers=6,
         num_attention_heads=6,
         num_key_value_heads=2,
-        head_dim=32,
         **common,
     )
     return Qwen3MoeForCausalLM(config)
