@@ -8,15 +8,10 @@ same corpus and writes the same language; its sums are often wrong, which no spe
 `--minutes` bounds the training by the clock, so the weights differ from machine to machine.
 """
 
-import argparse
-from pathlib import Path
-
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from multitoken.quickstart.train_base import common_config, silence_branches, train
-
-VOCABULARY = 1024
-TOKENIZER_SIZE = 1016  # vLLM wants the mask token's id inside of the vocabulary: eight rows stay unused
+from benchmarks.small_base import VOCABULARY, options_of, train_small
+from multitoken.quickstart.train_base import common_config
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -31,34 +26,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         head_dim=32,
         **common_config(tokenizer),
     )
-    model = Qwen3ForCausalLM(config)
-    silence_branches(model)
-    return model
+    return Qwen3ForCausalLM(config)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=14.0)
-    parser.add_argument("--tokens-per-batch", type=int, default=3072)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=1)
-    a = parser.parse_args()
-    if a.minutes <= 0:
-        parser.error(f"--minutes is {a.minutes}; expected a number above 0")
-    train(
-        a.output,
-        build_model,
-        steps=None,
-        minutes=a.minutes,
-        tokens_per_batch=a.tokens_per_batch,
-        lr=a.lr,
-        seed=a.seed,
-        checkpoint_every=1000,
-        tokenizer_size=TOKENIZER_SIZE,
-        sums_from=None,
-        autocast=False,
-    )
+    parser = options_of(__doc__, minutes=14.0, tokens_per_batch=3072)
+    train_small(parser, parser.parse_args(), build_model)
 
 
 if __name__ == "__main__":

@@ -2,30 +2,21 @@
 
 Architectures that hold what the embedded model lacks, on the same corpus: recurrent layers whose state masks must not touch, and
 experts that every position chooses anew. About 25 minutes on one core each; `--minutes` bounds the training by the clock, so the
-weights differ from machine to machine. What they reach stands in docs/architectures.md:
-
-    python -m benchmarks.small_architectures --family hybrid --output runs/hybrid
-    python -m benchmarks.defaults --base runs/hybrid --task word-problems --method gated --minutes 10 --keep runs/hybrid-gated
-    python -m benchmarks.word_problems --original runs/hybrid --model runs/hybrid-gated --prompts 500 --pairs 40
+weights differ from machine to machine. What they reach, and the commands behind it, stand in docs/architectures.md.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 from transformers import (
     GraniteMoeHybridConfig,
     GraniteMoeHybridForCausalLM,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
 
-from multitoken.quickstart.train_base import common_config, silence_branches, train
-
-VOCABULARY = 1024
-TOKENIZER_SIZE = 1016  # eight rows stay unused: room for a mask token
+from benchmarks.small_base import VOCABULARY, options_of, train_small
+from multitoken.quickstart.train_base import common_config
 
 
 def hybrid(**common: Any) -> PreTrainedModel:
@@ -73,35 +64,12 @@ FAMILIES = {"hybrid": hybrid, "mixture": mixture}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__, minutes=25.0, tokens_per_batch=1536)
     parser.add_argument("--family", choices=sorted(FAMILIES), required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=25.0)
-    parser.add_argument("--tokens-per-batch", type=int, default=1536)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()
-    if a.minutes <= 0:
-        parser.error(f"--minutes is {a.minutes}; expected a number above 0")
-
-    def build(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-        model = FAMILIES[a.family](**common_config(tokenizer))
-        silence_branches(model)
-        return model
-
-    train(
-        a.output,
-        build,
-        steps=None,
-        minutes=a.minutes,
-        tokens_per_batch=a.tokens_per_batch,
-        lr=a.lr,
-        seed=a.seed,
-        checkpoint_every=1000,
-        tokenizer_size=TOKENIZER_SIZE,
-        sums_from=None,
-        autocast=a.family == "hybrid",  # faster there even on one core
-    )
+    build = FAMILIES[a.family]
+    # Autocast to bf16 is faster for the hybrid even on one core.
+    train_small(parser, a, lambda tokenizer: build(**common_config(tokenizer)), autocast=a.family == "hybrid")
 
 
 if __name__ == "__main__":

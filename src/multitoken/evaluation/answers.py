@@ -47,31 +47,31 @@ def answer_all(
     What the `journal` holds already is not answered again, and what is answered is written there at once.
     """
     known = journal.outcomes() if journal is not None else {}
-    part = batch_size * _PART if batch_size > 1 else 1
-    parts = [range(at, min(at + part, len(task.questions))) for at in range(0, len(task.questions), part)]
+    size = batch_size * _PART if batch_size > 1 else 1
+    parts = [range(at, min(at + size, len(task.questions))) for at in range(0, len(task.questions), size)]
     found: dict[Combination, list[Outcome]] = {run.what: [] for run in runs}
     total, done = len(task.questions) * len(runs), 0
     # Not counted: the first answer pays for allocations and kernels. A policy that a model refuses is refused here.
     for run in runs:
         if any((run.what.key, i) not in known for i in range(len(task.questions))):
             _decode(run, task, range(min(1, len(task.questions))), min(task.max_new_tokens, _WARM_UP_TOKENS), 1)
-    for number, batch in enumerate(parts):
+    for number, part in enumerate(parts):
         turn = number % len(runs)
         for run in [*runs[turn:], *runs[:turn]]:
-            outcomes = [known[run.what.key, i] for i in batch if (run.what.key, i) in known]
-            if len(outcomes) < len(batch):
-                outcomes = _outcomes(run, task, batch, number, batch_size)
+            outcomes = [known[run.what.key, i] for i in part if (run.what.key, i) in known]
+            if len(outcomes) < len(part):
+                outcomes = _outcomes(run, task, part, number, batch_size)
                 if journal is not None:
-                    journal.add(run.what.key, batch, outcomes)
+                    journal.add(run.what.key, part, outcomes)
             found[run.what] += outcomes
-            done += len(batch)
+            done += len(part)
             if progress is not None:
                 progress(done, total)
     return found
 
 
-def _outcomes(run: Run, task: Task, batch: range, number: int, batch_size: int) -> list[Outcome]:
-    generations = _decode(run, task, batch, task.max_new_tokens, batch_size)
+def _outcomes(run: Run, task: Task, part: range, number: int, batch_size: int) -> list[Outcome]:
+    generations = _decode(run, task, part, task.max_new_tokens, batch_size)
     # Answers of a part end at different times; what the part took is shared out by tokens.
     seconds = max(generation.seconds for generation in generations)
     tokens = sum(len(generation.token_ids) for generation in generations)
@@ -82,15 +82,15 @@ def _outcomes(run: Run, task: Task, batch: range, number: int, batch_size: int) 
             seconds=seconds * len(generation.token_ids) / tokens,
             batch=number,
         )
-        for i, generation in zip(batch, generations, strict=True)
+        for i, generation in zip(part, generations, strict=True)
     ]
 
 
-def _decode(run: Run, task: Task, batch: range, max_new_tokens: int, batch_size: int) -> list[Any]:
+def _decode(run: Run, task: Task, part: range, max_new_tokens: int, batch_size: int) -> list[Any]:
     """Generations. All masks, whatever they cost here: tokens per step are to be the same on every machine."""
     options: dict[str, Any] = {"policy": run.policy, "max_new_tokens": max_new_tokens, "adaptive": False}
-    prompts = [task.questions[i].prompt for i in batch]
-    options |= generate_options(run.what.sampling, list(batch))
+    prompts = [task.questions[i].prompt for i in part]
+    options |= generate_options(run.what.sampling, list(part))
     if len(prompts) == 1:
         return [run.model.generate(prompts[0], **options)]
     return run.model.generate(prompts, batch_size=batch_size, **options)

@@ -19,7 +19,7 @@ from multitoken.checkpoints.atomic import write_text
 from multitoken.decoding.policies import ConfAdapt, Exact
 
 from .protocols import ChunkLike, GenerationLike
-from .results import COLUMNS, percent, table_cells
+from .results import COLUMNS, have_several_tasks, percent, table_cells
 from .rows import Row
 
 _COLORS = 6  # .c0 to .c5 in the template
@@ -138,7 +138,7 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _lengths(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """For each row that writes several tokens a step: of all tokens, the shares that steps of one, two, three ... tokens wrote."""
-    bars = []
+    bars, several = [], have_several_tasks(rows)
     for row in rows:
         if len(row.steps_by_length) < 2:
             continue
@@ -155,7 +155,6 @@ def _lengths(rows: Sequence[Row]) -> list[dict[str, Any]]:
             for n, count in enumerate(row.steps_by_length, 1)
             if count
         ]
-        several = len({r.task for r in rows}) > 1
         name = f"{row.task}: {row.model}, {row.label}" if several else f"{row.model}, {row.label}"
         bars.append({"name": name, "rate": f"{row.tokens_per_step:.2f}", "parts": parts})
     return bars

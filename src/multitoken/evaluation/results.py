@@ -32,7 +32,7 @@ def write_results(path: str | Path, rows: Sequence[Row], provenance: Mapping[str
 
 def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     """For the terminal. Numbers stand right; a rule parts one model from the next."""
-    several = _several_tasks(rows)
+    several = have_several_tasks(rows)
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -62,7 +62,7 @@ def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """For the README and the docs: the same cells."""
-    several = _several_tasks(rows)
+    several = have_several_tasks(rows)
     columns = table_columns(rows)
     lines = [_line(columns), _line("---" if i < 2 + several else "---:" for i in range(len(columns)))]
     lines += [_line(table_cells(row, several_tasks=several)) for row in rows]
@@ -70,7 +70,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def table_columns(rows: Sequence[Row]) -> tuple[str, ...]:
-    return ("task", *COLUMNS) if _several_tasks(rows) else COLUMNS
+    return ("task", *COLUMNS) if have_several_tasks(rows) else COLUMNS
 
 
 def table_cells(row: Row, *, several_tasks: bool = False) -> tuple[str, ...]:
@@ -98,10 +98,10 @@ def _count(identical: int, ties: int) -> str:
 
 
 def _title(rows: Sequence[Row]) -> str | None:
-    return rows[0].heading if rows and not _several_tasks(rows) else None
+    return rows[0].heading if rows and not have_several_tasks(rows) else None
 
 
-def _several_tasks(rows: Sequence[Row]) -> bool:
+def have_several_tasks(rows: Sequence[Row]) -> bool:
     return len({row.task for row in rows}) > 1
 
 

@@ -101,7 +101,12 @@ class Combination:
     @property
     def key(self) -> str:
         """Its name in a journal."""
-        return f"{self.model}: {self.label}"
+        return key_of(self.model, self.label)
+
+
+def key_of(model: str, label: str) -> str:
+    """What a journal calls a model under a policy, by their labels."""
+    return f"{model}: {label}"
 
 
 def make_row(

@@ -9,6 +9,7 @@ from multitoken.decoding.sampling import Sampling
 from .journal import Journal
 from .protocols import ModelLike, Prompt
 from .report import RaceEntry
+from .rows import key_of
 from .sampled import generate_options
 from .tasks import Task
 
@@ -47,12 +48,13 @@ def _telling(shown: list[tuple[str, str, Policy]], journal: Journal, questions: 
     known = journal.outcomes()
 
     def differs(i: int) -> bool:
-        keys = [(f"{model}: {label}", i) for model, label, _ in shown]
+        keys = [(key_of(model, label), i) for model, label, _ in shown]
         return len({known[key].token_ids for key in keys if key in known}) > 1
 
-    apart = [i for i in range(1, questions) if differs(i)]
-    alike = [i for i in range(1, questions) if i not in apart]
-    return sorted([0, *[*apart, *alike][: _MOST - 1]][: min(_MOST, questions)])
+    others = sorted(
+        range(1, questions), key=lambda i: not differs(i)
+    )  # a stable sort: those that differ, in their order, first
+    return sorted([0, *others[: _MOST - 1]])
 
 
 def _text(prompt: Prompt) -> str:

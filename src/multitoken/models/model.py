@@ -181,7 +181,9 @@ class Model:
         answers fail (`RowsFailed`), the others are finished and in its `answers`.
         """
         started = time.perf_counter()
-        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+        if batch_size is not None and (
+            isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
+        ):
             raise UsageError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
         prompts = prompt if is_many(prompt) else [prompt]
         if not prompts:
