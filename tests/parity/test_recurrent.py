@@ -199,7 +199,7 @@ def separate(model, ids: torch.Tensor, mask_id: int = MASK) -> torch.Tensor:
 @pytest.mark.parametrize("family", [*KINDS, "zamba2", *OTHERS])
 def test_packed_blocks_and_their_gradients_are_those_of_blocks_alone(family: str, monkeypatch) -> None:
     """Other anchors in each row, padding, and borders every 5 tokens, so that blocks start on, before and behind one."""
-    monkeypatch.setattr(block_states_module, "STRIDE", 5)
+    monkeypatch.setattr(block_states_module, "PIECE_ON_CPU", 5)
     model = tiny_model(family)
     ours, reference = packed(model, tokens()), separate(model, tokens())
     assert torch.allclose(ours, reference, atol=1e-3)
@@ -217,7 +217,7 @@ def test_packed_blocks_and_their_gradients_are_those_of_blocks_alone(family: str
 def test_a_gate_trains_behind_the_original_models_prefix(family: str, monkeypatch) -> None:
     """Real tokens, state included, are the bare model's; masks are what a plain pass of the gated model gives; and the gradient
     of the adapter is that of such passes."""
-    monkeypatch.setattr(block_states_module, "STRIDE", 5)
+    monkeypatch.setattr(block_states_module, "PIECE_ON_CPU", 5)
     model = tiny_model(family).requires_grad_(False)
     bare = copy.deepcopy(model)
     adapter = GatedAdapter(model, mask_id=MASK, rank=4, layers=adaptable_layers(model))

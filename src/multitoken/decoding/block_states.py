@@ -1,10 +1,10 @@
 """Packed blocks with recurrent layers: every block starts from the state at its anchor.
 
-The real tokens of a sample run through a mixer once, in pieces of `STRIDE` tokens, and the state at each border is kept. A block
-starts from the last border before it; the real tokens between the border and the block are run again in front of it. So all
-blocks of all rows, whatever their anchors, are one call. Gradients pass through states and repeated inputs alike.
+The real tokens of a sample run through a mixer once, in short pieces, and the states at the borders from which blocks start are
+kept. A block starts from the last border before it; the real tokens between the border and the block are run again in front of it.
+So all blocks of all rows, whatever their anchors, are one call. Gradients pass through states and repeated inputs alike.
 
-    sample    a b c d e f g h          borders with a stride of 3: behind c, behind f
+    sample    a b c d e f g h          borders with pieces of 3: behind c, behind f
     block     (anchor e) e M M         runs [d | e M M] from the state behind c
 
 Samples that share a row are run as rows of their own, so that none sees another's state.
@@ -23,7 +23,9 @@ from .blocks import BlockBatch
 from .mixer_state import Parts, State
 from .mixers import Mixer, Mixers, cache_inputs
 
-STRIDE = 64
+# Tokens in a piece. Long pieces are few calls, one behind the other; short ones leave few tokens to run again in front of every
+# block. A CPU pays for tokens, an accelerator for calls.
+PIECE_ON_CPU, PIECE = 16, 64
 
 
 class BlockStates:
@@ -35,9 +37,10 @@ class BlockStates:
 
     def __init__(self, batch: BlockBatch, mixers: Mixers, *, anchors_repeated: bool = True) -> None:
         self._real, self._closed = batch.real, False
-        self._borders: list[Parts] = [{} for _ in mixers.all]  # [P + 1, Q, ...] states, the first before any token
+        self._starts: list[Parts] = [{} for _ in mixers.all]  # [B * N, ...] states, one for each block
         self._kept: list[Tensor | None] = [None for _ in mixers.all]  # [B, T, D] inputs, of passes that feed no blocks
         device, rows = batch.ids.device, batch.ids.shape[0]
+        self._piece = PIECE_ON_CPU if device.type == "cpu" else PIECE
         positions = batch.positions[:, : self._real]
         is_first = positions == 0
         is_first[:, 0] = True
@@ -55,7 +58,7 @@ class BlockStates:
     def _place_blocks(self, batch: BlockBatch, fed: Tensor, anchors_repeated: bool) -> None:
         rows, device = batch.ids.shape[0], batch.ids.device
         if not bool(fed.any()):
-            self._fed = 0
+            self._fed, self._samples_from = 0, []
             return
         first = (batch.place == 0).nonzero()[:, 0]
         anchor = batch.target[:, first] - 1  # [B, N] indices in the row
@@ -63,8 +66,12 @@ class BlockStates:
         before = self._position.gather(1, anchor).flatten() + (
             0 if anchors_repeated else 1
         )  # real tokens of the sample in front
-        self._border = before // STRIDE, sample
-        again = before % STRIDE  # [B * N]
+        border = before // self._piece
+        again = before % self._piece  # [B * N]
+        # Of the blocks in the order of their borders: the samples that start from each, and where a block stands in that order.
+        order = border.argsort(stable=True)
+        self._samples_from = list(sample[order].split(torch.bincount(border).tolist()))
+        self._in_order = order.argsort()
         of_block = torch.bincount(batch.block_of[fed], minlength=len(batch.ks)).repeat(rows)
         self._fed = int(fed.sum())
         longest = int((again + of_block).max())
@@ -106,23 +113,30 @@ class BlockStates:
     def _run_real(self, mixer: Mixer, x: Tensor, width: int) -> Tensor:
         tokens = x.flatten(0, 1)[self._tokens]  # [Q, longest, D]
         source = self._in_pass(self._source, self._real, 0, width)
-        state, states, outputs = State(), [], []
-        for start in range(0, tokens.shape[1], STRIDE):
-            piece = slice(start, start + STRIDE)
+        state, starts, outputs = State(), [], []
+        for border, start in enumerate(range(0, tokens.shape[1], self._piece)):
+            piece = slice(start, start + self._piece)
             y, state = mixer(tokens[:, piece], state, source[:, piece])
             outputs.append(y)
-            states.append(state.parts)
-        self._borders[mixer.index] = {
-            key: torch.stack([torch.zeros_like(part), *(parts[key] for parts in states)])
-            for key, part in states[0].items()
-        }
+            if border == 0:  # the state before any token is one of zeros
+                starts.append({key: torch.zeros_like(part) for key, part in state.parts.items()})
+            starts.append(state.parts)
+        self._keep(mixer, starts)
         return torch.cat(outputs, 1)[self._sample, self._position]
+
+    def _keep(self, mixer: Mixer, borders: list[Parts]) -> None:
+        """Of the states [Q, ...] at each border, those that blocks start from."""
+        used = list(zip(borders, self._samples_from, strict=False))
+        self._starts[mixer.index] = {
+            key: torch.cat([parts[key][samples] for parts, samples in used])[self._in_order]
+            for key in borders[0]
+            if used
+        }
 
     def _run_blocks(self, mixer: Mixer, real: Tensor, blocks: Tensor, width: int) -> Tensor:
         tokens = torch.cat([real.flatten(0, 1).to(blocks.dtype), blocks.flatten(0, 1)])[self._block_tokens]
         source = self._in_pass(self._block_source, self._fed, width - self._fed, width)
-        start = State({key: part[self._border] for key, part in self._borders[mixer.index].items()})
-        y, _ = mixer(tokens, start, source)
+        y, _ = mixer(tokens, State(self._starts[mixer.index]), source)
         return y.flatten(0, 1)[self._block_output]
 
     @staticmethod
