@@ -22,6 +22,7 @@ from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
 from multitoken.decoding.gate_file import WEIGHTS, from_peft
+from multitoken.decoding.head_file import HEAD_WEIGHTS
 from multitoken.decoding.mixers import Mixers
 from multitoken.errors import UsageError
 from multitoken.models.loading import Loaded
@@ -95,10 +96,9 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
     quantize_weights(model, config.quantize)
     noise = config.masks == "noise"
     adapter = _adapter(model, mask.id, config.rank, layers, config.seed, None if noise else row)
-    if config.start_from is not None:
-        _begin_with(adapter, Path(config.start_from))
-
     head = _draft_head(model, config)
+    if config.start_from is not None:
+        _begin_with(adapter, head, Path(config.start_from))
 
     def save(mtp: MtpConfig, decoding: Mapping[str, Any], files: Mapping[str, str]) -> None:
         save_adapter(
@@ -117,10 +117,13 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
     return Adaptation(mask, _beside(adapter, head), passes, save, head)
 
 
-def _begin_with(adapter: GatedAdapter, folder: Path) -> None:
-    """Take over the numbers of a trained adapter. Raises `UsageError` where it does not fit."""
+def _begin_with(adapter: GatedAdapter, head: DraftHead | None, folder: Path) -> None:
+    """Take over the numbers of a trained adapter, and of its draft head where both have one. Raises `UsageError` where they do not
+    fit."""
     try:
         adapter.load_state_dict(from_peft(load_file(folder / WEIGHTS), adapter.names))
+        if head is not None and (folder / HEAD_WEIGHTS).exists():
+            head.load_state_dict(load_file(folder / HEAD_WEIGHTS))
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise UsageError(
             f"start_from is {folder}, which does not fit rank {adapter.rank} and these layers: {error}"

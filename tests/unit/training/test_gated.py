@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import multitoken as mt
 from multitoken.config import make_config
@@ -27,8 +28,6 @@ def run(project, name: str, **options):
 
 
 def adapter_weights(folder):
-    from safetensors.torch import load_file
-
     return load_file(folder / "adapter_model.safetensors")
 
 
@@ -49,6 +48,18 @@ def test_nothing_of_the_original_is_lost(project) -> None:
     assert max(sizes) > 1, "no draft was ever right: nothing was learned"
     with pytest.raises(mt.DecodingError, match="contains the mask token"):
         model.generate("w7 <MTP> w8")
+
+
+def test_a_run_goes_on_with_an_adapter_and_its_head(project) -> None:
+    """An untrained head behind a trained adapter would draft worse than before, and nobody would know why."""
+    run(project, "first", steps=6)
+    run(project, "next", steps=1, learning_rate=1e-9, start_from=str(project / "first"))
+    for file in ("adapter_model.safetensors", "mtp_head/draft_head.safetensors"):
+        before, after = load_file(project / "first" / file), load_file(project / "next" / file)
+        assert before.keys() == after.keys()
+        assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before), file
+    with pytest.raises(UsageError, match="does not fit rank 8"):
+        run(project, "other", steps=1, rank=8, start_from=str(project / "first"))
 
 
 def test_adapter_moves_with_its_base_and_refuses_another(project) -> None:

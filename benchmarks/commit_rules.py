@@ -1,0 +1,233 @@
+"""Which rule should say how many tokens of a block are final? `python -m benchmarks.commit_rules` (about 15 minutes on one core).
+
+Each rule gives the tokens of a block scores, and the longest prefix whose scores reach a threshold is emitted and never confirmed, as
+under ConfAdapt. Every rule decodes the same prompts at several thresholds; the answers that are word for word the original's are counted,
+and the tokens per step. A rule is better where it writes more tokens per step at the same share of identical answers.
+
+    per token      the probability of the token (ConfAdapt, arXiv 2602.06019, 3.3)
+    product        the product of the probabilities so far
+    margin         the lead over the second likeliest token
+    entropy        exp(-entropy) of the distribution
+    temperature    the probability after scaling by a temperature that fits other prompts best
+    by place       the probability, with a threshold of its own for each place, fitted on other prompts: at each the tokens above it are
+                   as often right
+
+The draft head is left out: its corrected confidences are probabilities alone. `--policy exact` compares the rules as drafting rules
+instead, where nothing is lost. The last line is JSON.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from benchmarks.word_problems import answer_all, tokens_per_step
+from multitoken.checkpoints.provenance import provenance
+from multitoken.decoding import ConfAdapt, Exact, NextToken, step
+from multitoken.models.model import Model
+from multitoken.quickstart.embedded import checkpoint, embedded_task
+
+THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+IDENTICAL = (0.9, 0.95, 0.99)  # shares at which rules are compared
+PLACES_OF_A_PROMPT = 16
+
+
+@dataclass(frozen=True)
+class Rule:
+    """score: of logits [..., V], the top token's [...]. thresholds: of the mask places 1, 2, ... at a threshold; None: the same."""
+
+    name: str
+    score: Callable[[Tensor], Tensor]
+    multiplies: bool = False
+    thresholds: Callable[[float], Sequence[float]] | None = None
+
+
+def probability(logits: Tensor) -> Tensor:
+    return (logits.amax(-1) - logits.logsumexp(-1)).exp()
+
+
+def margin(logits: Tensor) -> Tensor:
+    first, second = logits.softmax(-1).topk(2, -1).values.unbind(-1)
+    return first - second
+
+
+def certainty(logits: Tensor) -> Tensor:
+    """exp(-entropy): 1 where one token has all the probability."""
+    logs = logits.log_softmax(-1)
+    return (logs.exp() * logs.masked_fill(logs == -torch.inf, 0.0)).sum(-1).exp()
+
+
+def prefix(rule: Rule, scores: Sequence[float], threshold: float) -> int:
+    """How many scores at the front suffice."""
+    limits = rule.thresholds(threshold) if rule.thresholds else [threshold] * len(scores)
+    so_far = 1.0
+    for i, (score, limit) in enumerate(zip(scores, limits, strict=False)):
+        so_far = so_far * score if rule.multiplies else score
+        if so_far < limit:
+            return i
+    return min(len(scores), len(limits))
+
+
+@dataclass(frozen=True)
+class Committing(ConfAdapt):
+    """ConfAdapt with another rule."""
+
+    rule: Rule | None = None
+
+    def kept(self, confidences: Sequence[float]) -> int:
+        assert self.rule is not None
+        if self.rule.thresholds:  # fitted at masks: the anchor's token is the model's own
+            return 1 + prefix(self.rule, confidences[1:], self.threshold)
+        return max(1, prefix(self.rule, confidences, self.threshold))
+
+
+@dataclass(frozen=True)
+class Drafting(Exact):
+    """Exact with another rule."""
+
+    rule: Rule | None = None
+
+    def kept(self, confidences: Sequence[float]) -> int:
+        assert self.rule is not None
+        return 1 + prefix(self.rule, confidences[1:], self.threshold)
+
+
+@torch.inference_mode()
+def observed(model: Model, prompts: list[list[int]], answers: list[tuple]) -> tuple[Tensor, Tensor]:
+    """Logits [N, k - 1, V] at the masks behind prefixes of the model's own answers, and the answers' tokens [N, k - 1] there."""
+    assert model.mtp is not None
+    k, mask = model.mtp.k, model.mtp.mask_token_id
+    logits, tokens = [], []
+    for prompt, (ids, *_) in zip(
+        track(prompts, description="masks behind answers", console=Console(stderr=True)), answers, strict=True
+    ):
+        last = len(ids) - k
+        for at in range(0, last, max(1, last // PLACES_OF_A_PROMPT)):
+            row = torch.tensor([[*prompt, *ids[:at], *[mask] * (k - 1)]])
+            found = model.hf(input_ids=row, use_cache=False).logits[0, -(k - 1) :].float()
+            found[:, mask] = -torch.inf
+            logits.append(found)
+            tokens.append(torch.tensor(ids[at + 1 : at + k]))
+    return torch.stack(logits), torch.stack(tokens)
+
+
+def best_temperature(logits: Tensor, tokens: Tensor) -> float:
+    """Of 0.5 to 3 the one that makes the tokens likeliest."""
+
+    def loss(temperature: float) -> float:
+        return torch.nn.functional.cross_entropy((logits / temperature).flatten(0, 1), tokens.flatten()).item()
+
+    return min((0.05 * i for i in range(10, 61)), key=loss)
+
+
+def place_thresholds(logits: Tensor, tokens: Tensor) -> Callable[[float], Sequence[float]]:
+    """The smallest threshold of each place above which a token is right with at least a given frequency."""
+    scores, right = probability(logits), (logits.argmax(-1) == tokens).double()
+    order = scores.argsort(0, descending=True)
+    frequency = right.gather(0, order).cumsum(0) / torch.arange(1, len(right) + 1)[:, None]
+    ranked = scores.gather(0, order)
+
+    def thresholds(target: float) -> Sequence[float]:
+        limits = []
+        for place in range(ranked.shape[1]):
+            enough = (frequency[:, place] >= target).nonzero()[:, 0]
+            limits.append(float(ranked[enough[-1], place]) if len(enough) else float("inf"))
+        return limits
+
+    return thresholds
+
+
+def rules_of(logits: Tensor, tokens: Tensor) -> list[Rule]:
+    temperature = best_temperature(logits, tokens)
+    return [
+        Rule("per token", probability),
+        Rule("product", probability, multiplies=True),
+        Rule("margin", margin),
+        Rule("entropy", certainty),
+        Rule(f"temperature {temperature:.2f}", lambda x: probability(x / temperature)),
+        Rule("by place", probability, thresholds=place_thresholds(logits, tokens)),
+    ]
+
+
+def measure(
+    model: Model, rules: list[Rule], prompts: list[list[int]], plain: list[tuple], a: argparse.Namespace, new: int
+) -> Iterator[dict[str, Any]]:
+    kind = Drafting if a.policy == "exact" else Committing
+    for rule in rules:
+
+        def likeliest(logits: Tensor, rule: Rule = rule) -> tuple[Tensor, Tensor]:
+            return logits.argmax(-1), rule.score(logits)
+
+        with patch.object(step, "likeliest", likeliest):
+            for threshold in THRESHOLDS:
+                assert model.mtp is not None
+                policy = kind(threshold, k=model.mtp.k, rule=rule)
+                ours = answer_all(model, prompts, policy, a.batch, new, f"{rule.name} {threshold}")
+                same = sum(mine[0] == theirs[0] for mine, theirs in zip(ours, plain, strict=True))
+                yield {
+                    "rule": rule.name,
+                    "threshold": threshold,
+                    "identical": same / len(prompts),
+                    "tokens_per_step": tokens_per_step(ours),
+                }
+
+
+def speed_at(points: list[dict[str, Any]], identical: float) -> float | None:
+    """Tokens per step where this share of the answers is identical, between the two thresholds around it (linear)."""
+    line = sorted(points, key=lambda p: p["identical"])
+    for low, high in zip(line, line[1:], strict=False):
+        if low["identical"] <= identical <= high["identical"] and high["identical"] > low["identical"]:
+            weight = (identical - low["identical"]) / (high["identical"] - low["identical"])
+            return low["tokens_per_step"] + weight * (high["tokens_per_step"] - low["tokens_per_step"])
+    return max((p["tokens_per_step"] for p in line if p["identical"] >= identical), default=None)
+
+
+def show(results: list[dict[str, Any]], policy: str) -> None:
+    """The rules beside each other."""
+    rules = list(dict.fromkeys(point["rule"] for point in results))
+    if policy == "exact":
+        print("\n| rule | best threshold | tokens per step |\n|---|---|---|")
+        for rule in rules:
+            best = max((p for p in results if p["rule"] == rule), key=lambda p: p["tokens_per_step"])
+            print(f"| {rule} | {best['threshold']:g} | {best['tokens_per_step']:.2f} |")
+        return
+    heads = " | ".join(f"at {share:.0%} identical" for share in IDENTICAL)
+    print(f"\n| rule: tokens per step | {heads} |\n|---|{'---|' * len(IDENTICAL)}")
+    for rule in rules:
+        speeds = [speed_at([p for p in results if p["rule"] == rule], share) for share in IDENTICAL]
+        print(f"| {rule} | {' | '.join('not reached' if s is None else f'{s:.2f}' for s in speeds)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(checkpoint("gated")))
+    parser.add_argument("--task", default="word-problems")
+    parser.add_argument("--policy", choices=("confadapt", "exact"), default="confadapt")
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--fitted-on", type=int, default=60, help="other prompts, for the temperature and the places")
+    parser.add_argument("--batch", type=int, default=25)
+    a = parser.parse_args()
+    model = Model.load(a.model, dtype="float32")
+    if model.mtp is None:
+        parser.error(f"{a.model} is not adapted: it has no blocks to commit")
+    model = Model(model.hf, model.tokenizer, model.mtp, model.name)  # without its draft head
+    task = embedded_task(a.task, a.prompts)
+    prompts = [model.encode(question.prompt) for question in task.questions]
+    others = [model.encode(q.prompt) for q in embedded_task(a.task, a.fitted_on, split="valid").questions]
+    plain = answer_all(model, prompts, NextToken(), a.batch, task.max_new_tokens, "next token")
+    fitted = answer_all(model, others, NextToken(), a.batch, task.max_new_tokens, "next token, other prompts")
+    rules = rules_of(*observed(model, others, fitted))
+    results = list(measure(model, rules, prompts, plain, a, task.max_new_tokens))
+    show(results, a.policy)
+    print(json.dumps({"results": results, "task": a.task, "prompts": a.prompts, "policy": a.policy, **provenance()}))
+
+
+if __name__ == "__main__":
+    main()
