@@ -17,6 +17,7 @@ instead, where nothing is lost. The last line is JSON.
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -182,7 +183,7 @@ def measure(
 def speed_at(points: list[dict[str, Any]], identical: float) -> float | None:
     """Tokens per step where this share of the answers is identical, between the two thresholds around it (linear)."""
     line = sorted(points, key=lambda p: p["identical"])
-    for low, high in zip(line, line[1:], strict=False):
+    for low, high in itertools.pairwise(line):
         if low["identical"] <= identical <= high["identical"] and high["identical"] > low["identical"]:
             weight = (identical - low["identical"]) / (high["identical"] - low["identical"])
             return low["tokens_per_step"] + weight * (high["tokens_per_step"] - low["tokens_per_step"])

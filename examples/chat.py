@@ -5,7 +5,7 @@ from multitoken.quickstart.embedded import checkpoint
 
 model = mt.load(checkpoint("gated"))
 messages = []
-for question in ("Count from 357 to 372.", "Say 'blue moon' 4 times."):
+for question in ("Please count from 12 to 30.", "Repeat 'red apple' 4 times."):
     messages.append({"role": "user", "content": question})
     print(f"> {question}")
     text = ""

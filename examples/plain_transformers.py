@@ -16,7 +16,7 @@ with tempfile.TemporaryDirectory() as folder:
     # The folder holds the code that decodes it, which transformers runs if it is trusted.
     model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Count from 357 to 372."}], add_generation_prompt=True, return_tensors="pt"
+        [{"role": "user", "content": "Please count from 12 to 30."}], add_generation_prompt=True, return_tensors="pt"
     )
     output = model.generate(prompt["input_ids"], attention_mask=prompt["attention_mask"], max_new_tokens=120)
     print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))

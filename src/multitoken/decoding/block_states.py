@@ -49,7 +49,11 @@ class BlockStates:
         starts = is_first.flatten().nonzero()[:, 0]
         lengths = torch.diff(starts, append=starts.new_tensor([rows * self._real]))
         # Behind its own tokens a sample is padded with its last: no output of a causal layer sees that.
-        at = torch.arange(int(lengths.max()), device=device)[None]
+        longest = int(lengths.max())
+        longest += (
+            longest % self._piece == 1
+        )  # the kernels of a single token write in place, which no gradient survives
+        at = torch.arange(longest, device=device)[None]
         self._tokens = starts[:, None] + torch.minimum(at, lengths[:, None] - 1)  # [Q, longest]
         self._source = torch.where(at < lengths[:, None], self._tokens, -1)
         fed = batch.place >= (0 if anchors_repeated else 1)
@@ -74,7 +78,7 @@ class BlockStates:
         self._in_order = order.argsort()
         of_block = torch.bincount(batch.block_of[fed], minlength=len(batch.ks)).repeat(rows)
         self._fed = int(fed.sum())
-        longest = int((again + of_block).max())
+        longest = max(2, int((again + of_block).max()))
         at = torch.arange(longest, device=device)[None]
         in_front = at < again[:, None]
         replayed = self._tokens[sample, 0][:, None] + (before - again)[:, None] + at

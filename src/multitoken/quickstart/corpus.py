@@ -13,10 +13,11 @@ from .letters import make_letter
 from .problems import make_problem, make_sums
 from .toys import make_counting, make_repeating
 
-GENERATOR_VERSION = 1
-LANGUAGE = {"word-problems": 0.78, "letters": 0.10, "counting": 0.07, "repeating": 0.05}
-MIXTURE = {"word-problems": 0.60, "letters": 0.08, "counting": 0.04, "repeating": 0.03, "sums": 0.25}
-TASKS = (*LANGUAGE, "held-out-problems")
+GENERATOR_VERSION = 2
+LANGUAGE = {"word-problems": 0.60, "letters": 0.10, "counting": 0.18, "repeating": 0.12}
+MIXTURE = {"word-problems": 0.25, "letters": 0.05, "counting": 0.32, "repeating": 0.28, "sums": 0.10}
+HELD_OUT = ("held-out-problems", "held-out-counting", "held-out-repeating")
+TASKS = (*LANGUAGE, *HELD_OUT)
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,18 @@ def make_example(task: str, split: str, index: int) -> Example:
         return Example(task, *make_letter(rng), "")
     if task == "sums":
         return Example(task, *make_sums(rng), "")
-    if task == "counting":
-        prompt, response = make_counting(rng, longest=400 if split == "train" and index % 20 == 0 else 60)
+    if task == "short-counting":
+        prompt, response = make_counting(rng, 9)
         return Example(task, prompt, response, response)
-    if task == "repeating":
-        prompt, response = make_repeating(rng)
+    if task == "short-repeating":
+        prompt, response = make_repeating(rng, 5)
+        return Example(task, prompt, response, response)
+    if task in ("counting", "held-out-counting"):
+        longest = 400 if split == "train" and index % 50 == 0 else 60
+        prompt, response = make_counting(rng, longest, held_out=task != "counting")
+        return Example(task, prompt, response, response)
+    if task in ("repeating", "held-out-repeating"):
+        prompt, response = make_repeating(rng, held_out=task != "repeating")
         return Example(task, prompt, response, response)
     raise KeyError(task)
 
@@ -54,7 +62,7 @@ def examples(task: str, split: str, number: int, start: int = 0) -> list[Example
 
 
 def mixed(split: str, start: int = 0, mixture: dict[str, float] = MIXTURE) -> Iterator[Example]:
-    """An endless training mixture. Word problems of the held-out kinds never occur in it."""
+    """An endless training mixture. What is held out (kinds of problem, wordings of the toys) never occurs in it."""
     for i in count(start):
         rng = random.Random(f"multitoken-{GENERATOR_VERSION}:{split}:mixture:{i}")
         task = rng.choices(list(mixture), weights=list(mixture.values()))[0]

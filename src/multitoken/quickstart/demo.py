@@ -20,13 +20,19 @@ from multitoken.models.model import Model
 from multitoken.training.adapt import adapt
 
 from .adapt_base import RECIPES
-from .corpus import examples, make_example
+from .corpus import examples
 from .embedded import checkpoint, embedded_task
 from .race import race
 
 ADAPT_MINUTES = 4.0
 PROMPTS = 700
 QUESTIONS_OF_A_FAST_ONE = 8
+# As people write them; none is in the training text.
+RACE_PROMPTS = (
+    "Please count from 12 to 60.",
+    "Repeat 'red apple' 8 times.",
+    "Ada has 48 shells. She finds 37 shells in the attic. She gives 4 shells to each of 6 friends. How many shells does Ada have now?",
+)
 POLICIES: tuple[Policy, ...] = (Exact(0.5), *(ConfAdapt(threshold) for threshold in (0.99, 0.95, 0.9, 0.8)))
 
 
@@ -56,8 +62,7 @@ def run_demo(options: DemoOptions, console: Console) -> list[Row]:
         "gated, Exact 0.5": (gated, Exact(0.5)),
         "gated, ConfAdapt 0.9": (gated, ConfAdapt(0.9)),
     }
-    prompts = [make_example(task, "test", 0).prompt for task in ("counting", "repeating", "word-problems")]
-    entries = race(runners, prompts, console, max_new_tokens=200)
+    entries = race(runners, RACE_PROMPTS, console, max_new_tokens=200)
 
     if options.fast:
         how = "with the embedded gated adapter"
@@ -124,4 +129,11 @@ def _adapt(options: DemoOptions, console: Console) -> Model:
 def demo_recipe() -> dict[str, object]:
     """As the embedded adapter was made, in minutes: shorter blocks, for minutes do not teach the places beyond (docs/ablations.md),
     and a little faster, for the learning rate falls to zero sooner. The demo decodes greedily, so all responses are greedy."""
-    return {**RECIPES["gated"], "k_max": 8, "learning_rate": 6e-3, "responses": "greedy", "temperature": 1.0}
+    return {
+        **RECIPES["gated"],
+        "k_max": 8,
+        "learning_rate": 6e-3,
+        "responses": "greedy",
+        "temperature": 1.0,
+        "join_share": 0.0,
+    }

@@ -14,6 +14,8 @@ _GRADERS = {
     "held-out-problems": "last-number",
     "counting": "exact",
     "repeating": "exact",
+    "held-out-counting": "exact",
+    "held-out-repeating": "exact",
     "letters": "none",
 }
 _MAX_NEW_TOKENS = 320

@@ -1,6 +1,6 @@
 """Train the embedded base model from nothing: `python -m multitoken.quickstart.train_base --output DIR`.
 
-Two cores, about an hour and a half. The text is `corpus.mixed("train")`; the weights are rounded to bf16 at the end,
+Two cores, about an hour and a half; `continue_base` then teaches it the toys in people's own words. The text is `corpus.mixed("train")`; the weights are rounded to bf16 at the end,
 *before* anything is adapted from them, so that base and adapted model start from the same numbers. Muon (matrices) and
 AdamW (the rest) because a CPU's hour is short; a step takes micro-batches of unlike lengths.
 
@@ -123,9 +123,12 @@ def silence_branches(model: nn.Module) -> None:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerFast, batch: list[Example], result_weight: float = 1.0
+    tokenizer: PreTrainedTokenizerFast, batch: list[Example], result_weight: float = 1.0, end_weight: float = 1.0
 ) -> list[tuple[list[int], list[float]]]:
-    """(token ids, loss weights) per example; the weight at i is that of predicting token i."""
+    """(token ids, loss weights) per example; the weight at i is that of predicting token i.
+
+    end_weight: of the end. Where to stop counting is one token among a hundred.
+    """
     backend = tokenizer.backend_tokenizer
     backend.no_padding()  # left on by anyone else, every row would grow to the longest of its pool
     user, assistant, end = (int(tokenizer.vocab[token]) for token in (USER, ASSISTANT, END))
@@ -134,8 +137,8 @@ def encode(
     rows = []
     for p, r in zip(prompts, responses, strict=True):
         head, tail = [user, *p.ids, end, assistant], [*r.ids, end]
-        texts = [*r.tokens, END]
-        rows.append((head + tail, [PROMPT_WEIGHT] * len(head) + _weights(texts, result_weight)))
+        weights = [*_weights(r.tokens, result_weight), end_weight]
+        rows.append((head + tail, [PROMPT_WEIGHT] * len(head) + weights))
     return rows
 
 

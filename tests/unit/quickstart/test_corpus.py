@@ -6,12 +6,15 @@ import re
 
 import pytest
 
+from multitoken.quickstart import wordings
 from multitoken.quickstart.corpus import GENERATOR_VERSION, MIXTURE, TASKS, examples, make_example, mixed
 from multitoken.quickstart.kinds import HELD_OUT_KINDS, TRAINED_KINDS
 from multitoken.quickstart.problems import LARGEST, make_problem
+from multitoken.quickstart.toys import spelled
 from multitoken.quickstart.words import zipf
 
-FROZEN = "0bfab6fd34a1927a95f46878a9fa8c2c9748c68fce959640d039964f0116a3ff"
+FROZEN = "a17529157bee6bc7e1672228f7a41235a2587e13eec54a9b2e9245ec788c8aa7"
+SPELLED = {spelled(number): number for number in range(1000)}
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 
 
@@ -61,22 +64,78 @@ def test_splits_and_indices_give_different_and_repeatable_text() -> None:
     assert set(MIXTURE) - set(TASKS) == {"sums"}
 
 
-def test_counting_and_repeating_say_what_the_prompt_asks() -> None:
+@pytest.mark.parametrize("task", ["counting", "held-out-counting"])
+def test_counting_answers_what_the_prompt_asks(task: str) -> None:
     """Their grader compares the whole text."""
-    for example in examples("counting", "test", 200):
-        numbers = [int(n) for n in example.answer.split(", ")]
-        first, last = map(int, re.findall(r"\d+", example.prompt)[:2])
-        assert (numbers[0], numbers[-1]) == (first, last)
-        assert len({b - a for a, b in itertools.pairwise(numbers)}) == 1
-    for example in examples("repeating", "test", 200):
-        phrase, times = re.fullmatch(r"Say '(.+)' (\d+) times\.", example.prompt).groups()
-        assert example.answer == ", ".join([phrase] * int(times))
+    digits = 0
+    for example in examples(task, "test", 600):
+        numbers = [number_of(n) for n in re.split(r", |\n|(?<=\d) ", example.answer)]
+        differences = {b - a for a, b in itertools.pairwise(numbers)}
+        assert len(differences) == 1
+        named = [int(n) for n in re.findall(r"\d+", example.prompt)]
+        if len(named) >= 2 and not re.search(r"\b(one|two|three|four|five|ten|twenty|fifty|hundred)", example.prompt):
+            digits += 1
+            step, ends = abs(differences.pop()), {numbers[0], numbers[-1]}
+            assert set(named) | {1, step} == ends | {1, step} and ends - {1, step} <= set(named)
+    assert digits > 300
 
 
-def test_version_1_is_frozen() -> None:
+def number_of(text: str) -> int:
+    """The number that digits or words say."""
+    return int(text) if text.isdigit() else SPELLED[text]
+
+
+@pytest.mark.parametrize("task", ["repeating", "held-out-repeating"])
+def test_repeating_answers_what_the_prompt_asks(task: str) -> None:
+    """A phrase of the prompt, in numbered lines, as often as the prompt says."""
+    for example in examples(task, "test", 400):
+        lines = example.answer.split("\n")
+        phrases = {line.removeprefix(f"{i}. ") for i, line in enumerate(lines, 1)}
+        assert len(phrases) == 1 and phrases.pop() in example.prompt
+        times = {1: "once", 2: "twice"}.get(len(lines), f"{spelled(len(lines))} times")
+        assert f"{len(lines)} times" in example.prompt.lower() or times in example.prompt.lower()
+
+
+def test_held_out_wordings_never_occur_in_training() -> None:
+    """They tell whether a model understands the request or has learned its sentence by heart."""
+    held_out = [*wordings.HELD_OUT_UP, *wordings.HELD_OUT_DOWN, *wordings.HELD_OUT_TO, *wordings.HELD_OUT_REPEAT]
+    trained = {*wordings.UP, *wordings.DOWN, *wordings.TO, *wordings.REPEAT}
+    assert not trained & set(held_out) and not set(wordings.FRAMES) & set(wordings.HELD_OUT_FRAMES)
+    starts = {re.split(r"[{,:]", wording)[0] for wording in held_out} - {
+        re.split(r"[{,:]", wording)[0] for wording in trained
+    }
+    assert len(starts) > 12
+    for example, _ in zip(mixed("train"), range(8000), strict=False):
+        if example.task in ("counting", "repeating"):
+            assert not any(start in example.prompt.lower() for start in starts), example.prompt
+
+
+def test_there_are_hundreds_of_wordings() -> None:
+    """Numbers and phrases left aside, two prompts in three are asked in words of their own."""
+    found = {re.sub(r"\d+", "0", e.prompt) for e in examples("counting", "test", 1000)}
+    assert len(found) > 600
+
+
+def test_numbers_are_spelled() -> None:
+    """Against a list made by hand."""
+    for number, text in {
+        0: "zero",
+        7: "seven",
+        20: "twenty",
+        42: "forty-two",
+        100: "one hundred",
+        999: "nine hundred ninety-nine",
+    }.items():
+        assert spelled(number) == text
+    assert len(SPELLED) == 1000
+    with pytest.raises(ValueError, match="1000"):
+        spelled(1000)
+
+
+def test_version_2_is_frozen() -> None:
     """A change of any word list, weight or range must come with a new GENERATOR_VERSION."""
     text = "".join(repr(e) for task in TASKS for e in examples(task, "frozen", 50))
-    assert GENERATOR_VERSION == 1
+    assert GENERATOR_VERSION == 2
     assert hashlib.sha256(text.encode()).hexdigest() == FROZEN
 
 
