@@ -143,7 +143,7 @@ def test_sampling_is_the_engines(server: Running, gated: Model) -> None:
         answer = chat(server, PROBLEMS[0], {"mtp": mtp}, n=3, **options)
         assert [choice.token_ids for choice in answer.choices] == right
     assert len(set(map(tuple, right))) > 1
-    free = [chat(server, PROBLEMS[0], temperature=3.0).choices[0].token_ids for _ in range(2)]
+    free = [chat(server, PROBLEMS[0], temperature=2.0).choices[0].token_ids for _ in range(2)]
     assert free[0] != free[1], "no seed: a new text each time"
     assert (
         chat(server, PROBLEMS[0], temperature=0, seed=3, top_p=0.5).choices[0].token_ids == expected(gated, PROBLEMS)[0]
