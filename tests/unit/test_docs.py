@@ -56,19 +56,15 @@ NUMBER = r"(\d+\.?\d*)"
 INTERVAL = rf"\({NUMBER} to {NUMBER}\)"
 SAME = {  # a figure that stands in two places: where, as what, and the same of its source
     "one request against generate": (
-        ("README.md", rf"batch 1: {NUMBER} times {INTERVAL} transformers' `generate` under Exact 0\.7"),
-        ("docs/performance.md", rf"\| gated, Exact 0\.7 \|[^\n]*\| {NUMBER} {INTERVAL} \|"),
-    ),
-    "32 side by side": (
-        ("README.md", rf"{NUMBER} times {INTERVAL} plain decoding with 32\s+requests"),
-        ("docs/performance.md", rf"\| 32 \| gated, Exact 0\.7, adaptive \| \d+ \| {NUMBER} {INTERVAL} \|"),
+        ("README.md", rf"batch 1: {NUMBER} times {INTERVAL} transformers' `generate` under Exact 0\.6"),
+        ("docs/embedded-models.md", rf"\| Exact 0\.6 \| \d+ \| {NUMBER} {INTERVAL} \|"),
     ),
     "vLLM, one": (
-        ("README.md", rf"In vLLM on two cores: {NUMBER} times plain"),
+        ("README.md", rf"with eight requests on two cores, {NUMBER} times with one"),
         ("docs/vllm.md", rf"draft head.*?\| 1 \| \d+ \| \d+ \| {NUMBER} \("),
     ),
     "vLLM, eight": (
-        ("README.md", rf"with one request at a time, {NUMBER} times with eight"),
+        ("README.md", rf"{NUMBER} times plain vLLM\s+with eight"),
         ("docs/vllm.md", rf"draft head.*?\| 8 \| \d+ \| \d+ \| {NUMBER} \("),
     ),
     "ConfAdapt's price": (
