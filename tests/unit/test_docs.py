@@ -73,7 +73,7 @@ SAME = {  # a figure that stands in two places: where, as what, and the same of 
     ),
     "sampling": (
         ("README.md", rf"temperature 0\.8 it writes {NUMBER} tokens a step"),
-        ("docs/drafts.md", rf"word-problems \| 0\.8 \| [^|]*\| {NUMBER} \("),
+        ("docs/embedded-models.md", rf"word-problems \| 93[^|]*\| [^|]*\| {NUMBER} \("),
     ),
     "greedy, with the head": (
         ("docs/drafts.md", rf"Greedy word problems: {NUMBER} tokens per step"),
