@@ -50,9 +50,8 @@ class BlockStates:
         lengths = torch.diff(starts, append=starts.new_tensor([rows * self._real]))
         # Behind its own tokens a sample is padded with its last: no output of a causal layer sees that.
         longest = int(lengths.max())
-        longest += (
-            longest % self._piece == 1
-        )  # the kernels of a single token write in place, which no gradient survives
+        if longest % self._piece == 1:
+            longest += 1  # the kernels of a single token write in place, which no gradient survives
         at = torch.arange(longest, device=device)[None]
         self._tokens = starts[:, None] + torch.minimum(at, lengths[:, None] - 1)  # [Q, longest]
         self._source = torch.where(at < lengths[:, None], self._tokens, -1)

@@ -19,20 +19,15 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from multitoken.checkpoints.atomic import write_text
 from multitoken.errors import OutputError
-from multitoken.models.model import Model
 
-from .corpus import GENERATOR_VERSION, examples, make_example
-from .train_base import RESULT_WEIGHT, encode, loss_of
-
-Row = tuple[list[int], list[float]]  # token ids, loss weights
+from .corpus import make_example
+from .train_base import RESULT_WEIGHT, Row, encode, grouped, loss_of, save_rounded, save_state, share_right
 
 POOL = 1024  # examples sorted by length at a time
 CONVERSATIONS = 0.1  # share of the examples that are turns of one conversation
 LONGEST_CONVERSATION = 1900  # tokens
 WARMUP = 100  # steps
-MAX_NEW_TOKENS = 330
 JUDGED = ("counting", "repeating", "held-out-counting", "held-out-repeating", "word-problems")
 
 
@@ -45,24 +40,11 @@ class Stage:
     end_weight: float
 
 
-def _mix(
-    short_counting: float,
-    short_repeating: float,
-    counting: float,
-    repeating: float,
-    word_problems: float,
-    letters: float,
-    sums: float,
-) -> dict[str, float]:
-    return {
-        "short-counting": short_counting,
-        "short-repeating": short_repeating,
-        "counting": counting,
-        "repeating": repeating,
-        "word-problems": word_problems,
-        "letters": letters,
-        "sums": sums,
-    }
+_TASKS = ("short-counting", "short-repeating", "counting", "repeating", "word-problems", "letters", "sums")
+
+
+def _mix(*weights: float) -> dict[str, float]:
+    return dict(zip(_TASKS, weights, strict=True))
 
 
 # One after the other: "toys" makes a model that solves word problems count, "copying" makes it repeat words that it never saw, and
@@ -126,33 +108,7 @@ def batches(
         rows.append(make_example(task, "train", i))
     encoded = encode(tokenizer, rows, RESULT_WEIGHT, stage.end_weight)
     encoded = join_turns(encoded, CONVERSATIONS, random.Random(start))
-    groups: list[list[Row]] = [[]]
-    for row in sorted(encoded, key=lambda row: len(row[0])):
-        if groups[-1] and len(row[0]) * (len(groups[-1]) + 1) > tokens:
-            groups.append([])
-        groups[-1].append(row)
-    random.Random(start).shuffle(groups)
-    for group in groups:
-        longest = max(len(ids) for ids, _ in group)
-        ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in group])
-        weights = torch.tensor([w + [0.0] * (longest - len(w)) for _, w in group])
-        yield ids, weights
-
-
-def share_right(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task: str, number: int) -> float:
-    """The share of a task's first `number` validation examples that greedy decoding answers right."""
-    ours = Model(model, tokenizer)
-    questions = sorted(examples(task, "valid", number), key=lambda e: len(e.response))
-    right = 0
-    for start in range(0, number, 32):
-        batch = questions[start : start + 32]
-        answers: list[list[int]] = [[] for _ in batch]
-        for chunk in ours.decoder.decode([ours.encode(e.prompt) for e in batch], max_new_tokens=MAX_NEW_TOKENS):
-            answers[chunk.row] += chunk.token_ids
-        for e, ids in zip(batch, answers, strict=True):
-            text = str(tokenizer.decode(ids, skip_special_tokens=True))
-            right += text.rsplit("Answer: ", 1)[-1].strip() == e.answer
-    return right / number
+    yield from grouped(encoded, tokens, random.Random(start))
 
 
 class Run:
@@ -170,11 +126,9 @@ class Run:
             self.step, self.used, self.tokens, self.seconds = state["progress"]
 
     def save(self) -> None:
-        temporary = self.file.with_suffix(".tmp")
         progress = (self.step, self.used, self.tokens, self.seconds)
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "progress": progress}
-        torch.save(state, temporary)
-        temporary.replace(self.file)
+        save_state(self.file, state)
 
     def learn(self, ids: torch.Tensor, weights: torch.Tensor, lr: float) -> float:
         """One step; its loss."""
@@ -244,22 +198,15 @@ def continue_base(
         for parameter in run.model.parameters():  # what is saved is what is judged
             parameter.data = parameter.data.to(torch.bfloat16).float()
         judge()
-    for parameter in run.model.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
-    run.model.config.dtype = torch.bfloat16
     facts = {
-        "generator_version": GENERATOR_VERSION,
         "curriculum": curriculum,
         "steps": run.step,
         "tokens": run.tokens,
         "lr": lr,
         "tokens_per_batch": tokens_per_batch,
         "minutes": minutes,
-        "torch": torch.__version__,
     }
-    write_text(output / "training.json", json.dumps(facts, indent=2) + "\n")
-    tokenizer.save_pretrained(output)
-    run.model.save_pretrained(output)
+    save_rounded(run.model, tokenizer, output, facts)
 
 
 def main() -> None:

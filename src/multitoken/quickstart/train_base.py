@@ -24,6 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from multitoken.checkpoints.atomic import write_text
 from multitoken.models.model import Model
 
 from .corpus import GENERATOR_VERSION, LANGUAGE, MIXTURE, Example, examples, mixed
@@ -47,10 +48,13 @@ SIZES: dict[str, dict[str, Any]] = {
         "head_dim": 24,
     },
 }
+Row = tuple[list[int], list[float]]  # token ids, loss weights
+
 POOL = 2048  # examples sorted by length at a time
 MICRO_BATCHES = 4  # of unlike lengths in every step: a step of letters alone would jolt the model
 SUMS_FROM = 750  # steps: language first, then practice in arithmetic beside it, and results weigh more
 RESULT_WEIGHT = 3.0  # of the digits behind a "="
+JUDGED_AT_ONCE, LONGEST_ANSWER = 32, 330
 PROMPT_WEIGHT = 0.1  # prompts are mostly chance: learn their language, do not spend the model on their dice
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
@@ -124,7 +128,7 @@ def silence_branches(model: nn.Module) -> None:
 
 def encode(
     tokenizer: PreTrainedTokenizerFast, batch: list[Example], result_weight: float = 1.0, end_weight: float = 1.0
-) -> list[tuple[list[int], list[float]]]:
+) -> list[Row]:
     """(token ids, loss weights) per example; the weight at i is that of predicting token i.
 
     end_weight: of the end. Where to stop counting is one token among a hundred.
@@ -164,19 +168,25 @@ def batches(
     used = start
     while True:
         fresh = [next(stream) for _ in range(POOL)]
-        pool = sorted(encode(tokenizer, fresh, RESULT_WEIGHT if practice else 1.0), key=lambda row: len(row[0]))
+        rows = encode(tokenizer, fresh, RESULT_WEIGHT if practice else 1.0)
         used += POOL
-        groups: list[list[tuple[list[int], list[float]]]] = [[]]
-        for row in pool:
-            if groups[-1] and len(row[0]) * (len(groups[-1]) + 1) > tokens:
-                groups.append([])
-            groups[-1].append(row)
-        order.shuffle(groups)
-        for group in groups:
-            longest = max(len(ids) for ids, _ in group)
-            ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in group])
-            weights = torch.tensor([w + [0.0] * (longest - len(w)) for _, w in group])
+        for ids, weights in grouped(rows, tokens, order):
             yield ids, weights, used
+
+
+def grouped(rows: list[Row], tokens: int, order: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(ids, weights) [B, T] of rows of like length, right-padded, at most `tokens` a batch or one row, in an order drawn by chance."""
+    groups: list[list[Row]] = [[]]
+    for row in sorted(rows, key=lambda row: len(row[0])):
+        if groups[-1] and len(row[0]) * (len(groups[-1]) + 1) > tokens:
+            groups.append([])
+        groups[-1].append(row)
+    order.shuffle(groups)
+    for group in groups:
+        longest = max(len(ids) for ids, _ in group)
+        ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in group])
+        weights = torch.tensor([w + [0.0] * (longest - len(w)) for _, w in group])
+        yield ids, weights
 
 
 def loss_of(model: nn.Module, ids: torch.Tensor, weights: torch.Tensor, autocast: bool = True) -> torch.Tensor:
@@ -188,20 +198,40 @@ def loss_of(model: nn.Module, ids: torch.Tensor, weights: torch.Tensor, autocast
     return (token_losses * w).sum()
 
 
-def solved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, number: int, split: str = "valid") -> float:
-    """The share of `number` word problems that greedy decoding answers right."""
+def share_right(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: str, number: int) -> float:
+    """The share of a task's first `number` validation examples that greedy decoding answers right."""
     ours = Model(model, tokenizer)
-    problems = sorted(examples("word-problems", split, number), key=lambda e: len(e.prompt))
+    questions = sorted(examples(task, "valid", number), key=lambda e: len(e.response))
     right = 0
-    for start in range(0, number, 64):
-        batch = problems[start : start + 64]
+    for start in range(0, number, JUDGED_AT_ONCE):
+        batch = questions[start : start + JUDGED_AT_ONCE]
         answers: list[list[int]] = [[] for _ in batch]
-        for chunk in ours.decoder.decode([ours.encode(e.prompt) for e in batch], max_new_tokens=320):
+        for chunk in ours.decoder.decode([ours.encode(e.prompt) for e in batch], max_new_tokens=LONGEST_ANSWER):
             answers[chunk.row] += chunk.token_ids
         for e, ids in zip(batch, answers, strict=True):
             text = str(tokenizer.decode(ids, skip_special_tokens=True))
             right += text.rsplit("Answer: ", 1)[-1].strip() == e.answer
     return right / number
+
+
+def save_state(file: Path, state: dict[str, Any]) -> None:
+    """What a run is resumed from; an interruption leaves the one before."""
+    temporary = file.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(file)
+
+
+def save_rounded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, output: Path, facts: dict[str, Any]
+) -> None:
+    """The model in bf16, and `training.json` with what is known of its making."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    facts = {"generator_version": GENERATOR_VERSION, **facts, "torch": torch.__version__}
+    write_text(output / "training.json", json.dumps(facts, indent=2) + "\n")
+    tokenizer.save_pretrained(output)
+    model.save_pretrained(output)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int = 100, floor: float = 0.01) -> float:
@@ -303,42 +333,25 @@ def train(
                 model.eval()
                 record = {
                     "step": step,
-                    "solved_of_128": solved(model, tokenizer, 128),
+                    "solved_of_128": share_right(model, tokenizer, "word-problems", 128),
                     "seconds": round(time.time() - started, 1),
                 }
                 model.train()
                 print(json.dumps(record), file=log, flush=True)
-                temporary = state_file.with_suffix(".tmp")
-                torch.save(
-                    {
-                        "model": model.state_dict(),
-                        "optimizers": [o.state_dict() for o in optimizers],
-                        "step": step + 1,
-                        "used": used,
-                        "tokens": tokens,
-                        "seconds": time.time() - started,
-                    },
-                    temporary,
-                )
-                temporary.replace(state_file)
+                state = {
+                    "model": model.state_dict(),
+                    "optimizers": [o.state_dict() for o in optimizers],
+                    "step": step + 1,
+                    "used": used,
+                    "tokens": tokens,
+                    "seconds": time.time() - started,
+                }
+                save_state(state_file, state)
             done = step + 1
             if is_last:
                 break
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
-    model.config.dtype = torch.bfloat16
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    facts = {
-        "generator_version": GENERATOR_VERSION,
-        "steps": done,
-        "tokens": tokens,
-        "seed": seed,
-        "lr": lr,
-        "tokens_per_batch": tokens_per_batch,
-        "torch": torch.__version__,
-    }
-    (output / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    facts = {"steps": done, "tokens": tokens, "seed": seed, "lr": lr, "tokens_per_batch": tokens_per_batch}
+    save_rounded(model, tokenizer, output, facts)
 
 
 def main() -> None:
