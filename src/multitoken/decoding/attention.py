@@ -8,6 +8,7 @@ a formula, which holds at any length; only a rule that is neither stays a table.
 Shapes: B rows, S queries, T keys, L length of the row asked for.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 
 from .failures import DecodingError
+from .grouped import use_grouped_attention
 from .mixers import Mixers
 from .position_bias import carry, reads_true_positions, wants_forbidden
 from .positions import position_limit
@@ -58,11 +60,16 @@ def _recognise(table: Tensor) -> _Kind:
     return _Kind(known=length, table=table)
 
 
+def _kinds(kinds: _Kind | dict[str, _Kind | None]) -> Iterable[_Kind | None]:
+    return kinds.values() if isinstance(kinds, dict) else [kinds]
+
+
 class AttentionRule:
     """The rules of a model's layers, one per kind of layer."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+        use_grouped_attention(model)
         self._eager = model.config._attn_implementation == "eager"  # adds its mask; a boolean one is silently wrong
         self._kinds: _Kind | dict[str, _Kind | None] | None = None
         self._mixers = Mixers.of(model)
@@ -75,11 +82,20 @@ class AttentionRule:
     def grow(self, length: int) -> None:
         """Know the rules for `length` positions. Raises `DecodingError` where the model's layers are not attention."""
         limit = position_limit(self._model) or length
-        if self._kinds is not None:
-            kinds = self._kinds.values() if isinstance(self._kinds, dict) else [self._kinds]
-            if all(not kind or kind.known is None or kind.known >= min(length, limit) for kind in kinds):
-                return
+        if self._kinds is not None and all(
+            not kind or kind.known is None or kind.known >= min(length, limit) for kind in _kinds(self._kinds)
+        ):
+            return
         length = min(-(-length // 128) * 128, max(limit, length))
+        # Every window and chunk shows in a row that is a little longer, and no table of the whole length need be drawn.
+        short = max(self._limits(), default=length) + 128
+        for asked in (short, length) if short < length else (length,):
+            self._kinds = self._ask(asked)
+            if all(not kind or kind.known is None for kind in _kinds(self._kinds)):
+                break
+
+    def _ask(self, length: int) -> "_Kind | dict[str, _Kind | None]":
+        """The rules as a plain row of so many tokens shows them."""
         ids = torch.zeros(1, length, dtype=torch.long, device=self._model.device)
         build = getattr(self._model, "create_masks_for_generate", create_masks_for_generate)
         inputs = {
@@ -92,17 +108,22 @@ class AttentionRule:
         masks = build(**inputs)
         if self._mixers is not None and isinstance(masks, Tensor) and masks.ndim == 2:
             masks = create_causal_mask(**inputs)  # a model whose kinds of layers transformers has no masks for
-        self._kinds = (
+        return (
             {n: None if n in _RECURRENT and self._mixers else self._kind(m, length, n) for n, m in masks.items()}
             if isinstance(masks, dict)
             else self._kind(masks, length)
         )
 
+    def _limits(self) -> list[int]:
+        """The windows and chunks that the config names."""
+        config = self._model.config.get_text_config()
+        found = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return [limit for limit in found if limit]
+
     def _kind(self, mask: Tensor | None, length: int, name: str = "") -> _Kind:
         if mask is None:  # sdpa need not be told: plainly causal, or a window or chunk that is longer than this row
-            config = self._model.config.get_text_config()
-            limits = [getattr(config, limit, None) for limit in ("sliding_window", "attention_chunk_size")]
-            return _Kind(known=length if any(limits) and name != "full_attention" else None)
+            hides = any(limit >= length for limit in self._limits())
+            return _Kind(known=length if hides and name != "full_attention" else None)
         if mask.ndim != 4:
             raise DecodingError(
                 f"{type(self._model).__name__} has layers that are not attention over positions (recurrent or "

@@ -108,6 +108,20 @@ def test_a_query_far_behind_sees_what_its_row_of_the_mask_says(name: str) -> Non
         assert torch.equal(mask[:, 0], wanted[kind][torch.tensor([[3, 299], [650, 699]])]), kind
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if "window" in name or "chunk" in name])
+def test_no_table_as_long_as_the_text_is_drawn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 131,072 positions it would have 17 billion entries."""
+    model, asked = MODELS[name]("sdpa"), []
+
+    def note(**inputs):
+        asked.append(inputs["inputs_embeds"].shape[1])
+        return create_masks_for_generate(**inputs)
+
+    monkeypatch.setattr("multitoken.decoding.attention.create_masks_for_generate", note)
+    AttentionRule(model).grow(20_000)
+    assert (asked and max(asked) <= 200 + 128) or name == "no window"
+
+
 def drawn(length: int, sees) -> torch.Tensor:
     at = torch.arange(length)
     return sees(at[:, None], at[None])
