@@ -14,7 +14,7 @@ class AdaptOptions(TypedDict, total=False):
     head_rank: int
     masks: Literal["vector", "noise"]
     start_from: PathOrName | None
-    quantize: Literal["none", "int8"]
+    quantize: Literal["none", "int8", "nf4"]
     minutes: float | None
     steps: int | None
     batch_size: int

@@ -55,8 +55,9 @@ class AdaptConfig(BaseModel):
     start_from: PathOrName | None = None
     """Begin method gated with the adapter in this folder and its draft head, of the same rank and base (or an earlier version of the base),
     in place of untrained ones."""
-    quantize: Literal["none", "int8"] = "none"
-    """Hold the frozen model of method gated in 8-bit weights (torchao, weight-only) while the adapter trains."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """Hold the frozen model of method gated in 8-bit weights (int8, torchao) or in 4-bit ones (nf4, bitsandbytes) while the adapter
+    trains."""
 
     minutes: float | None = Field(default=None, gt=0)
     """How long to train, in minutes of wall clock (10 if neither minutes nor steps are given)."""

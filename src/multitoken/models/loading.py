@@ -82,8 +82,8 @@ def load_causal_lm(
     uno: bool = False,
 ) -> Loaded:
     """The model and tokenizer of a folder or of a hub name; for a gated adapter, those of its base with the adapter in
-    action. `base` is where that lies, if not where the adapter says. quantize="int8" holds the linear layers' weights in
-    8 bits (torchao, weight-only), those of an adapter's base as well. uno: the folder is an UNO draft adapter, trained on random tokens
+    action. `base` is where that lies, if not where the adapter says. quantize="int8" or "nf4" holds the linear layers'
+    weights in 8 or 4 bits (`quantize`), those of an adapter's base as well. uno: the folder is an UNO draft adapter, trained on random tokens
     where masks stand.
 
     device, dtype: see `placement`. device_map, max_memory, offload_folder: transformers' own, for a model that is spread over

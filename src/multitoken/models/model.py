@@ -99,8 +99,8 @@ class Model:
         `device="auto"`: an accelerator if there is one. `dtype="auto"`: the checkpoint's own on an accelerator, float32 on a CPU.
         `device_map` ("auto" or a dict), and `max_memory` and `offload_folder` with it: a model over several devices and the
         disk, as in transformers. `base`: where the model of a gated adapter lies, if not where the adapter says.
-        `quantize="int8"`: linear layers with 8-bit weights (torchao, weight-only); next-token decoding of *that* model is then
-        what Exact keeps to. `uno=True`: an UNO draft adapter (PEFT's format, as SGLang serves it), over the model that `base` names.
+        `quantize="int8"` or `"nf4"`: linear layers with weights of 8 bits (torchao) or 4 (bitsandbytes); next-token decoding of
+        *that* model is then what Exact keeps to. `uno=True`: an UNO draft adapter (PEFT's format, as SGLang serves it), over the model that `base` names.
         """
         loaded = load_causal_lm(
             path,

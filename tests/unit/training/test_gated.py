@@ -136,15 +136,16 @@ def test_a_pattern_that_matches_no_layer_is_refused_with_those_there_are(project
         run(project, "adapter", layers="query")
 
 
-def test_an_8_bit_base_keeps_its_own_next_tokens(project) -> None:
+@pytest.mark.parametrize(("kind", "weight"), [("int8", "Int8Tensor"), ("nf4", "Params4bit")])
+def test_a_quantised_base_keeps_its_own_next_tokens(project, kind: str, weight: str) -> None:
     """The adapter is trained on the rounded weights and promises the rounded model's text."""
-    run(project, "adapter", steps=10, quantize="int8")
-    plain = mt.load(project / "base", quantize="int8")
-    model = mt.load(project / "adapter", quantize="int8")
-    assert "Int8" in type(plain.hf.model.layers[0].mlp.up_proj.weight).__name__
+    run(project, "adapter", steps=10, quantize=kind)
+    plain = mt.load(project / "base", quantize=kind)
+    model = mt.load(project / "adapter", quantize=kind)
+    assert type(plain.hf.model.layers[0].mlp.up_proj.weight).__name__ == weight
     for prompt in ("w7 w8", "w20 w21 w22"):
         exact = model.generate(prompt, policy=mt.Exact(0.0), max_new_tokens=20, adaptive=False)
         assert exact.token_ids == plain.generate(prompt, policy=mt.NextToken(), max_new_tokens=20).token_ids
     assert mt.load(project / "adapter").mtp is not None, "the full-precision base is the same model to the adapter"
-    with pytest.raises(UsageError, match="quantize is 'int4'; expected one of none, int8"):
+    with pytest.raises(UsageError, match="quantize is 'int4'; expected one of none, int8, nf4"):
         mt.load(project / "base", quantize="int4")
