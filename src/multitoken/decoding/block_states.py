@@ -139,7 +139,7 @@ class BlockStates:
     def _run_blocks(self, mixer: Mixer, real: Tensor, blocks: Tensor, width: int) -> Tensor:
         tokens = torch.cat([real.flatten(0, 1).to(blocks.dtype), blocks.flatten(0, 1)])[self._block_tokens]
         source = self._in_pass(self._block_source, self._fed, width - self._fed, width)
-        y, _ = mixer(tokens, State(self._starts[mixer.index]), source)
+        y, _ = mixer(tokens, State(self._starts[mixer.index], goes_on=False), source)
         return y.flatten(0, 1)[self._block_output]
 
     @staticmethod

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .mixer_state import Call, Kind, axes, holds, in_short_chunks, own_forward, own_function
+from .mixer_state import Call, Kind, axes, holds, own_forward, own_function
+from .ssd_scan import scan
 
 
 def _matches(module: nn.Module) -> bool:
@@ -21,14 +22,31 @@ def _one_token(update: Any, limit: tuple[float, float], *args: Any, **named: Any
     return update(state, x, dt, *rest, dt_bias=None, **named)
 
 
+def _scan(
+    theirs: Any, x: Tensor, *args: Any, goes_on: bool, chunk_size: int, return_final_states: bool, z: None, **named: Any
+) -> Any:
+    """Ours on a CPU; elsewhere transformers', which finds its kernels."""
+    if x.device.type != "cpu":
+        named |= {"chunk_size": chunk_size, "return_final_states": return_final_states, "z": z}
+        return theirs(x, *args, **named)
+    y, state = scan(x, *args, goes_on=goes_on, **named)
+    return (y, state) if return_final_states else y
+
+
 def _continued(module: Any) -> Call:
-    scan = in_short_chunks(own_function(module, "mamba2_chunk_scan"), lambda x: x.shape[1])
-    replaced: dict[str, Any] = {"mamba2_chunk_scan": scan}
+    replaced: dict[str, Any] = {}
     low, high = module.time_step_limit
     if low > 0 or high < float("inf"):
         update = own_function(module, "mamba2_selective_state_update")
         replaced["mamba2_selective_state_update"] = partial(_one_token, update, (low, high))
-    return own_forward(module, "cache_params", **replaced)
+    theirs = own_function(module, "mamba2_chunk_scan")
+    calls = {
+        goes_on: own_forward(
+            module, "cache_params", mamba2_chunk_scan=partial(_scan, theirs, goes_on=goes_on), **replaced
+        )
+        for goes_on in (True, False)
+    }
+    return lambda x, state: calls[state.goes_on](x, state)
 
 
 KIND = Kind("Mamba-2", _matches, "cache_params", _continued)

@@ -21,10 +21,12 @@ Parts = dict[tuple[str, int], Tensor]
 
 class State:
     """The state of one layer for B rows, in the words of transformers' linear-attention cache. A call replaces its parts and
-    never writes into them, so that any number of continuations may start from one state, gradients included."""
+    never writes into them, so that any number of continuations may start from one state, gradients included. goes_on: whether
+    anything will; where nothing does, a call need not leave its recurrent state behind."""
 
-    def __init__(self, parts: Parts | None = None) -> None:
+    def __init__(self, parts: Parts | None = None, *, goes_on: bool = True) -> None:
         self.parts: Parts = dict(parts or {})
+        self.goes_on = goes_on
 
     def rows(self, index: Tensor | Sequence[int] | slice) -> "State":
         return State({key: part[index] for key, part in self.parts.items()})

@@ -1,0 +1,66 @@
+"""The scan against the recurrence that it stands for, one token after the other in float64."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from multitoken.decoding.ssd_scan import CHUNK, scan
+
+
+def inputs(tokens: int, groups: int, rows: int = 2, heads: int = 6, size: int = 5, states: int = 7):
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = [(rows, tokens, heads, size), (rows, tokens, heads), *[(rows, tokens, groups, states)] * 2]
+    x, dt, B, C = (torch.randn(s, generator=generator) for s in shapes)
+    A, D, bias = -torch.rand(heads, generator=generator) * 4, torch.randn(heads), torch.randn(heads)
+    start = torch.randn(rows, heads, size, states, generator=generator)
+    return [t.requires_grad_() for t in (x, dt, A, B, C, D, bias, start)]
+
+
+def recurrence(x, dt, A, B, C, D, bias, start, limit):
+    x, dt, A, B, C, D, bias, state = (t.double() for t in (x, dt, A, B, C, D, bias, start))
+    dt = F.softplus(dt + bias).clamp(*limit)
+    heads = x.shape[2]
+    B, C = (t.repeat_interleave(heads // t.shape[2], 2) for t in (B, C))
+    outputs = []
+    for t in range(x.shape[1]):
+        step = dt[:, t, :, None, None]
+        state = (A[:, None, None] * step).exp() * state + step * x[:, t, :, :, None] * B[:, t, :, None, :]
+        outputs.append((state * C[:, t, :, None, :]).sum(-1) + D[:, None] * x[:, t])
+    return torch.stack(outputs, 1), state
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("tokens", [1, 2, 17, CHUNK, CHUNK + 1, 2 * CHUNK + 30])
+def test_outputs_states_and_gradients_are_those_of_the_recurrence(tokens: int, groups: int) -> None:
+    """A head that reads another group's B, or a chunk that forgets the state before it, would show as numbers of their own size."""
+    given, limit = inputs(tokens, groups), (0.05, 1.5)
+    x, dt, A, B, C, D, bias, start = given
+    ours = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, dt_limit=limit)
+    theirs = recurrence(*given, limit)
+    weights = [torch.randn(t.shape, generator=torch.Generator().manual_seed(1)) for t in ours]
+    gradients = [
+        torch.autograd.grad(sum((y * w).sum() for y, w in zip(found, weights, strict=True)), given)
+        for found in (ours, theirs)
+    ]
+    for mine, reference in zip([*ours, *gradients[0]], [*theirs, *gradients[1]], strict=True):
+        torch.testing.assert_close(mine.double(), reference.double(), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("tokens", [17, CHUNK + 9])
+def test_without_the_last_state_the_outputs_are_the_same(tokens: int) -> None:
+    """The states between chunks are needed all the same."""
+    x, dt, A, B, C, D, bias, start = (t.detach() for t in inputs(tokens, 2))
+    whole, _ = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True)
+    alone, none = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, goes_on=False)
+    assert none is None and torch.equal(alone, whole)
+
+
+def test_a_long_row_of_strong_decays_stays_finite_and_right() -> None:
+    """Sums of logarithms grow with the row; exponentials of their differences must not overflow, nor lose the last digits."""
+    given = inputs(200, 1)
+    given[2] = torch.full_like(given[2], -60.0)
+    x, dt, A, B, C, D, bias, start = (t.detach() for t in given)
+    ours = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True)
+    for mine, reference in zip(ours, recurrence(x, dt, A, B, C, D, bias, start, (0.0, float("inf"))), strict=True):
+        assert mine.isfinite().all()
+        torch.testing.assert_close(mine.double(), reference, rtol=1e-4, atol=1e-4)
