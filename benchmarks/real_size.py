@@ -10,6 +10,7 @@ step say nothing here; what is checked is that Exact writes what next-token deco
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import Exact, NextToken
 from multitoken.evaluation.identity import Judge, compare
 from multitoken.models.model import Model
+from multitoken.models.weights import weight_files, weight_hash
 from multitoken.quickstart.corpus import examples
 from multitoken.quickstart.embedded import checkpoint
 
@@ -37,11 +39,6 @@ def make(folder: Path) -> None:
     """The checkpoint, with the embedded tokenizer, and training rows with their responses."""
     torch.manual_seed(0)
     model = random_model(SHAPE, torch.device("cpu"))
-    # Wider than at the start of a training, so that tokens are told apart by more than the rounding of the type.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(2.0)
     model.save_pretrained(folder / "base")
     AutoTokenizer.from_pretrained(checkpoint("base")).save_pretrained(folder / "base")
     print(f"{sum(p.numel() for p in model.parameters()) / 1e9:.2f} B weights, bfloat16")
@@ -51,26 +48,27 @@ def make(folder: Path) -> None:
 
 
 def decode(folder: Path) -> None:
-    """In a process of its own: load twice (the weights' hash is remembered), then answer by Exact and token by token."""
-    seconds = []
-    for _ in range(2):
-        started = time.perf_counter()
-        model = Model.load(folder / "adapted", dtype="bfloat16")
-        seconds.append(time.perf_counter() - started)
-    print(f"loaded in {seconds[0]:.1f} s, a second time in {seconds[1]:.1f} s")
+    """In a process of its own: hash the weights, load them, and answer by Exact and token by token."""
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # where nothing is remembered yet
+    started = time.perf_counter()
+    found = weight_hash(weight_files(str(folder / "base")))
+    print(f"weights hashed in {time.perf_counter() - started:.1f} s: {found[:19]}")
+    started = time.perf_counter()
+    model = Model.load(folder / "adapted", dtype="bfloat16")
+    print(f"loaded in {time.perf_counter() - started:.1f} s, the hash remembered")
     prompts = [model.encode(row.prompt) for row in islice(examples("word-problems", "test", PROMPTS), PROMPTS)]
-    found: dict[str, list[list[int]]] = {}
+    answers: dict[str, list[list[int]]] = {}
     for name, policy in (("next token", NextToken()), ("Exact", Exact(0.0, k=8))):
         started = time.perf_counter()
-        found[name] = [
+        answers[name] = [
             [t for chunk in model.decoder.decode([p], policy=policy, max_new_tokens=NEW) for t in chunk.token_ids]
             for p in prompts
         ]
-        print(f"{name}: {sum(map(len, found[name]))} tokens in {time.perf_counter() - started:.0f} s")
+        print(f"{name}: {sum(map(len, answers[name]))} tokens in {time.perf_counter() - started:.0f} s")
     judge = Judge(model.hf, model.mtp.mask_token_id if model.mtp else None)
     verdicts = [
         compare(ours, theirs, gap=judge.after(prompt))
-        for prompt, ours, theirs in zip(prompts, found["Exact"], found["next token"], strict=True)
+        for prompt, ours, theirs in zip(prompts, answers["Exact"], answers["next token"], strict=True)
     ]
     print("against next-token decoding: " + ", ".join(verdict.value for verdict in verdicts))
 
@@ -96,7 +94,7 @@ def main() -> None:
     run(
         "multitoken.cli", "adapt", a.folder / "base", "--data", a.folder / "data.jsonl", "--output", a.folder / "adapted",
         "--method", "gated", "--rank", 32, "--labels", "data", "--steps", 20, "--batch-size", 1, "--max-length", 128,
-        "--dtype", "bfloat16",
+        "--evaluate-every", 20, "--dtype", "bfloat16",
     )  # fmt: skip
     run(*mine, "decode")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# transformers imports torchao wherever it is installed, which then tells of kernels for other machines.
-for _talkative in ("torchao", "torch.utils._pytree"):
+# transformers and peft import these wherever they are installed, which then tell of kernels for other machines.
+for _talkative in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):
     if logging.getLogger(_talkative).level == logging.NOTSET:
         logging.getLogger(_talkative).setLevel(logging.ERROR)
 

@@ -1,0 +1,100 @@
+"""Does `adapt --dry-run` foretell what the run takes? `python -m benchmarks.dry_runs` (about 12 minutes on one core).
+
+Three shapes of random weights and three methods. For each a dry run says the peak of memory and the time of so many steps; then the run is
+made, and both are measured by the same means: growth of the process's resident size, and the clock of the training. Every run is a process of
+its own. The last line is JSON.
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from multitoken.checkpoints.provenance import provenance
+from multitoken.config import make_config
+from multitoken.quickstart.corpus import examples
+from multitoken.quickstart.embedded import checkpoint
+from multitoken.training.adapt import adapt
+from multitoken.training.memory import peak_memory
+from multitoken.training.plan import plan
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "5 M": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6},
+    "22 M": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 7},
+    "85 M": {"hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 7},
+}
+METHODS = ("gated", "lora", "full")
+
+
+def make(shape: dict[str, Any], folder: Path) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **shape, vocab_size=2048, num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=1024
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(checkpoint("base")).save_pretrained(folder)
+
+
+def options_of(folder: Path, method: str, steps: int) -> dict[str, Any]:
+    return {
+        "model": folder / "base",
+        "data": folder / "data.jsonl",
+        "output": folder / f"adapted-{method}",
+        "method": method,
+        "steps": steps,
+        "batch_size": 4,
+        "report_to": "none",
+    }
+
+
+def foretold(folder: Path, method: str, steps: int) -> dict[str, float]:
+    found = plan(make_config(**options_of(folder, method, steps)), Console(quiet=True))
+    return {"peak": found.memory["peak, measured"], "seconds": found.seconds}
+
+
+def taken(folder: Path, method: str, steps: int) -> dict[str, float]:
+    with peak_memory(torch.device("cpu")) as peak:
+        adapted = adapt(**options_of(folder, method, steps), verbose=False)
+    return {"peak": peak.bytes, "seconds": adapted.seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=40)
+    a = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    results = []
+    print("| parameters | method | memory, foretold | taken | off by | time, foretold | taken | off by |")
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as work:
+        for name, shape in SHAPES.items():
+            folder = Path(work) / name.replace(" ", "-")
+            make(shape, folder / "base")
+            rows = islice(examples("word-problems", "adapt", 400), 400)
+            lines = (json.dumps({"prompt": row.prompt, "response": row.response}) + "\n" for row in rows)
+            (folder / "data.jsonl").write_text("".join(lines))
+            for method in METHODS:
+                both = []
+                for ask in (foretold, taken):
+                    with context.Pool(1) as pool:
+                        both.append(pool.apply(ask, (folder, method, a.steps)))
+                before, after = both
+                off = {what: before[what] / after[what] - 1 for what in ("peak", "seconds")}
+                results.append({"model": name, "method": method, "foretold": before, "taken": after})
+                print(
+                    f"| {name} | {method} | {before['peak'] / 1e6:,.0f} MB | {after['peak'] / 1e6:,.0f} MB | {off['peak']:+.0%} "
+                    f"| {before['seconds']:.0f} s | {after['seconds']:.0f} s | {off['seconds']:+.0%} |",
+                    flush=True,
+                )
+    print(json.dumps({"provenance": provenance(threads=torch.get_num_threads()), "results": results}))
+
+
+if __name__ == "__main__":
+    main()
