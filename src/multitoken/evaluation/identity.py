@@ -5,7 +5,8 @@ where two tokens' logits are all but equal either may win. Such a first differen
 reported apart; after it the two outputs answer different texts, so nothing behind it is compared.
 
 In bfloat16 and float16 passes of several tokens and of one round differently, and much more coarsely. There it is a tie if
-float32 finds the two logits within one step of the type at the top logit: bfloat16's steps from 8 to 16 are 1/16.
+float32 finds the two logits no further apart than the type itself errs there: by one step at the top logit (bfloat16's
+steps from 8 to 16 are 1/16), or by the most that any logit of a plain pass in that type differs from float32's.
 
 A sampled token is the largest of scores to which its position's noise is added (`decoding/sampling.py`). There a tie is one of
 these sums, of the same seed. A token that rounding put on the other side of top-k's or top-p's edge is no tie: it counts as
@@ -78,8 +79,8 @@ class Judge:
         # Policies of one model tend to part from the reference at the same place: answer that once.
         key = (tuple(token_ids), min(ours, reference), max(ours, reference), sampling, row)
         if key not in self._known:
-            scores = self._logits(token_ids)
-            rounding = self._rounding(scores)
+            scores = self._logits(self._finer(), token_ids)
+            rounding = self._rounding(scores, token_ids)
             if sampling is not None:
                 scores = _with_noise(scores, sampling, row, len(token_ids))
                 rounding /= sampling.temperature
@@ -87,22 +88,27 @@ class Judge:
             self._known[key] = max(0.0, gap - rounding)
         return self._known[key]
 
-    @torch.inference_mode()
-    def _logits(self, token_ids: Sequence[int]) -> torch.Tensor:  # [vocabulary]
+    def _finer(self) -> Any:
         if self._twin is None:
             finer = torch.float32 if self._dtype in HALF else torch.float64
             self._twin = copy.deepcopy(self._model).to(finer).eval()
-        ids = torch.tensor([list(token_ids)], device=self._twin.device)
-        logits = self._twin(input_ids=ids, use_cache=False).logits[0, -1]
+        return self._twin
+
+    @torch.inference_mode()
+    def _logits(self, model: Any, token_ids: Sequence[int]) -> torch.Tensor:  # [vocabulary]
+        ids = torch.tensor([list(token_ids)], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, -1]
         if self._mask_token_id is not None and self._mask_token_id < len(logits):  # a gate's own may lie beyond
             logits[self._mask_token_id] = -torch.inf
         return logits.double()
 
-    def _rounding(self, logits: torch.Tensor) -> float:
-        """One step of a 16-bit type at the top logit."""
+    def _rounding(self, finer: torch.Tensor, token_ids: Sequence[int]) -> float:
+        """What a 16-bit type errs by at these logits: through many layers that is more than its step at the last."""
         if self._dtype not in HALF:
             return 0.0
-        return torch.finfo(self._dtype).eps * 2.0 ** math.floor(math.log2(max(abs(float(logits.max())), 2.0**-14)))
+        step = torch.finfo(self._dtype).eps * 2.0 ** math.floor(math.log2(max(abs(float(finer.max())), 2.0**-14)))
+        errors = (self._logits(self._model, token_ids) - finer).abs()
+        return max(step, float(errors[finer.isfinite()].max()))
 
 
 def _with_noise(logits: torch.Tensor, sampling: Sampling, row: int, position: int) -> torch.Tensor:  # [vocabulary]

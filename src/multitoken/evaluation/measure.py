@@ -94,7 +94,7 @@ def of_type(models: Mapping[str, ModelLike]) -> str:
     dtype = next(iter(models.values())).hf.dtype
     if dtype not in HALF:
         return ""
-    return f", in {str(dtype).removeprefix('torch.')}, where a tie is a difference within one step of the type at the top logit"
+    return f", in {str(dtype).removeprefix('torch.')}, where a tie is a difference within the rounding of the type"
 
 
 def publish(
