@@ -1,25 +1,16 @@
 """`Model`: what a user holds. Text in, text out; everything about tokens is `decoding`'s."""
 
-import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
 import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteriaList,
-    StopStringCriteria,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from multitoken.decoding.arguments import option
 from multitoken.decoding.draft_head import DraftHead
-from multitoken.decoding.failures import DecodingError, RowsFailed
-from multitoken.decoding.generate import Prepared, prepare, run
+from multitoken.decoding.failures import RowsFailed
+from multitoken.decoding.generate import Prepared, run
 from multitoken.decoding.loop import Decoder
 from multitoken.decoding.policies import NextToken, Policy
 from multitoken.decoding.records import Chunk
@@ -30,26 +21,14 @@ from .generation import Generation
 from .loading import load_causal_lm
 from .mtp_config import MtpConfig
 from .prompts import Message, Tool, encode_prompt, eos_ids, is_many
+from .requests import prepare_all
 from .selftest import check_blocks
 from .stored_policy import stored_policy
 from .text import with_text
 
 Prompt = str | list[Message] | list[int]
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-_NEW = 256  # tokens of an answer whose length nobody says
 _RENDERING = ("chat", "tools", "chat_template_kwargs")
-_NOTHING = ("seed", "adaptive", "max_new_tokens", "generation_config", "do_sample")  # None is as good as left out
-_ELSEWHERE = {  # arguments of transformers' generate whose part something else plays here
-    "inputs": "the prompt",
-    "input_ids": "the prompt",
-    "attention_mask": "the prompts, which need no padding",
-    "tokenizer": "the model's own tokenizer",
-    "max_length": "max_new_tokens",
-    "return_dict_in_generate": "the Generation that is returned",
-    "mtp": "policy, seed and adaptive",
-    "mtp_chunks": "Generation.chunks, or stream",
-}
 
 
 class Model:
@@ -227,81 +206,17 @@ class Model:
     def _prepare(
         self, prompts: Sequence[Prompt], policy: Policy | None, max_new_tokens: int | None, options: dict[str, Any]
     ) -> Prepared:
-        """Each prompt by itself: without padding, what its processors are shown does not depend on its neighbours."""
         rendering = {name: options[name] for name in _RENDERING if name in options}
-        options = {name: value for name, value in options.items() if name not in _RENDERING}
-        if options.pop("logprobs", False):
-            options["output_logits"] = True
+        others = {name: value for name, value in options.items() if name not in _RENDERING}
         encoded = [self.encode(prompt, **rendering) for prompt in prompts]
-        for name, instead in _ELSEWHERE.items():
-            if name in options:
-                raise DecodingError(f"{name} is not an argument here; its part is played by {instead}")
-        if max_new_tokens is not None and (
-            isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1
-        ):
-            raise DecodingError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number of at least 1")
-        given = options.get("generation_config")
-        says_length = given is not None and (given.max_new_tokens is not None or given.max_length is not None)
-        implicit = max_new_tokens is None and not says_length
-        options, config = self._with_defaults({**options, "max_new_tokens": max_new_tokens})
-        ours = {name: options.pop(name) for name in ("seed", "adaptive") if name in options}
-        seeds = ours.get("seed")
-        if isinstance(seeds, list | tuple) and len(seeds) != len(encoded):
-            raise DecodingError(f"{len(seeds)} seeds for {len(encoded)} prompts; expected one number, or one a prompt")
-        direct = {name: options.pop(name) for name in ("logits_processor", "streamer") if name in options}
-        if direct.get("streamer") is not None and len(encoded) > 1:
-            raise DecodingError(f"a streamer takes one prompt, found {len(encoded)}")
-        criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or [])
-        if stops := option("stop_strings", options, config, self.hf.generation_config):
-            criteria.append(StopStringCriteria(self.tokenizer, stops))  # it reads the whole vocabulary: once is enough
-            options["stop_strings"] = None
-        prepared: list[Prepared] = []
-        for i, ids in enumerate(encoded):
-            if not ids:
-                raise DecodingError(f"prompt {i} is empty; it needs at least one token")
-            prepared.append(
-                prepare(
-                    self.decoder,
-                    torch.tensor([ids], device=self.hf.device),
-                    generation_config=config,
-                    stopping_criteria=criteria,
-                    policy=policy or self.default_policy,
-                    mtp=ours if not isinstance(seeds, list | tuple) else {**ours, "seed": seeds[i]},
-                    # With a seed of its own a prompt draws what it would draw alone.
-                    first_row=0
-                    if isinstance(seeds, list | tuple)
-                    else sum(len(before.requests) for before in prepared),
-                    arguments={
-                        **options,
-                        **({"max_new_tokens": self._room_behind(ids)} if implicit else {}),
-                        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
-                    },
-                    **direct,
-                )
-            )
-        return replace(prepared[0], requests=[request for each in prepared for request in each.requests])
-
-    def _with_defaults(self, options: dict[str, Any]) -> tuple[dict[str, Any], GenerationConfig | None]:
-        """The options, and the generation config that may be among them, with what is meant where they say nothing."""
-        options = {name: value for name, value in options.items() if value is not None or name not in _NOTHING}
-        config: GenerationConfig | None = copy.deepcopy(options.pop("generation_config", None))
-        defaults = {
-            "do_sample": any(options.get(name) is not None for name in ("seed", *_SAMPLING)),
-            "eos_token_id": sorted(self.decoder.eos_ids) or None,
-            "pad_token_id": 0,
-            "max_new_tokens": _NEW if config is None or config.max_length is None else None,
-        }
-        if config is None:
-            return defaults | options, None
-        for name, value in defaults.items():
-            if getattr(config, name) is None and name not in options:
-                setattr(config, name, value)
-        return options, config
-
-    def _room_behind(self, ids: Sequence[int]) -> int:
-        """The implicit length of an answer; a prompt that leaves no room at all is refused as one for a single token."""
-        positions = self.decoder.max_positions
-        return _NEW if positions is None else max(1, min(_NEW, positions - len(ids)))
+        return prepare_all(
+            self.decoder,
+            self.tokenizer,
+            encoded,
+            policy or self.default_policy,
+            max_new_tokens=max_new_tokens,
+            options=others,
+        )
 
     def _decode_text(self, ids: list[int]) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=True)

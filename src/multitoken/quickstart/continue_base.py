@@ -21,8 +21,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from multitoken.errors import OutputError
 
+from .base_text import RESULT_WEIGHT, Row, encode, grouped
 from .corpus import make_example
-from .train_base import RESULT_WEIGHT, Row, encode, grouped, loss_of, save_rounded, save_state, share_right
+from .train_base import loss_of, save_rounded, save_state, share_right
 
 POOL = 1024  # examples sorted by length at a time
 CONVERSATIONS = 0.1  # share of the examples that are turns of one conversation
@@ -222,16 +223,7 @@ def main() -> None:
     a = parser.parse_args()
     if a.minutes <= 0:
         parser.error(f"--minutes is {a.minutes}; expected a number above 0")
-    continue_base(
-        a.start_from,
-        a.output,
-        curriculum=a.curriculum,
-        minutes=a.minutes,
-        lr=a.lr,
-        tokens_per_batch=a.tokens_per_batch,
-        judge_every=a.judge_every,
-        judged=a.judged,
-    )
+    continue_base(**vars(a))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     settings    what the checkpoint, the server's options and a request say
     accept      from a step's tokens to what is emitted and what is drafted next, for a whole batch
     requests    the policies of the requests in a batch, as tensors
+    grid        the rows of a step's logits, by request and place
     sampler     from a step's logits to its tokens
     proposer    drafts and masks of the next step, as vLLM takes them
     scheduler   how far the KV cache is real, where masks are final

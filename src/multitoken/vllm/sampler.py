@@ -9,7 +9,6 @@ Shapes: B requests, W places, N rows, V vocabulary.
 """
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,49 +25,13 @@ from multitoken.decoding.step import likeliest
 
 from .accept import Accepted, Confirmed, accept, confirm, propose
 from .drafts import DraftsInVllm
+from .grid import Grid, grid_of
 from .pacing import Pacer
 from .private import step_of
 from .requests import Requests, Rows
 from .settings import Settings
 
 _GREEDY = 1e-5  # vLLM's own: temperatures below are greedy
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where the rows of each request are."""
-
-    counts: list[int]  # rows of each request
-    owner: Tensor  # [N] the request of each row
-    place: Tensor  # [N] its place in the request
-    rows: Tensor  # [B, W] the row of each place; some row or other where there is none
-    valid: Tensor  # [B, W]
-
-    def of(self, values: Tensor, filler: Any) -> Tensor:
-        """values [N] -> [B, W]"""
-        return values[self.rows].masked_fill(~self.valid, filler)
-
-
-def grid_of(drafts: list[int] | None, requests: int, device: torch.device) -> Grid:
-    """drafts: how many draft tokens each request fed; None if nobody did."""
-    if drafts is None:
-        everyone = torch.arange(requests, device=device)
-        there = torch.ones(requests, 1, dtype=torch.bool, device=device)
-        return Grid([1] * requests, everyone, torch.zeros_like(everyone), everyone[:, None], there)
-    counts = [n + 1 for n in drafts]
-    number = torch.tensor(counts).to(device, non_blocking=True)
-    starts = number.cumsum(0) - number
-    places = torch.arange(max(counts), device=device)
-    valid = places < number[:, None]
-    total = sum(counts)
-    owner = torch.repeat_interleave(torch.arange(requests, device=device), number, output_size=total)
-    return Grid(
-        counts=counts,
-        owner=owner,
-        place=torch.arange(total, device=device) - starts[owner],
-        rows=(starts[:, None] + places).clamp(max=total - 1),
-        valid=valid,
-    )
 
 
 class Sampler:

@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from multitoken.errors import OutputError
 from multitoken.quickstart import continue_base as module
+from multitoken.quickstart.base_text import END
 from multitoken.quickstart.continue_base import (
     CURRICULA,
     FLAT,
@@ -20,7 +21,6 @@ from multitoken.quickstart.continue_base import (
 )
 from multitoken.quickstart.corpus import make_example
 from multitoken.quickstart.embedded import checkpoint
-from multitoken.quickstart.train_base import END
 
 
 @pytest.fixture(scope="module")

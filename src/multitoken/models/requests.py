@@ -1,0 +1,112 @@
+"""From encoded prompts and the options of `generate` to what an engine decodes. What the options leave open is decided here."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
+
+from multitoken.decoding.arguments import option
+from multitoken.decoding.failures import DecodingError
+from multitoken.decoding.generate import Prepared, prepare
+from multitoken.decoding.loop import Decoder
+from multitoken.decoding.policies import Policy
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_NEW = 256  # tokens of an answer whose length nobody says
+_NOTHING = ("seed", "adaptive", "max_new_tokens", "generation_config", "do_sample")  # None is as good as left out
+_ELSEWHERE = {  # arguments of transformers' generate whose part something else plays here
+    "inputs": "the prompt",
+    "input_ids": "the prompt",
+    "attention_mask": "the prompts, which need no padding",
+    "tokenizer": "the model's own tokenizer",
+    "max_length": "max_new_tokens",
+    "return_dict_in_generate": "the Generation that is returned",
+    "mtp": "policy, seed and adaptive",
+    "mtp_chunks": "Generation.chunks, or stream",
+}
+
+
+def prepare_all(
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[list[int]],
+    policy: Policy,
+    *,
+    max_new_tokens: int | None,
+    options: dict[str, Any],
+) -> Prepared:
+    """Each prompt by itself: without padding, what its processors are shown does not depend on its neighbours. options: those of
+    `Model.generate`, less what renders prompts. Raises `DecodingError` for what cannot be decoded."""
+    options = dict(options)
+    if options.pop("logprobs", False):
+        options["output_logits"] = True
+    for name, instead in _ELSEWHERE.items():
+        if name in options:
+            raise DecodingError(f"{name} is not an argument here; its part is played by {instead}")
+    if max_new_tokens is not None and (
+        isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1
+    ):
+        raise DecodingError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number of at least 1")
+    given = options.get("generation_config")
+    says_length = given is not None and (given.max_new_tokens is not None or given.max_length is not None)
+    implicit = max_new_tokens is None and not says_length
+    options, config = _with_defaults({**options, "max_new_tokens": max_new_tokens}, decoder)
+    ours = {name: options.pop(name) for name in ("seed", "adaptive") if name in options}
+    seeds = ours.get("seed")
+    each_its_own = isinstance(seeds, list | tuple)
+    if each_its_own and len(seeds) != len(encoded):
+        raise DecodingError(f"{len(seeds)} seeds for {len(encoded)} prompts; expected one number, or one a prompt")
+    direct = {name: options.pop(name) for name in ("logits_processor", "streamer") if name in options}
+    if direct.get("streamer") is not None and len(encoded) > 1:
+        raise DecodingError(f"a streamer takes one prompt, found {len(encoded)}")
+    criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or [])
+    if stops := option("stop_strings", options, config, decoder.model.generation_config):
+        criteria.append(StopStringCriteria(tokenizer, stops))  # it reads the whole vocabulary: once is enough
+        options["stop_strings"] = None
+    prepared: list[Prepared] = []
+    for i, ids in enumerate(encoded):
+        if not ids:
+            raise DecodingError(f"prompt {i} is empty; it needs at least one token")
+        length = {"max_new_tokens": _room_behind(ids, decoder)} if implicit else {}
+        prepared.append(
+            prepare(
+                decoder,
+                torch.tensor([ids], device=decoder.model.device),
+                generation_config=config,
+                stopping_criteria=criteria,
+                policy=policy,
+                mtp={**ours, "seed": seeds[i]} if each_its_own else ours,
+                # With a seed of its own a prompt draws what it would draw alone.
+                first_row=0 if each_its_own else sum(len(before.requests) for before in prepared),
+                arguments={**options, **length, "attention_mask": torch.ones(1, len(ids), dtype=torch.long)},
+                **direct,
+            )
+        )
+    return replace(prepared[0], requests=[request for each in prepared for request in each.requests])
+
+
+def _with_defaults(options: dict[str, Any], decoder: Decoder) -> tuple[dict[str, Any], GenerationConfig | None]:
+    """The options, and the generation config that may be among them, with what is meant where they say nothing."""
+    options = {name: value for name, value in options.items() if value is not None or name not in _NOTHING}
+    config: GenerationConfig | None = copy.deepcopy(options.pop("generation_config", None))
+    defaults = {
+        "do_sample": any(options.get(name) is not None for name in ("seed", *_SAMPLING)),
+        "eos_token_id": sorted(decoder.eos_ids) or None,
+        "pad_token_id": 0,
+        "max_new_tokens": _NEW if config is None or config.max_length is None else None,
+    }
+    if config is None:
+        return defaults | options, None
+    for name, value in defaults.items():
+        if getattr(config, name) is None and name not in options:
+            setattr(config, name, value)
+    return options, config
+
+
+def _room_behind(ids: Sequence[int], decoder: Decoder) -> int:
+    """The implicit length of an answer; a prompt that leaves no room at all is refused as one for a single token."""
+    positions = decoder.max_positions
+    return _NEW if positions is None else max(1, min(_NEW, positions - len(ids)))
