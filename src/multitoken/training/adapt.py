@@ -37,7 +37,7 @@ from .stream import BlockStream
 from .trainer import BlockTrainer
 from .validate import Validation, validate
 
-_LOOKS = 10  # at unseen prompts, over the run
+LOOKS = 10  # at unseen prompts, over the run
 _SAMPLES, _PLACES = 16, 32  # of a look while training: a curve needs less than the final figure
 
 
@@ -133,7 +133,7 @@ def make_trainer(
     """The trainer of a run that was made ready."""
     config = setup.config
     assert config.learning_rate is not None, "make_ready chose one"
-    looks = [Looks(clock, _LOOKS)] if config.evaluate_every is None and config.validation_share else []
+    looks = [Looks(clock, LOOKS)] if config.evaluate_every is None and config.validation_share else []
     stopping = [EarlyStoppingCallback(config.patience)] if config.patience is not None else []
     transformers_logging.disable_progress_bar()
     trainer = BlockTrainer(

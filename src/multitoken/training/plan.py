@@ -20,7 +20,7 @@ from multitoken.checkpoints.atomic import check_output
 from multitoken.config import AdaptConfig
 from multitoken.errors import OutOfMemoryError, UsageError
 
-from .adapt import make_trainer, memory_errors
+from .adapt import LOOKS, make_trainer, memory_errors
 from .clock import Clock
 from .dataset import WriteAll
 from .memory import bytes_of, free_memory, peak_memory
@@ -48,12 +48,15 @@ class Plan:
     steps: int
     tokens: int
     seconds_per_step: float
+    looks: int  # at unseen prompts
+    seconds_per_look: float
     seconds_of_responses: float
     why_not: str | None
 
     @property
     def seconds(self) -> float:
-        return self.steps * self.seconds_per_step + self.seconds_of_responses
+        """Of the run until it is trained: steps, looks and the responses in front of them."""
+        return self.steps * self.seconds_per_step + self.looks * self.seconds_per_look + self.seconds_of_responses
 
 
 def plan(config: AdaptConfig, console: Console) -> Plan:
@@ -76,7 +79,7 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
         free = free_memory(device)
         sampled = _SampledWriter()
         timer = _Timer()
-        why_not = None
+        why_not, per_look = None, 0.0
         with peak_memory(device) as peak:
             setup = make_ready(trial, work, arguments, console, sampled.around)
             clock = Clock(steps=_STEPS, minutes=None)
@@ -84,12 +87,20 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
             try:
                 with memory_errors(trial):
                     trainer.train()
+                    started = time.monotonic()
+                    trainer.evaluate()
+                    per_look = time.monotonic() - started if trial.validation_share else 0.0
             except OutOfMemoryError as error:
                 why_not = str(error)
         memory = {} if why_not else _parts(setup, _bare(trainer.optimizer), peak.bytes)
     measured = len(timer.seconds)
     per_step = statistics.median(timer.seconds[1:]) if measured > 1 else 0.0
-    steps = config.steps or (int(60 * config.minutes / per_step) if config.minutes and per_step else 0)
+    looks = 0 if not per_look else LOOKS - 1
+    steps = config.steps or 0
+    if config.minutes and per_step:  # which looks take a share of
+        steps = max(1, int((60 * config.minutes - looks * per_look) / per_step))
+    if per_look and config.evaluate_every is not None:
+        looks = steps // config.evaluate_every
     if why_not is None and peak.bytes * _HEADROOM > free:
         why_not = f"{peak.bytes / 1e9:.1f} GB were taken, and {free / 1e9:.1f} GB were free: lower batch_size first"
     model = setup.loaded.model
@@ -104,6 +115,8 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
         steps=steps,
         tokens=round(steps * trainer.tokens / measured) if measured else 0,
         seconds_per_step=per_step,
+        looks=looks,
+        seconds_per_look=per_look,
         seconds_of_responses=sampled.seconds_of_all,
         why_not=why_not,
     )
@@ -122,6 +135,7 @@ def show(plan: Plan, config: AdaptConfig, console: Console) -> None:
         rows |= {
             "steps": f"{plan.steps:,} of {plan.seconds_per_step:.2f} s, {plan.tokens:,} tokens",
             "passes over the data": f"{passes:.1f}",
+            "looks at unseen prompts": f"{plan.looks} of {plan.seconds_per_look:.1f} s",
             "time": f"{_hours(plan.seconds)}, of which {_hours(plan.seconds_of_responses)} for writing responses",
         }
     for name, size in plan.memory.items():
