@@ -52,8 +52,17 @@ def test_counts_and_keeps_nothing(project, method: str) -> None:
 
 def test_minutes_become_steps(project) -> None:
     """Nobody thinks in steps before the first run."""
-    found, _ = planned(project, method="gated", rank=4, minutes=2)
-    assert found.steps == int(120 / found.seconds_per_step) and found.tokens > found.steps
+    found, said = planned(project, method="gated", rank=4, minutes=2)
+    assert found.looks == 9 and f"9 of {found.seconds_per_look:.1f} s" in said
+    spent = found.steps * found.seconds_per_step + found.looks * found.seconds_per_look
+    assert 120 - found.seconds_per_step <= spent <= 120 and found.tokens > found.steps
+
+
+@pytest.mark.parametrize(("options", "looks"), [({"evaluate_every": 7}, 4), ({"validation_share": 0.0}, 0)])
+def test_looks_are_counted_as_they_will_be_made(project, options, looks: int) -> None:
+    """They take most of a short run's time."""
+    found, _ = planned(project, method="gated", rank=4, steps=30, **options)
+    assert found.looks == looks and (found.seconds_per_look > 0) == (looks > 0)
 
 
 def test_what_does_not_fit_is_said_and_not_raised(project, monkeypatch) -> None:
