@@ -60,12 +60,16 @@ SAME = {  # a figure that stands in two places: where, as what, and the same of 
         ("docs/embedded-models.md", rf"\| Exact 0\.6 \| \d+ \| {NUMBER} {INTERVAL} \|"),
     ),
     "vLLM, one": (
-        ("README.md", rf"with eight requests on two cores, {NUMBER} times with one"),
-        ("docs/vllm.md", rf"draft head.*?\| 1 \| \d+ \| \d+ \| {NUMBER} \("),
+        ("README.md", rf"with eight requests on two threads, {NUMBER} times with one"),
+        ("docs/vllm.md", rf"that is shipped.*?\| 1 \| 2 \| \d+ \| \d+ \| {NUMBER} \("),
+    ),
+    "vLLM, one on one thread": (
+        ("README.md", rf"times with one \({NUMBER} on one thread\)"),
+        ("docs/vllm.md", rf"that is shipped.*?\| 1 \| 1 \| \d+ \| \d+ \| {NUMBER} \("),
     ),
     "vLLM, eight": (
         ("README.md", rf"{NUMBER} times plain vLLM\s+with eight"),
-        ("docs/vllm.md", rf"draft head.*?\| 8 \| \d+ \| \d+ \| {NUMBER} \("),
+        ("docs/vllm.md", rf"that is shipped.*?\| 8 \| 2 \| \d+ \| \d+ \| {NUMBER} \("),
     ),
     "ConfAdapt's price": (
         ("README.md", rf"gated, ConfAdapt 0\.9 \| {NUMBER}% [^|]*\| {NUMBER} \|"),
