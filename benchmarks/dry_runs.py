@@ -9,7 +9,6 @@ import argparse
 import json
 import multiprocessing
 import tempfile
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.training_rows import write_rows
 from multitoken.checkpoints.provenance import provenance
 from multitoken.config import make_config
-from multitoken.quickstart.corpus import examples
 from multitoken.quickstart.embedded import checkpoint
 from multitoken.training.adapt import adapt
 from multitoken.training.memory import peak_memory
@@ -77,9 +76,7 @@ def main() -> None:
         for name, shape in SHAPES.items():
             folder = Path(work) / name.replace(" ", "-")
             make(shape, folder / "base")
-            rows = islice(examples("word-problems", "adapt", 400), 400)
-            lines = (json.dumps({"prompt": row.prompt, "response": row.response}) + "\n" for row in rows)
-            (folder / "data.jsonl").write_text("".join(lines))
+            write_rows(folder / "data.jsonl", 400)
             for method in METHODS:
                 both = []
                 for ask in (foretold, taken):

@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.training_rows import write_rows
 from multitoken.checkpoints.atomic import write_text
 from multitoken.checkpoints.provenance import provenance
 from multitoken.config import make_config
@@ -30,7 +31,6 @@ from multitoken.decoding.loop import Decoder
 from multitoken.evaluation.run import evaluate
 from multitoken.models.model import Model
 from multitoken.models.placement import find_device
-from multitoken.quickstart.corpus import examples
 from multitoken.quickstart.embedded import checkpoint, embedded_task
 from multitoken.training.plan import plan
 
@@ -138,10 +138,7 @@ def training_table(device: torch.device) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.jsonl"
-        lines = [
-            json.dumps({"prompt": e.prompt, "response": e.response}) for e in examples("word-problems", "train", 64)
-        ]
-        data.write_text("\n".join(lines) + "\n")
+        write_rows(data, 64, "train")
         for method in METHODS:
             options: dict[str, Any] = {
                 "model": str(checkpoint("base")),

@@ -23,6 +23,7 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.gpu import SHAPES, random_model
+from benchmarks.training_rows import write_rows
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import Exact, NextToken
 from multitoken.evaluation.identity import Judge, compare
@@ -42,9 +43,7 @@ def make(folder: Path) -> None:
     model.save_pretrained(folder / "base")
     AutoTokenizer.from_pretrained(checkpoint("base")).save_pretrained(folder / "base")
     print(f"{sum(p.numel() for p in model.parameters()) / 1e9:.2f} B weights, bfloat16")
-    rows = islice(examples("word-problems", "adapt", 64), 64)
-    lines = (json.dumps({"prompt": row.prompt, "response": row.response}) + "\n" for row in rows)
-    (folder / "data.jsonl").write_text("".join(lines))
+    write_rows(folder / "data.jsonl", 64)
 
 
 def decode(folder: Path) -> None:

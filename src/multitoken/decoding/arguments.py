@@ -93,3 +93,9 @@ def option(name: str, arguments: Mapping[str, Any], *configs: GenerationConfig |
     if name in arguments:
         return arguments[name]
     return next((v for config in configs if (v := getattr(config, name, None)) is not None), None)
+
+
+def check_length(max_new_tokens: object) -> None:
+    """Raises `DecodingError` for what is no length of an answer."""
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise DecodingError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number of at least 1")

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import LogitsProcessorList, PreTrainedModel
 
+from .arguments import check_length
 from .attention import AttentionRule
 from .draft_head import Drafter, DraftHead
 from .engine import Engine
@@ -58,8 +59,7 @@ class Decoder:
         Raises `DecodingError` for what cannot be decoded.
         """
         policy = with_trained_k(NextToken() if policy is None else policy, self.trained_k)
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise DecodingError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number of at least 1")
+        check_length(max_new_tokens)
         self._check_prompt(name, prompt, max_new_tokens)
         processors = LogitsProcessorList(more.pop("processors", self.processors))
         if sampling is not None:

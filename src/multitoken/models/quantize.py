@@ -1,7 +1,7 @@
 """Weights of a frozen model in 8 bits (torchao) or in 4 (bitsandbytes' NF4, arXiv 2305.14314)."""
 
 import warnings
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -9,9 +9,8 @@ from transformers import PreTrainedModel
 from multitoken.decoding.mixers import Mixers
 from multitoken.errors import UsageError
 
-Quantize = Literal["none", "int8", "nf4"]
-KINDS: tuple[str, ...] = get_args(Quantize)
 _LIBRARIES = {"int8": "torchao", "nf4": "bitsandbytes"}
+KINDS = ("none", *_LIBRARIES)
 
 
 def quantize_weights(model: PreTrainedModel, kind: str) -> None:

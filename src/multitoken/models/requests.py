@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
 
-from multitoken.decoding.arguments import option
+from multitoken.decoding.arguments import check_length, option
 from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.generate import Prepared, prepare
 from multitoken.decoding.loop import Decoder
@@ -46,10 +46,8 @@ def prepare_all(
     for name, instead in _ELSEWHERE.items():
         if name in options:
             raise DecodingError(f"{name} is not an argument here; its part is played by {instead}")
-    if max_new_tokens is not None and (
-        isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1
-    ):
-        raise DecodingError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number of at least 1")
+    if max_new_tokens is not None:
+        check_length(max_new_tokens)
     given = options.get("generation_config")
     says_length = given is not None and (given.max_new_tokens is not None or given.max_length is not None)
     implicit = max_new_tokens is None and not says_length

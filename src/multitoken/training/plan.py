@@ -95,12 +95,7 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
         memory = {} if why_not else _parts(setup, _bare(trainer.optimizer), peak.bytes)
     measured = len(timer.seconds)
     per_step = statistics.median(timer.seconds[1:]) if measured > 1 else 0.0
-    looks = 0 if not per_look else LOOKS - 1
-    steps = config.steps or 0
-    if config.minutes and per_step:  # which looks take a share of
-        steps = max(1, int((60 * config.minutes - looks * per_look) / per_step))
-    if per_look and config.evaluate_every is not None:
-        looks = steps // config.evaluate_every
+    steps, looks = _steps_and_looks(config, per_step, per_look)
     if why_not is None and peak.bytes * _HEADROOM > free:
         why_not = f"{peak.bytes / 1e9:.1f} GB were taken, and {free / 1e9:.1f} GB were free: lower batch_size first"
     model = setup.loaded.model
@@ -120,6 +115,17 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
         seconds_of_responses=sampled.seconds_of_all,
         why_not=why_not,
     )
+
+
+def _steps_and_looks(config: AdaptConfig, per_step: float, per_look: float) -> tuple[int, int]:
+    """Of the whole run. The minutes of a run are those of both."""
+    every, looks = config.evaluate_every, LOOKS - 1 if per_look else 0
+    steps = config.steps or 0
+    if config.minutes and per_step and every is not None:
+        steps = max(1, int(60 * config.minutes / (per_step + per_look / every)))
+    elif config.minutes and per_step:
+        steps = max(1, int((60 * config.minutes - looks * per_look) / per_step))
+    return steps, looks if every is None or not per_look else steps // every
 
 
 def show(plan: Plan, config: AdaptConfig, console: Console) -> None:

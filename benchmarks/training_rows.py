@@ -1,0 +1,14 @@
+"""Training rows for benchmarks that train: word problems with the responses that the generator gives."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+from multitoken.checkpoints.atomic import write_text
+from multitoken.quickstart.corpus import examples
+
+
+def write_rows(path: Path, number: int, split: str = "adapt") -> None:
+    """A JSONL file of so many rows, each a prompt and its response."""
+    rows = islice(examples("word-problems", split, number), number)
+    write_text(path, "".join(json.dumps({"prompt": row.prompt, "response": row.response}) + "\n" for row in rows))
