@@ -28,7 +28,7 @@ def train_small(
     a: argparse.Namespace,
     build: Callable[[PreTrainedTokenizerFast], PreTrainedModel],
     *,
-    autocast: bool = False,
+    autocast: bool | None = False,
 ) -> None:
     """Train what `build` makes for `a.minutes`, without practice in arithmetic."""
     if a.minutes <= 0:

@@ -82,7 +82,20 @@ def silence_branches(model: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
-def loss_of(model: nn.Module, ids: torch.Tensor, weights: torch.Tensor, autocast: bool = True) -> torch.Tensor:
+def bf16_pays() -> bool:
+    """Whether this CPU multiplies in bf16 faster than in float32: one without such instructions takes twenty times as long."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(256, 256, dtype=dtype)
+        matrix @ matrix  # the first one sets things up
+        started = time.perf_counter()
+        for _ in range(4):
+            matrix @ matrix
+        seconds[dtype] = time.perf_counter() - started
+    return seconds[torch.bfloat16] < seconds[torch.float32]
+
+
+def loss_of(model: nn.Module, ids: torch.Tensor, weights: torch.Tensor, autocast: bool) -> torch.Tensor:
     """Weighted sum of next-token cross-entropies. ids, weights: [B, T + 1]."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
@@ -154,15 +167,16 @@ def train(
     tokenizer_size: int = TOKENIZER_SIZE,
     minutes: float | None = None,
     sums_from: int | None = SUMS_FROM,
-    autocast: bool = True,
+    autocast: bool | None = None,
 ) -> None:
     """Train what `build` makes, log to `output/train_log.jsonl`, save to `output` (bf16). Picks up `output/state.pt` where
     one is.
 
     Ends after `steps`, or, where `minutes` are given instead, when they are over: the learning rate then falls by the clock.
-    From step `sums_from` on (None: never) the model practises arithmetic too. Without `autocast` to bf16 the passes are in
-    float32, which is faster for small models on one core.
+    From step `sums_from` on (None: never) the model practises arithmetic too. With `autocast` the passes are in bf16, else in
+    float32, which is faster for small models on one core; None: by what pays on this machine.
     """
+    autocast = bf16_pays() if autocast is None else autocast
     if (steps is None) == (minutes is None):
         raise ValueError(f"steps is {steps} and minutes is {minutes}; expected exactly one of them")
     torch.manual_seed(seed)

@@ -11,6 +11,7 @@ Shapes: B requests, W places, N rows, V vocabulary.
 import functools
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from vllm.model_executor.layers.utils import apply_penalties
@@ -27,7 +28,7 @@ from .accept import Accepted, Confirmed, accept, confirm, propose
 from .drafts import DraftsInVllm
 from .grid import Grid, grid_of
 from .pacing import Pacer
-from .private import step_of
+from .private import Step, step_of
 from .requests import Requests, Rows
 from .settings import Settings
 
@@ -90,7 +91,7 @@ class Sampler:
             chosen, sure = grid.of(tokens, 0), grid.of(confidences, -1.0)
             confirmed = confirm(chosen, drafts, mask_id)
             if self._drafts is not None and _looks_at_scores_only(step.metadata):
-                self._correct(chosen, sure, raw, confidences, grid, confirmed, rows, lengths, step.metadata)
+                self._correct(chosen, sure, raw, confidences, grid, confirmed, rows, lengths, step)
             accepted = accept(chosen, sure, drafts, mask_id, rows.rules, confirmed)
         self._hand_over(step, rows, accepted, lengths)
         return SamplerOutput(
@@ -108,10 +109,11 @@ class Sampler:
         confirmed: Confirmed,
         rows: Rows,
         lengths: Tensor,
-        metadata: Any,
+        step: Step,
     ) -> None:
         """Put what the draft head says at the masks of good blocks into chosen and sure, both [B, W]."""
         assert self._drafts is not None
+        metadata = step.metadata
         _, held, good = confirmed
         fed = good > 0
         is_random = fed & False if metadata.all_greedy else fed & (metadata.temperature >= _GREEDY)
@@ -126,7 +128,10 @@ class Sampler:
                 raw,
                 confidences,
                 grid.rows[who[:, None], at],
-                chosen[who].gather(1, held[who, None])[:, 0],
+                [
+                    np.append(step.tokens[i, : step.lengths[i]], new[: n + 1])
+                    for i, new, n in zip(who.tolist(), chosen[who].tolist(), held[who].tolist(), strict=True)
+                ],
                 warp=None if warp is None else functools.partial(warp, who=who, metadata=metadata),
                 keys=None if warp is None else noise_keys(rows.seeds[who, None], lengths[who, None] + at),
             )
