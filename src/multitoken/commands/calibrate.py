@@ -6,19 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import (
-    AnswerLengthOption,
-    BaseOption,
-    DeviceOption,
-    DtypeOption,
-    GraderOption,
-    JsonFlag,
-    PromptsOption,
-    TrustFlag,
-    console_for,
-    model_path,
-    print_json,
-)
+from . import options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,28 +28,28 @@ def calibrate_command(
     policy: Annotated[str | None, typer.Option(help="exact or confadapt; both are tried if not given.")] = None,
     original: Annotated[str | None, typer.Option(help="The model it was made from (full and lora need it).")] = None,
     confidence: Annotated[float, typer.Option(help="How sure the promise must be.")] = 0.95,
-    prompts: PromptsOption = None,
-    grader: GraderOption = None,
-    max_new_tokens: AnswerLengthOption = 256,
+    prompts: options.PromptsOption = None,
+    grader: options.GraderOption = None,
+    max_new_tokens: options.AnswerLengthOption = 256,
     batch_size: Annotated[int, typer.Option(help="Requests side by side: what is fastest depends on it.")] = 32,
     write: Annotated[bool, typer.Option(help="Store what is chosen in MODEL's generation_config.json.")] = True,
-    base: BaseOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    trust_remote_code: TrustFlag = False,
-    json_output: JsonFlag = False,
+    base: options.BaseOption = None,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    trust_remote_code: options.TrustFlag = False,
+    json_output: options.JsonFlag = False,
 ) -> None:
     """Find the fastest policy, threshold and k of MODEL within a loss that you allow, and store it."""
     from multitoken.api import calibrate
 
-    console = console_for(json_output)
+    console = options.console_for(json_output)
     found = calibrate(
-        model_path(model),
+        options.model_path(model),
         data,
         max_drop=max_drop,
         min_identical=min_identical,
         policy=policy,
-        original=None if original is None else model_path(original, "base"),
+        original=None if original is None else options.model_path(original, "base"),
         confidence=confidence,
         prompts=prompts,
         grader=grader,
@@ -83,7 +71,7 @@ def calibrate_command(
         )
         console.print(where)
     if json_output:
-        print_json(dataclasses.asdict(found))
+        options.print_json(dataclasses.asdict(found))
     if found.chosen is None:
         raise typer.Exit(1)
 

@@ -9,20 +9,7 @@ import typer
 
 from multitoken.errors import UsageError
 
-from .options import (
-    AnswerLengthOption,
-    BaseOption,
-    DeviceMapOption,
-    DeviceOption,
-    DtypeOption,
-    GraderOption,
-    JsonFlag,
-    PromptsOption,
-    TrustFlag,
-    console_for,
-    model_path,
-    print_json,
-)
+from . import options
 
 
 def evaluate_command(
@@ -37,9 +24,9 @@ def evaluate_command(
         list[str] | None,
         typer.Option(help="NAME[:THRESHOLD or K], repeatable: exact:0.5, confadapt:0.9, static:3."),
     ] = None,
-    prompts: PromptsOption = None,
-    grader: GraderOption = None,
-    max_new_tokens: AnswerLengthOption = 256,
+    prompts: options.PromptsOption = None,
+    grader: options.GraderOption = None,
+    max_new_tokens: options.AnswerLengthOption = 256,
     temperature: Annotated[
         float | None, typer.Option(help="Sample at this temperature; greedy if not given, or 0.")
     ] = None,
@@ -51,14 +38,14 @@ def evaluate_command(
     batch_size: Annotated[
         int, typer.Option(help="Questions answered side by side. 1 measures what a single user sees; 32 is faster.")
     ] = 1,
-    base: BaseOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    device_map: DeviceMapOption = None,
-    trust_remote_code: TrustFlag = False,
+    base: options.BaseOption = None,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    device_map: options.DeviceMapOption = None,
+    trust_remote_code: options.TrustFlag = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what the output folder holds.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted measurement in --output.")] = False,
-    json_output: JsonFlag = False,
+    json_output: options.JsonFlag = False,
 ) -> None:
     """Measure accuracy, sameness and speed of MODEL under several policies, against --original."""
     from multitoken.api import evaluate, task_of
@@ -77,20 +64,20 @@ def evaluate_command(
     how: dict[str, Any] = {"device": device, "dtype": dtype, "device_map": device_map}
     how["trust_remote_code"] = trust_remote_code
     rows = evaluate(
-        original=None if original is None else Model.load(model_path(original, "base"), **how),
-        model=Model.load(model_path(model), base=base, **how),
-        others={name: Model.load(model_path(path), **how) for name, path in others.items()},
+        original=None if original is None else Model.load(options.model_path(original, "base"), **how),
+        model=Model.load(options.model_path(model), base=base, **how),
+        others={name: Model.load(options.model_path(path), **how) for name, path in others.items()},
         task=questions,
         policies=policies,
         batch_size=batch_size,
         output=output,
         overwrite=overwrite,
         resume=resume,
-        console=console_for(json_output),
+        console=options.console_for(json_output),
         **drawing,
     )
     if json_output:
-        print_json({"provenance": provenance(), "rows": [dataclasses.asdict(row) for row in rows]})
+        options.print_json({"provenance": provenance(), "rows": [dataclasses.asdict(row) for row in rows]})
 
 
 def _named(compare: Sequence[str]) -> dict[str, str]:

@@ -176,10 +176,13 @@ class Drafter:
 
 
 def _candidates(logits: Tensor, copied: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens of each place and their logits, twice [N, J, C]; the copied one, where there is one, stands first
-    whatever its own."""
-    number = min(CANDIDATES, logits.shape[-1])
+    """The likeliest tokens of each place and their logits, twice [N, J, C]; the copied one, where there is one, stands first,
+    however unlikely: it changes places with the first, which takes the last one's if the copied one had none."""
+    scores, candidates = logits.topk(min(CANDIDATES, logits.shape[-1]), -1)
     if copied is None:
-        return tuple(logits.topk(number, -1))
-    candidates = logits.scatter(-1, copied[..., None], torch.inf).topk(number, -1).indices
+        return scores, candidates
+    own = candidates == copied[..., None]
+    own[..., -1] |= ~own.any(-1)
+    candidates = torch.where(own, candidates[..., :1], candidates)
+    candidates[..., 0] = copied
     return logits.gather(-1, candidates), candidates

@@ -20,10 +20,11 @@ from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from multitoken.errors import OutputError
+from multitoken.models.placement import cpu_gains_by_bf16
 
 from .base_text import RESULT_WEIGHT, Row, encode, grouped
 from .corpus import make_example
-from .train_base import bf16_pays, loss_of, save_rounded, save_state, share_right
+from .train_base import loss_of, save_rounded, save_state, share_right
 
 POOL = 1024  # examples sorted by length at a time
 CONVERSATIONS = 0.1  # share of the examples that are turns of one conversation
@@ -120,7 +121,7 @@ class Run:
         self.model = cast(LlamaForCausalLM, LlamaForCausalLM.from_pretrained(start_from, dtype=torch.float32))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
         self.step, self.used, self.tokens, self.seconds = 0, 0, 0, 0.0
-        self.autocast = bf16_pays()
+        self.autocast = cpu_gains_by_bf16()
         if self.file.exists():
             state = torch.load(self.file, weights_only=True)
             self.model.load_state_dict(state["model"])

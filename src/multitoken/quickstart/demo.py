@@ -19,7 +19,7 @@ from multitoken.evaluation.rows import Row
 from multitoken.models.model import Model
 from multitoken.training.adapt import adapt
 
-from .adapt_base import RECIPES
+from .adapt_base import recipe
 from .corpus import examples
 from .embedded import checkpoint, embedded_task
 from .race import race
@@ -130,7 +130,7 @@ def demo_recipe() -> dict[str, object]:
     """As the embedded adapter was made, in minutes: shorter blocks, for minutes do not teach the places beyond (docs/ablations.md),
     and a little faster, for the learning rate falls to zero sooner. The demo decodes greedily, so all responses are greedy."""
     return {
-        **RECIPES["gated"],
+        **recipe("gated"),
         "k_max": 8,
         "learning_rate": 6e-3,
         "responses": "greedy",

@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from multitoken.checkpoints.atomic import write_text
 from multitoken.models.model import Model
+from multitoken.models.placement import cpu_gains_by_bf16
 
 from .base_text import END, PAD, TOKENIZER_SIZE, batches, train_tokenizer
 from .corpus import GENERATOR_VERSION, examples
@@ -80,19 +81,6 @@ def silence_branches(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             nn.init.zeros_(parameter)
-
-
-def bf16_pays() -> bool:
-    """Whether this CPU multiplies in bf16 faster than in float32: one without such instructions takes twenty times as long."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(256, 256, dtype=dtype)
-        matrix @ matrix  # the first one sets things up
-        started = time.perf_counter()
-        for _ in range(4):
-            matrix @ matrix
-        seconds[dtype] = time.perf_counter() - started
-    return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
 def loss_of(model: nn.Module, ids: torch.Tensor, weights: torch.Tensor, autocast: bool) -> torch.Tensor:
@@ -176,7 +164,7 @@ def train(
     From step `sums_from` on (None: never) the model practises arithmetic too. With `autocast` the passes are in bf16, else in
     float32, which is faster for small models on one core; None: by what pays on this machine.
     """
-    autocast = bf16_pays() if autocast is None else autocast
+    autocast = cpu_gains_by_bf16() if autocast is None else autocast
     if (steps is None) == (minutes is None):
         raise ValueError(f"steps is {steps} and minutes is {minutes}; expected exactly one of them")
     torch.manual_seed(seed)

@@ -5,9 +5,11 @@ from typing import Any, overload
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
+
+from .muon import Muon
 
 _WIDTH = 256  # hidden size at which the default rates were found
 _RATES = {
@@ -22,7 +24,7 @@ class MuonAdamW(Optimizer):
     def __init__(
         self, matrices: list[nn.Parameter], others: list[nn.Parameter], *, lr: float, weight_decay: float
     ) -> None:
-        self.muon = Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.muon = Muon(matrices, lr=lr, weight_decay=weight_decay)
         # A group, for a list may be empty: an adapter without a mask vector or a draft head is all matrices.
         self.adamw = AdamW([{"params": others}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
         super().__init__([*matrices, *others], {"lr": lr})

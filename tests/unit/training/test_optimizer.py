@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
+from multitoken.training import muon
+from multitoken.training.muon import Muon, orthogonal
 from multitoken.training.optimizer import build_optimizer, build_schedule, default_rate
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -63,6 +66,29 @@ def _buffer(state):
     torch.save(state, buffer)
     buffer.seek(0)
     return buffer
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
+def test_muon_is_torchs_where_a_cpu_is_slow_in_bfloat16(shape, monkeypatch) -> None:
+    """It must take torch's own steps, had these been in float32, and go on from torch's state."""
+    steps, gradients = 4, torch.randn(4, *shape)
+    weights = [nn.Parameter(torch.ones(shape)) for _ in range(2)]
+    theirs = torch.optim.Muon([weights[0]], lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
+    ours = Muon([weights[1]], lr=0.1, weight_decay=0.2)
+    monkeypatch.setattr(muon, "cpu_gains_by_bf16", lambda: False)
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
+    for i in range(steps):
+        for parameter, optimizer in zip(weights, (theirs, ours), strict=True):
+            parameter.grad = gradients[i].clone()
+            optimizer.step()
+        assert torch.allclose(weights[0], weights[1], atol=1e-6)
+        ours.load_state_dict(theirs.state_dict())
+
+
+def test_orthogonal_has_singular_values_near_one() -> None:
+    matrix = torch.randn(20, 50) * 30
+    values = torch.linalg.svdvals(orthogonal(matrix, (3.4445, -4.7750, 2.0315), 5, 1e-7))
+    assert 0.6 < values.min() and values.max() < 1.3
 
 
 def test_schedule_climbs_then_falls_to_zero_for_every_group() -> None:
