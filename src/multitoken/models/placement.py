@@ -49,10 +49,10 @@ def cpu_gains_by_bf16() -> bool:
     seconds: dict[torch.dtype, float] = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(256, 256, dtype=dtype)
-        matrix @ matrix  # the first one sets things up
+        torch.mm(matrix, matrix)  # the first one sets things up
         started = time.perf_counter()
         for _ in range(4):
-            matrix @ matrix
+            torch.mm(matrix, matrix)
         seconds[dtype] = time.perf_counter() - started
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
