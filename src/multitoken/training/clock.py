@@ -7,6 +7,8 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+_SHARE_OF_LOOKS = 0.1  # of a run's time
+
 
 class Clock(TrainerCallback):
     """How far a run is, in [0, 1]; minutes of earlier, interrupted runs count.
@@ -50,11 +52,14 @@ class Clock(TrainerCallback):
 
 
 class Looks(TrainerCallback):
-    """Asks for a look at unseen prompts whenever another one of `number` equal parts of the run is over, the last aside."""
+    """Asks for a look at unseen prompts whenever another one of `number` equal parts of the run is over, the last aside, and one
+    more is affordable."""
 
     def __init__(self, clock: Clock, number: int) -> None:
         self.clock, self.number = clock, number
         self._done = 0
+        self.looks, self.seconds = 0, 0.0  # so far
+        self._asked: float | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._done = self._parts()
@@ -62,10 +67,23 @@ class Looks(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._done < self._parts() < self.number:
             self._done = self._parts()
-            control.should_evaluate = True
+            may = affordable(self.looks, self.seconds, self.clock.seconds)
+            if _first_process_says(float(may), args.device):
+                control.should_evaluate, self._asked = True, time.monotonic()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._asked is not None:
+            self.looks, self.seconds = self.looks + 1, self.seconds + time.monotonic() - self._asked
+            self._asked = None
 
     def _parts(self) -> int:
         return int(self.clock.progress() * self.number + 1e-9)
+
+
+def affordable(looks: int, seconds: float, elapsed: float) -> bool:
+    """Whether there may be another look behind so many, which took `seconds` of those that elapsed: at most a tenth of a run goes
+    to looks, but for the first. (A look takes seconds, and on a slow machine a run of minutes would be little else.)"""
+    return not looks or seconds * (looks + 1) / looks <= _SHARE_OF_LOOKS * elapsed
 
 
 def _first_process_says(value: float, device: torch.device) -> float:

@@ -21,7 +21,7 @@ from multitoken.config import AdaptConfig
 from multitoken.errors import OutOfMemoryError, UsageError
 
 from .adapt import LOOKS, make_trainer, memory_errors
-from .clock import Clock
+from .clock import Clock, affordable
 from .dataset import WriteAll
 from .memory import bytes_of, free_memory, peak_memory
 from .optimizer import MuonAdamW
@@ -119,13 +119,23 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
 
 def _steps_and_looks(config: AdaptConfig, per_step: float, per_look: float) -> tuple[int, int]:
     """Of the whole run. The minutes of a run are those of both."""
-    every, looks = config.evaluate_every, LOOKS - 1 if per_look else 0
-    steps = config.steps or 0
-    if config.minutes and per_step and every is not None:
-        steps = max(1, int(60 * config.minutes / (per_step + per_look / every)))
-    elif config.minutes and per_step:
-        steps = max(1, int((60 * config.minutes - looks * per_look) / per_step))
-    return steps, looks if every is None or not per_look else steps // every
+    every, seconds = config.evaluate_every, 60 * (config.minutes or 0.0)
+    if not per_step:
+        return config.steps or 0, 0
+    if every is not None:
+        steps = config.steps or max(1, int(seconds / (per_step + per_look / every)))
+        return steps, steps // every if per_look else 0
+    looks = _affordable_looks(seconds or (config.steps or 0) * per_step, per_look, known=bool(seconds))
+    return config.steps or max(1, int((seconds - looks * per_look) / per_step)), looks
+
+
+def _affordable_looks(seconds: float, per_look: float, *, known: bool) -> int:
+    """How many `Looks` will ask for in a run of so many seconds; known: the looks' own are among them."""
+    looks = 0
+    for part in range(1, LOOKS) if per_look else ():
+        elapsed = seconds * part / LOOKS + (0 if known else looks * per_look)
+        looks += affordable(looks, looks * per_look, elapsed)
+    return looks
 
 
 def show(plan: Plan, config: AdaptConfig, console: Console) -> None:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from multitoken.config import make_config
 from multitoken.errors import OutputError
-from multitoken.training.plan import plan, show
+from multitoken.training.plan import _affordable_looks, plan, show
 from multitoken.training.trainer import BlockTrainer
 from tests.unit.training.project import PROMPTS, make_project
 
@@ -53,9 +53,34 @@ def test_counts_and_keeps_nothing(project, method: str) -> None:
 def test_minutes_become_steps(project) -> None:
     """Nobody thinks in steps before the first run."""
     found, said = planned(project, method="gated", rank=4, minutes=2)
-    assert found.looks == 9 and f"9 of {found.seconds_per_look:.1f} s" in said
+    assert found.looks == 9 and f"9 of {found.seconds_per_look:.1f} s" in said, (
+        "a look takes far less than a second here"
+    )
     spent = found.steps * found.seconds_per_step + found.looks * found.seconds_per_look
     assert 120 - found.seconds_per_step <= spent <= 120 and found.tokens > found.steps
+
+
+def test_minutes_with_looks_every_few_steps(project) -> None:
+    found, _ = planned(project, method="gated", rank=4, minutes=2, evaluate_every=50)
+    assert found.looks == found.steps // 50 > 0
+    each = found.seconds_per_step + found.seconds_per_look / 50
+    assert found.steps == int(120 / each)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "per_look", "known", "looks"),
+    [
+        (600, 1, True, 9),
+        (600, 20, True, 2),
+        (240, 20, True, 1),
+        (240, 200, True, 1),
+        (240, 0, True, 0),
+        (80, 2, False, 3),
+    ],
+)
+def test_looks_take_a_tenth_of_a_run_at_most(seconds: float, per_look: float, known: bool, looks: int) -> None:
+    """But for the first. 600 s and looks of 20: the second one may be once 400 s are over."""
+    assert _affordable_looks(seconds, per_look, known=known) == looks
 
 
 @pytest.mark.parametrize(("options", "looks"), [({"evaluate_every": 7}, 4), ({"validation_share": 0.0}, 0)])
