@@ -6,12 +6,11 @@ from torch import nn
 
 from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken, Sampling
 from multitoken.decoding.blocks import pack_blocks
-from multitoken.decoding.copying import copy_behind
 from multitoken.decoding.draft_head import Drafter, DraftHead, columns
 from multitoken.decoding.sampling import gumbel
 from multitoken.decoding.step import likeliest
 from multitoken.training.head import Head
-from multitoken.training.left_to_right import Suggested, moved_by, propose
+from multitoken.training.left_to_right import moved_by, propose
 from tests.parity.families import MASK, SUPPORTED
 
 PROMPTS = [[1, 5, 9], [7, 7, 3, 22, 41, 6, 2], [30], [12, 50, 2, 2, 9]]
@@ -21,8 +20,7 @@ SAMPLINGS = [None, Sampling(0.8, seed=3, top_p=0.95), Sampling(1.3, seed=9, top_
 def head_for(model, seed: int = 0, scale: float = 1.0) -> DraftHead:
     torch.manual_seed(seed)
     head = DraftHead(model.config.hidden_size, 8)
-    for parameter in (head.up, head.gain, head.alike):
-        nn.init.normal_(parameter, std=scale)
+    nn.init.normal_(head.up, std=scale)
     return head.requires_grad_(False)
 
 
@@ -72,19 +70,11 @@ def test_drafts_are_those_that_training_sees() -> None:
     with torch.no_grad():
         hidden = torch.randn(1, batch.slots, model.config.hidden_size)
         moves = columns(head, model)
-        suggested = Suggested(torch.tensor([[[60, 61, 62], [63, 64, 65]]]), torch.tensor([[0.8, 0.0]]))
-        trained = propose(head, moves, student, batch, hidden, suggested)
-        _, sure = student.best_and_sure(hidden, moved_by(head, moves, student, batch, hidden, trained, suggested))
+        trained = propose(head, moves, student, batch, hidden)
+        _, sure = student.best_and_sure(hidden, moved_by(head, moves, student, batch, hidden, trained))
         blocks = hidden.view(2, 4, -1)
         logits = student.logits(blocks)[:, 1:]
-        drafts = Drafter.of(head, model).draft(
-            blocks[:, 1:],
-            logits,
-            likeliest(logits)[1],
-            trained.view(2, 4)[:, 0],
-            suggested.copied[0],
-            suggested.alike[0],
-        )
+        drafts = Drafter.of(head, model).draft(blocks[:, 1:], logits, likeliest(logits)[1], trained.view(2, 4)[:, 0])
     assert drafts.tokens.tolist() == trained.view(2, 4)[:, 1:].tolist()
     assert torch.allclose(drafts.confidences, sure.view(2, 4)[:, 1:].float(), atol=0.02)
 
@@ -107,47 +97,3 @@ def test_a_sampled_draft_is_drawn_by_the_noise_of_its_place() -> None:
     drawn = (logits.view(15, 96).double() / 0.5 + gumbel(keys.flatten(), everything)).argmax(-1)
     among = torch.isin(drawn, logits.view(15, 96).topk(32, -1).indices)
     assert (drafts.tokens.flatten() == drawn)[among].all() and among.float().mean() > 0.9
-
-
-def test_a_copied_token_is_a_candidate_however_unlikely() -> None:
-    """An invented word is nobody's guess: its pieces are drafted because the text says them."""
-    model = SUPPORTED["llama"]()
-    head = head_for(model, scale=0.0)
-    head.bias.fill_(3.0)  # every state is about 1
-    head.gain.fill_(10.0)
-    logits = torch.randn(2, 4, 96) * 2
-    copied = logits.argmin(-1)
-    drafts = Drafter.of(head, model).draft(
-        torch.zeros(2, 4, model.config.hidden_size),
-        logits,
-        likeliest(logits)[1],
-        torch.tensor([1, 2]),
-        copied,
-        torch.tensor([1.0, 0.0]),
-    )
-    assert drafts.tokens[0].tolist() == copied[0].tolist() and drafts.confidences[0].min() > 0.99
-    assert drafts.tokens[1].tolist() == logits[1].argmax(-1).tolist()
-
-
-def test_what_is_copied_is_the_text_up_to_the_anchor() -> None:
-    """The drafts that the pass has confirmed, and the token behind them, are part of the text that is copied from."""
-    model = SUPPORTED["llama"]()
-    head = head_for(model, scale=0.0)
-    head.bias.fill_(3.0)
-    head.gain.fill_(40.0)  # only what is copied is ever drafted
-    seen: list[tuple[list[int], list[int]]] = []
-    decoder = Decoder(model, mask_id=MASK, trained_k=6, head=head)
-    assert decoder.drafter is not None
-    draft = decoder.drafter.draft
-
-    def noting(hidden, logits, sure, first, copied, alike, **more):
-        seen.append((first.tolist(), copied.tolist()))
-        return draft(hidden, logits, sure, first, copied, alike, **more)
-
-    decoder.drafter.draft = noting  # pyright: ignore[reportAttributeAccessIssue]
-    prompt = [5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6, 7]
-    (text,) = answers(decoder, Exact(0.0), None, [prompt])
-    whole = prompt + text
-    for first, copied in seen:
-        ends = [i for i in range(len(prompt), len(whole)) if [whole[i]] == first]
-        assert any(copied == [copy_behind(whole[: i + 1], len(copied[0])).tokens] for i in ends)

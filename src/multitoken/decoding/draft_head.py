@@ -1,16 +1,15 @@
 """The draft head: the tokens of a block are chosen from left to right.
 
 A pass predicts the places of a block independently of each other, so the most likely tokens of two places may belong to two
-different sentences. The head is a small recurrent cell. It reads the token chosen at the place before, the hidden state at the mask, and the token c_j
-that the text itself suggests (`copying.py`), and moves the logits of the place:
+different sentences. The head is a small recurrent cell. It reads the token chosen at the place before, and the hidden state at
+the mask, and moves the logits of the place:
 
-    s_j      = tanh(T e(t_{j-1}) + H n(h_j) + a (C e(c_j) + q) + b + S s_{j-1})          s_0 = 0
-    logits_j = W h_j + W U s_j + a (g s_j) [token = c_j]
+    s_j      = tanh(T e(t_{j-1}) + H n(h_j) + b + S s_{j-1})          s_0 = 0
+    logits_j = W h_j + W U s_j
 
 t_0 is the token at the anchor, which the masks of its step have not seen. e is a token's input embedding and n(h_j) the hidden
-state at mask j, both scaled to a root mean square of 1; a (0 to 1) says how closely the text agrees with the place that it copies;
-W is the model's own output matrix. T, H, C [R, D], S [R, R], b, q, g [R] and U [D, R] are trained. (A low-rank bias from the
-token before: arXiv 2607.05147; the recurrence and the copied tokens are ours, see docs/drafts.md.)
+state at mask j, both scaled to a root mean square of 1; W is the model's own output matrix. T, H [R, D], S [R, R], b [R] and
+U [D, R] are trained. (A low-rank bias from the token before: arXiv 2607.05147; the recurrence is ours, see docs/drafts.md.)
 
 Drafts are guesses: the next pass confirms them, so the head changes the speed of Exact and never its output.
 
@@ -29,40 +28,33 @@ from transformers import PreTrainedModel
 
 from .sampling import gumbel
 
-VERSION = 2  # of the formula above, as the `mtp` block of a checkpoint names it; 1: without copied tokens
+VERSION = 1  # of the formula above, as the `mtp` block of a checkpoint names it
 _CALM = 0.5  # of scores with noise: one threshold then serves greedy and sampled drafts (docs/drafts.md)
 CANDIDATES = 32  # tokens of a place that may be drafted: the likeliest ones by the mask alone
 
 
 class DraftHead(nn.Module):
-    """The trained numbers. Starts as no correction at all: U and g are zero."""
+    """The trained numbers. Starts as no correction at all: U is zero."""
 
     def __init__(self, hidden: int, rank: int) -> None:
         super().__init__()
         self.rank = rank
         self.token = nn.Parameter(torch.empty(rank, hidden))  # T
         self.mask = nn.Parameter(torch.empty(rank, hidden))  # H
-        self.copied = nn.Parameter(torch.empty(rank, hidden))  # C
         self.state = nn.Parameter(torch.empty(rank, rank))  # S
         self.bias = nn.Parameter(torch.zeros(rank))
-        self.alike = nn.Parameter(torch.zeros(rank))  # q
-        self.gain = nn.Parameter(torch.zeros(rank))  # g
         self.up = nn.Parameter(torch.zeros(hidden, rank))  # U
-        for matrix in (self.token, self.mask, self.copied, self.state):
+        for matrix in (self.token, self.mask, self.state):
             nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
 
     def inputs(self, hidden: Tensor) -> Tensor:
         """What the masks bring to their states: H n(h) + b. hidden [..., D] -> [..., R]"""
         return F.linear(unit(hidden), self.mask, self.bias)
 
-    def copies(self, embedded: Tensor) -> Tensor:
-        """What tokens bring to the states where they are copied, at full agreement: C e(c) + q. [..., D] -> [..., R]"""
-        return F.linear(unit(embedded), self.copied, self.alike)
-
-    def states(self, hidden: Tensor, before: Tensor, copied: Tensor, alike: Tensor) -> Tensor:
-        """All states of blocks whose tokens are known. hidden [N, J, D] at the masks; before, copied [N, J, D]: the embeddings of
-        the token in front of each and of the one that the text suggests; alike [N]. -> [N, J, R]"""
-        fed = self.inputs(hidden) + F.linear(unit(before), self.token) + alike[:, None, None] * self.copies(copied)
+    def states(self, hidden: Tensor, before: Tensor) -> Tensor:
+        """All states of blocks whose tokens are known. hidden [N, J, D] at the masks, before [N, J, D]: the embedding of the
+        token in front of each. -> [N, J, R]"""
+        fed = self.inputs(hidden) + F.linear(unit(before), self.token)
         state, states = fed.new_zeros(len(fed), self.rank), []
         for j in range(fed.shape[1]):
             state = self.advance(state, fed[:, j])
@@ -101,23 +93,21 @@ class Drafts:
 
 
 class Drafter:
-    """A head at work in a model: the products with the model's own matrices are made once.
+    """A head at work in a model: the two products with the model's own matrices are made once.
 
-    tokens [V, R]: T e(t) of every token; columns [V, R]: W U; copied [V, R]: C e(t) + q.
+    tokens [V, R]: T e(t) of every token; columns [V, R]: W U.
     """
 
-    def __init__(self, head: DraftHead, tokens: Tensor, columns: Tensor, copied: Tensor) -> None:
+    def __init__(self, head: DraftHead, tokens: Tensor, columns: Tensor) -> None:
         self._head = head
-        self._tokens, self._columns, self._copied = tokens, columns, copied
+        self._tokens, self._columns = tokens, columns
         self._state = head.state.detach().t().contiguous()
-        self.copies = bool((head.gain != 0).any())  # whether it was trained with copied tokens
 
     @classmethod
     @torch.no_grad()
     def of(cls, head: DraftHead, model: PreTrainedModel) -> "Drafter":
         embedding: Any = model.get_input_embeddings()
-        tokens = F.linear(unit(embedding.weight), head.token)
-        return cls(head, tokens, columns(head, model).contiguous(), head.copies(embedding.weight))
+        return cls(head, F.linear(unit(embedding.weight), head.token), columns(head, model).contiguous())
 
     def draft(
         self,
@@ -125,8 +115,6 @@ class Drafter:
         logits: Tensor,
         sure: Tensor,
         first: Tensor,
-        copied: Tensor | None = None,
-        alike: Tensor | None = None,
         *,
         warp: Warp | None = None,
         keys: Tensor | None = None,
@@ -134,30 +122,22 @@ class Drafter:
         """Tokens for the masks of N blocks, place by place.
 
         hidden [N, J, D] at the masks; logits [N, J, V] float32, the mask token's at -inf; sure [N, J]: the probability of the
-        likeliest token of each; first [N]: the tokens at the anchors; copied [N, J] and alike [N] float32: what the text suggests,
-        None of either where nothing does. With `keys` [N, J], of the noise of each place, tokens are drawn by it from what `warp`
-        makes of the scores.
+        likeliest token of each; first [N]: the tokens at the anchors. With `keys` [N, J], of the noise of each place, tokens
+        are drawn by it from what `warp` makes of the scores.
 
         A confidence is the probability of the token among the corrected scores. Where it is drawn, these include the noise: the
         confidence says how far the token is ahead of the next one, whatever its own probability.
         """
-        fed, gain = self._head.inputs(hidden), None
-        if copied is not None and alike is not None:
-            fed = torch.addcmul(fed, alike[:, None, None], F.embedding(copied, self._copied))
-            gain = alike[:, None, None] * self._head.gain
-        scores, candidates = _candidates(logits, copied)  # [N, J, C]
-        moves = F.embedding(candidates, self._columns)
-        if gain is not None:
-            moves[:, :, 0] += gain
-        moves = moves.unbind(1)  # of each place [N, C, R]
+        scores, candidates = logits.topk(min(CANDIDATES, logits.shape[-1]), -1)  # [N, J, C]
+        moves = F.embedding(candidates, self._columns).unbind(1)  # of each place [N, C, R]
         noise = None
         if keys is not None:
             noise = gumbel(keys.flatten(), candidates.flatten(0, 1)).view(scores.shape).float().unbind(1)
         alone, which = scores[..., None].unbind(1), candidates.unbind(1)
         state, token = self._state.new_zeros(len(first), self._head.rank), first
         tokens, chosen_by = [], []
-        for j, brought in enumerate(fed.unbind(1)):  # decoding waits for every call in here
-            state = torch.addmm(F.embedding(token, self._tokens) + brought, state, self._state).tanh_()
+        for j, fed in enumerate(self._head.inputs(hidden).unbind(1)):  # decoding waits for every call in here
+            state = torch.addmm(F.embedding(token, self._tokens) + fed, state, self._state).tanh_()
             here = torch.baddbmm(alone[j], moves[j], state[:, :, None]).squeeze(-1)
             if noise is not None:
                 here = (warp(here) if warp is not None else here) + noise[j]
@@ -169,20 +149,7 @@ class Drafter:
             final = final * _CALM
             weight = final.logsumexp(-1)
         else:  # what the tokens that are no candidates weigh, as the mask alone says
-            total = scores.amax(-1) - sure.log()
+            total = scores[..., 0] - sure.log()
             rest = (1 - (scores - total[..., None]).exp().sum(-1)).clamp_min(1e-30).log() + total
             weight = torch.logaddexp(final.logsumexp(-1), rest)
         return Drafts(torch.stack(tokens, 1), (final.amax(-1) - weight).exp())
-
-
-def _candidates(logits: Tensor, copied: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens of each place and their logits, twice [N, J, C]; the copied one, where there is one, stands first,
-    however unlikely: it changes places with the first, which takes the last one's if the copied one had none."""
-    scores, candidates = logits.topk(min(CANDIDATES, logits.shape[-1]), -1)
-    if copied is None:
-        return scores, candidates
-    own = candidates == copied[..., None]
-    own[..., -1] |= ~own.any(-1)
-    candidates = torch.where(own, candidates[..., :1], candidates)
-    candidates[..., 0] = copied
-    return logits.gather(-1, candidates), candidates

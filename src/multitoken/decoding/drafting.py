@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .copying import copy_behind
 from .draft_head import Drafter
 from .row import Row
 from .sampling import noise_key, signed, without_prefix
@@ -52,18 +51,11 @@ def _draft(drafter: Drafter, group: Sequence[Picks], logits: Tensor, sure: Tenso
         places = torch.tensor(
             [[width - p.masks + min(j, p.masks - 1) for j in range(most)] for p in group], device=device
         )
-    copied = alike = None
-    if drafter.copies:
-        found = [copy_behind(p.row.ids + p.tokens[: len(p.row.drafts) + 1], most) for p in group]
-        copied = torch.tensor([f.tokens for f in found], device=device)
-        alike = torch.tensor([f.alike for f in found], device=device)
     drafts = drafter.draft(
         hidden[lines, places],
         logits[lines, places],
         sure[lines, places],
         torch.tensor([p.tokens[len(p.row.drafts)] for p in group], device=device),
-        copied,
-        alike,
         warp=partial(without_prefix, request.processors),
         keys=None
         if request.seed is None

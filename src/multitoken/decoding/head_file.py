@@ -12,14 +12,13 @@ from .draft_head import VERSION, DraftHead
 from .failures import DecodingError
 
 HEAD_WEIGHTS = "mtp_head/draft_head.safetensors"
-_SINCE_2 = ("copied", "alike", "gain")  # zero in a head of version 1, which knew no copied tokens
 
 
 def check_version(version: int) -> None:
-    """Raises `DecodingError` for a head whose formula is not known here."""
-    if not 1 <= version <= VERSION:
+    """Raises `DecodingError` for a head that is not of this version's formula."""
+    if version != VERSION:
         raise DecodingError(
-            f"the draft head is of version {version}; this multitoken reads versions 1 to {VERSION}: "
+            f"the draft head is of version {version}; this multitoken reads version {VERSION}: "
             "upgrade it (pip install -U multitoken), or adapt the model again"
         )
 
@@ -46,8 +45,6 @@ def head_of(state: dict[str, Tensor], hidden: int, path: str) -> DraftHead:
             "was made for"
         )
     head = DraftHead(hidden, int(up.shape[1]))
-    if not any(name in state for name in _SINCE_2):
-        state = state | {name: torch.zeros_like(head.get_parameter(name)) for name in _SINCE_2}
     try:
         head.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except RuntimeError as error:

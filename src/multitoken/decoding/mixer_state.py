@@ -18,6 +18,8 @@ from .position_bias import with_globals
 
 Parts = dict[tuple[str, int], Tensor]
 
+_STATES = 3  # of either sort that a layer may have: queries, keys and values of their own convolution
+
 
 class State:
     """The state of one layer for B rows, in the words of transformers' linear-attention cache. A call replaces its parts and
@@ -47,6 +49,11 @@ class State:
     def is_recording_past(self, layer_idx: int) -> bool:
         return True  # asks for `update_conv_state` in place of a kernel that writes in place
 
+    @property
+    def layers(self) -> "_Layers":
+        """As transformers 5.19 asks for the same: a list of its layers' caches."""
+        return _Layers(self)
+
     def update_conv_state(
         self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, conv_kernel_size: int | None = None, **_: Any
     ) -> Tensor:
@@ -61,6 +68,21 @@ class State:
     def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **_: Any) -> Tensor:
         self.parts["recurrent", state_idx] = recurrent_states
         return recurrent_states
+
+
+class _Layers:
+    """Whatever a layer's number is, the state at hand is its own."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def __getitem__(self, layer_idx: int) -> types.SimpleNamespace:
+        state = self._state
+        return types.SimpleNamespace(
+            record_past=state.is_recording_past(layer_idx),
+            conv_states=[state.get_conv_state(layer_idx, i) for i in range(_STATES)],
+            recurrent_states=[state.get_recurrent_state(layer_idx, i) for i in range(_STATES)],
+        )
 
 
 Call = Callable[[Tensor, State], Tensor]

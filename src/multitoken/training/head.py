@@ -50,37 +50,17 @@ class _HiddenStates(MoeModelOutputWithPast):
 
 @dataclass(frozen=True)
 class Moved:
-    """What a draft head adds to the logits of places: states [..., R] times columns [V, R], and gains [...] to those of the
-    copied tokens [...] (`decoding/draft_head.py`)."""
+    """What a draft head adds to the logits of places: states [..., R] times columns [V, R] (`decoding/draft_head.py`)."""
 
     states: Tensor
-    copied: Tensor
-    gains: Tensor
     columns: Tensor
 
-    def shaped(self, *shape: int) -> "Moved":
-        """The places in another shape."""
-        states = self.states.reshape(*shape, self.states.shape[-1])
-        return Moved(states, self.copied.reshape(shape), self.gains.reshape(shape), self.columns)
+    def flat(self) -> "Moved":
+        return Moved(self.states.reshape(-1, self.states.shape[-1]), self.columns)
 
-    def at(self, chosen: Tensor | slice) -> "Moved":
+    def at(self, chosen: Tensor) -> "Moved":
         """Of these places only. chosen [...] bool."""
-        return Moved(self.states[chosen], self.copied[chosen], self.gains[chosen], self.columns)
-
-    def everywhere(self, slots: int, index: Tensor, valid: Tensor) -> "Moved":
-        """Of places [B, N, J], laid out in [B, slots], nothing added to others. index, valid [N, J]: where, and whether at all."""
-        to, rows = index[valid], len(self.states)
-        return Moved(
-            self.states.new_zeros(rows, slots, self.states.shape[-1]).index_copy(1, to, self.states[:, valid]),
-            self.copied.new_zeros(rows, slots).index_copy(1, to, self.copied[:, valid]),
-            self.gains.new_zeros(rows, slots).index_copy(1, to, self.gains[:, valid]),
-            self.columns,
-        )
-
-    def add_to(self, logits: Tensor) -> Tensor:
-        """logits [N, V] of places [N]."""
-        moved = logits + self.states @ self.columns.t()
-        return moved.scatter_add(-1, self.copied[:, None], self.gains[:, None])
+        return Moved(self.states[chosen], self.columns)
 
 
 class Head:
@@ -127,7 +107,7 @@ class Head:
     @torch.no_grad()
     def best(self, hidden: Tensor, moved: "Moved | None" = None) -> Tensor:
         """The argmax at each place. [..., D] -> [...]."""
-        flat, moved = hidden.reshape(-1, hidden.shape[-1]), moved and moved.shaped(-1)
+        flat, moved = hidden.reshape(-1, hidden.shape[-1]), moved and moved.flat()
         return torch.cat([self._moved(flat, moved, part).argmax(-1) for part in self._parts(len(flat))]).view(
             hidden.shape[:-1]
         )
@@ -135,7 +115,7 @@ class Head:
     @torch.no_grad()
     def best_and_sure(self, hidden: Tensor, moved: "Moved | None" = None) -> tuple[Tensor, Tensor]:
         """The argmax at each place and its probability, twice [..., D] -> [...]."""
-        flat, moved = hidden.reshape(-1, hidden.shape[-1]), moved and moved.shaped(-1)
+        flat, moved = hidden.reshape(-1, hidden.shape[-1]), moved and moved.flat()
         tops = [self._moved(flat, moved, part).softmax(-1).max(-1) for part in self._parts(len(flat))]
         shape = hidden.shape[:-1]
         return torch.cat([top.indices for top in tops]).view(shape), torch.cat([top.values for top in tops]).view(shape)
@@ -164,7 +144,7 @@ class Head:
 
     def _moved(self, hidden: Tensor, moved: "Moved | None", part: slice) -> Tensor:
         logits = self.logits(hidden[part])
-        return logits if moved is None else moved.at(part).add_to(logits)
+        return logits if moved is None else logits + moved.states[part] @ moved.columns.t()
 
     def _parts(self, places: int) -> Iterator[slice]:
         size = max(1, MOST_LOGITS // self.vocabulary)

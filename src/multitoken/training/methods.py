@@ -22,7 +22,7 @@ from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
 from multitoken.decoding.gate_file import WEIGHTS, from_peft
-from multitoken.decoding.head_file import HEAD_WEIGHTS, head_of
+from multitoken.decoding.head_file import HEAD_WEIGHTS
 from multitoken.decoding.mixers import Mixers
 from multitoken.errors import UsageError
 from multitoken.models.loading import Loaded
@@ -123,9 +123,8 @@ def _begin_with(adapter: GatedAdapter, head: DraftHead | None, folder: Path) -> 
     try:
         adapter.load_state_dict(from_peft(load_file(folder / WEIGHTS), adapter.names))
         if head is not None and (folder / HEAD_WEIGHTS).exists():
-            before = head_of(load_file(folder / HEAD_WEIGHTS), len(head.up), str(folder / HEAD_WEIGHTS))
-            head.load_state_dict(before.state_dict())
-    except (OSError, KeyError, RuntimeError, SafetensorError, DecodingError) as error:
+            head.load_state_dict(load_file(folder / HEAD_WEIGHTS))
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise UsageError(
             f"start_from is {folder}, which does not fit rank {adapter.rank} and these layers: {error}"
         ) from error

@@ -28,7 +28,7 @@ from multitoken.decoding.blocks import REAL, BlockBatch, pack_blocks
 from multitoken.decoding.draft_head import DraftHead, columns
 
 from .head import Moved
-from .left_to_right import Suggested, moved_by, propose
+from .left_to_right import moved_by, propose
 from .passes import Hidden, Passes
 
 _ALONE = 0.3  # weight of the loss without the draft head, beside that with it
@@ -150,7 +150,7 @@ class Distillation(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, BlockStatistics]:
         """inputs: tokens [B, T], lengths [B], segments [B, T], anchors [B, N], ends [B, N] of their turns, ks [N], and
         trainable [B, T] bool: real positions whose next-token prediction may be trained; sampled [B, N] bool: blocks whose
-        text the teacher sampled; copied [B, N, J] and alike [B, N]: what the text suggests for their masks.
+        text the teacher sampled.
 
         The block loss is divided by what is known before the forward pass, so that accumulated micro-batches of equal
         shape make exactly one large batch: the number of places, or, where not all of them count, of blocks. (The loss on
@@ -161,7 +161,7 @@ class Distillation(nn.Module):
         ours = passes.propose(batch)
         online = objective.labels == "online"
         sampled = (inputs["sampled"][:, batch.block_of] | objective.foreign) & (not online)
-        proposals, moved = self._propose(batch, ours.blocks, inputs)
+        proposals, moved = self._propose(batch, ours.blocks)
         asks = online or objective.next_token_weight or bool(sampled.any())
         theirs = passes.read(batch, proposals if online else None) if asks else None
         labels = self._labels(batch, theirs, inputs["ends"])
@@ -184,18 +184,18 @@ class Distillation(nn.Module):
             loss = loss + objective.next_token_weight * (drift * weights).sum()
         return loss, _statistics(batch, proposals, labels, self.eos_ids)
 
-    def _propose(self, batch: BlockBatch, hidden: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, Moved | None]:
+    def _propose(self, batch: BlockBatch, hidden: Tensor) -> tuple[Tensor, Moved | None]:
         """Proposals [B, M], and the draft head's corrections. With labels from the text, places are given the text's tokens
         before them: up to the first that is wrong, the student's own are the same."""
         student, (drafter,) = self.passes.student, self._drafter
         if drafter is None:
             return student.best(hidden), None
-        moves, suggested = columns(drafter, student.model), Suggested(inputs["copied"], inputs["alike"])
+        moves = columns(drafter, student.model)
         if self.objective.labels == "data":
-            moved = moved_by(drafter, moves, student, batch, hidden, data_labels(batch), suggested)
+            moved = moved_by(drafter, moves, student, batch, hidden, data_labels(batch))
             return student.best(hidden, moved), moved
-        proposals = propose(drafter, moves, student, batch, hidden, suggested)
-        return proposals, moved_by(drafter, moves, student, batch, hidden, proposals, suggested)
+        proposals = propose(drafter, moves, student, batch, hidden)
+        return proposals, moved_by(drafter, moves, student, batch, hidden, proposals)
 
     def _loss(
         self,
@@ -230,7 +230,7 @@ class Distillation(nn.Module):
         """What is proposed, how surely, and what would have been right. inputs: as for `forward`."""
         batch = self._lay_out(inputs)
         ours = self.passes.propose(batch)
-        _, moved = self._propose(batch, ours.blocks, inputs)
+        _, moved = self._propose(batch, ours.blocks)
         proposals, confidences = self.passes.student.best_and_sure(ours.blocks, moved)
         online = self.objective.labels == "online"
         may_drift = self.passes.student is not self.passes.teacher

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-
-from multitoken.decoding.copying import Copied, copy_behind
 
 from .encoding import Sample
 from .joining import is_joined, join
@@ -148,8 +145,7 @@ def _packed(samples: list[Sample]) -> list[list[Sample]]:
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Right-padded tensors: tokens [B, T], lengths [B], segments [B, T], anchors [B, N], ends [B, N], ks [N],
-    trainable [B, T] bool, sampled [B, N] bool, copied [B, N, J] and alike [B, N], J masks of the longest block. The padding is a
-    segment of its own. Rows of a joined step become fewer and longer."""
+    trainable [B, T] bool, sampled [B, N] bool. The padding is a segment of its own. Rows of a joined step become fewer and longer."""
     if room := rows[0].get("room"):
         rows = join(rows, room)
     longest = max(len(row["ids"]) for row in rows)
@@ -159,7 +155,6 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         numbers = torch.arange(len(row["lengths"]))
         segments[b, : len(row["ids"])] = numbers.repeat_interleave(torch.tensor(row["lengths"]))
         trainable[b, row["places"]] = True
-    copied = [_suggested(row, max(rows[0]["ks"]) - 1) for row in rows]
     return {
         "tokens": torch.tensor([row["ids"] + [0] * (longest - len(row["ids"])) for row in rows]),
         "lengths": torch.tensor([len(row["ids"]) for row in rows]),
@@ -169,13 +164,4 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         "ks": torch.tensor(rows[0]["ks"]),
         "trainable": trainable,
         "sampled": torch.tensor([row["sampled"] for row in rows], dtype=torch.bool),
-        "copied": torch.tensor([[found.tokens for found in row] for row in copied], dtype=torch.long),
-        "alike": torch.tensor([[found.alike for found in row] for row in copied]),
     }
-
-
-def _suggested(row: dict[str, Any], masks: int) -> list[Copied]:
-    """What the sample up to each anchor suggests for the masks of its block."""
-    ids, starts = np.array(row["ids"]), np.cumsum([0, *row["lengths"]])
-    firsts = starts[np.searchsorted(starts, row["anchors"], side="right") - 1]
-    return [copy_behind(ids[first : anchor + 1], masks) for first, anchor in zip(firsts, row["anchors"], strict=True)]

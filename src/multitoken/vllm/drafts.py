@@ -5,18 +5,16 @@ vLLM gives a sampler logits. The hidden states that they come from are noted whe
 Shapes: B requests, J masks of the request that has most, N rows, D hidden, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-from multitoken.decoding.copying import copy_behind
 from multitoken.decoding.draft_head import Drafter, DraftHead, unit
 from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.head_file import head_of
@@ -51,37 +49,27 @@ class DraftsInVllm:
         raw: Tensor,
         sure: Tensor,
         rows: Tensor,
-        texts: Sequence[np.ndarray],
+        first: Tensor,
         *,
         warp: Callable[[Tensor], Tensor] | None,
         keys: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Tokens and confidences [B, J]. raw [N, V]: the logits; sure [N]: the probability of the likeliest token; rows [B, J]:
-        those of the masks; texts [B]: the tokens up to the anchors; warp and keys [B, J] as `Drafter.draft` takes them."""
+        those of the masks; first [B]: the tokens at the anchors; warp and keys [B, J] as `Drafter.draft` takes them."""
         assert self._hidden is not None, "logits were computed from hidden states"
-        copied = alike = None
-        if self._drafter.copies:
-            found = [copy_behind(text, rows.shape[1]) for text in texts]
-            copied = torch.tensor([f.tokens for f in found], device=rows.device)
-            alike = torch.tensor([f.alike for f in found], device=rows.device)
-        first = torch.tensor([int(text[-1]) for text in texts], device=rows.device)
-        drafts = self._drafter.draft(
-            self._hidden[rows], raw[rows], sure[rows], first, copied, alike, warp=warp, keys=keys
-        )
+        drafts = self._drafter.draft(self._hidden[rows], raw[rows], sure[rows], first, warp=warp, keys=keys)
         return drafts.tokens, drafts.confidences
 
 
 @torch.no_grad()
 def _drafter(head: DraftHead, embedding: Any, output: Any, device: torch.device) -> Drafter:
-    """The tables, through the layers' own methods: their weights may be packed away."""
+    """The two tables, through the layers' own methods: their weights may be packed away."""
     ids = torch.arange(int(embedding.org_vocab_size), device=device)
     method = embedding.quant_method
     method = getattr(method, "method", method)  # of a gated model, below its mask vector
-    embedded = [method.embedding(embedding, part) for part in ids.split(_PART)]
-    tokens = torch.cat([F.linear(unit(part), head.token) for part in embedded])
-    copied = torch.cat([head.copies(part) for part in embedded])
+    tokens = torch.cat([F.linear(unit(method.embedding(embedding, part)), head.token) for part in ids.split(_PART)])
     moved = output.quant_method.apply(output, head.up.t().to(output.params_dtype).contiguous())
-    return Drafter(head, tokens, moved[:, : len(ids)].t().float().contiguous(), copied)
+    return Drafter(head, tokens, moved[:, : len(ids)].t().float().contiguous())
 
 
 def _ends_of(model: nn.Module) -> tuple[Any, Any]:

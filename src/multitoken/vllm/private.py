@@ -88,7 +88,6 @@ _READ = {  # attributes of instances, by the class whose source must speak of th
     ),
     "vllm.v1.worker.gpu_input_batch:InputBatch": (
         "self.num_tokens_no_spec",
-        "self.token_ids_cpu",
         "self.sampling_metadata",
         "def req_ids",
         "def num_reqs",
@@ -173,7 +172,6 @@ class Step:
     states: dict[str, Any]  # vLLM's record of each
     metadata: Any  # SamplingMetadata
     lengths: np.ndarray  # [B] real tokens of each request, drafts not among them
-    tokens: np.ndarray  # [B, most positions] these tokens, and anything behind them
     discarded: np.ndarray  # [B] whether only a piece of its prompt was fed: what is sampled goes nowhere
 
 
@@ -185,7 +183,6 @@ def step_of(runner: Any) -> Step:
         runner.requests,
         batch.sampling_metadata,
         batch.num_tokens_no_spec[:n],
-        batch.token_ids_cpu[:n],
         runner.discard_request_mask.np[:n],
     )
 

@@ -11,7 +11,6 @@ Shapes: B requests, W places, N rows, V vocabulary.
 import functools
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from vllm.model_executor.layers.utils import apply_penalties
@@ -28,7 +27,7 @@ from .accept import Accepted, Confirmed, accept, confirm, propose
 from .drafts import DraftsInVllm
 from .grid import Grid, grid_of
 from .pacing import Pacer
-from .private import Step, step_of
+from .private import step_of
 from .requests import Requests, Rows
 from .settings import Settings
 
@@ -91,7 +90,7 @@ class Sampler:
             chosen, sure = grid.of(tokens, 0), grid.of(confidences, -1.0)
             confirmed = confirm(chosen, drafts, mask_id)
             if self._drafts is not None and _looks_at_scores_only(step.metadata):
-                self._correct(chosen, sure, raw, confidences, grid, confirmed, rows, lengths, step)
+                self._correct(chosen, sure, raw, confidences, grid, confirmed, rows, lengths, step.metadata)
             accepted = accept(chosen, sure, drafts, mask_id, rows.rules, confirmed)
         self._hand_over(step, rows, accepted, lengths)
         return SamplerOutput(
@@ -109,11 +108,10 @@ class Sampler:
         confirmed: Confirmed,
         rows: Rows,
         lengths: Tensor,
-        step: Step,
+        metadata: Any,
     ) -> None:
         """Put what the draft head says at the masks of good blocks into chosen and sure, both [B, W]."""
         assert self._drafts is not None
-        metadata = step.metadata
         _, held, good = confirmed
         fed = good > 0
         is_random = fed & False if metadata.all_greedy else fed & (metadata.temperature >= _GREEDY)
@@ -128,10 +126,7 @@ class Sampler:
                 raw,
                 confidences,
                 grid.rows[who[:, None], at],
-                [
-                    np.append(step.tokens[i, : step.lengths[i]], new[: n + 1])
-                    for i, new, n in zip(who.tolist(), chosen[who].tolist(), held[who].tolist(), strict=True)
-                ],
+                chosen[who].gather(1, held[who, None])[:, 0],
                 warp=None if warp is None else functools.partial(warp, who=who, metadata=metadata),
                 keys=None if warp is None else noise_keys(rows.seeds[who, None], lengths[who, None] + at),
             )

@@ -111,21 +111,17 @@ TOKENS = torch.tensor([[3, 4, 5, 6, 7, 8], [10, 11, 12, 13, 0, 0]])
 LENGTHS = torch.tensor([6, 4])
 ANCHORS = torch.tensor([[1, 4], [0, 2]])
 KS = (3, 2)
-COPIED = torch.tensor([[[20, 21], [22, 23]], [[8, 8], [24, 25]]])  # for the masks of each block; of the second, one
-ALIKE = torch.tensor([[0.9, 0.4], [0.0, 1.0]])
 
 
 def unit(vector):
     return vector.float() / vector.float().square().mean().sqrt()
 
 
-def slow_moves(head: DraftHead, model, state, hidden, before, copied, alike):
-    """(state, what is added to the logits) of one place, as the formula in `draft_head` says. hidden [D]; before, copied: tokens."""
-    embedded = model.get_input_embeddings().weight.detach()
-    fed = head.token @ unit(embedded[before]) + alike * (head.copied @ unit(embedded[copied]) + head.alike)
+def slow_moves(head: DraftHead, model, state, hidden, before):
+    """(state, what is added to the logits) of one place, as the formula in `draft_head` says. hidden [D], before: a token."""
+    fed = head.token @ unit(model.get_input_embeddings().weight[before].detach())
     state = (fed + head.mask @ unit(hidden) + head.bias + head.state @ state).tanh()
-    moves = model.get_output_embeddings().weight.float() @ head.up @ state
-    return state, moves + alike * (head.gain @ state) * F.one_hot(copied, len(moves))
+    return state, model.get_output_embeddings().weight.float() @ head.up @ state
 
 
 def slow_loss(
@@ -142,8 +138,8 @@ def slow_loss(
 def _slow_loss(student, teacher, objective: Objective, head, sampled: bool, walked_by=None) -> torch.Tensor:
     soft = objective.teacher == "soft" or sampled
     total = torch.zeros((), dtype=torch.float64)
-    for b, (row, anchors, length) in enumerate(zip(TOKENS, ANCHORS, LENGTHS.tolist(), strict=True)):
-        for n, (anchor, k) in enumerate(zip(anchors.tolist(), KS, strict=True)):
+    for row, anchors, length in zip(TOKENS, ANCHORS, LENGTHS.tolist(), strict=True):
+        for anchor, k in zip(anchors.tolist(), KS, strict=True):
             prefix = row[: anchor + 1]
             own = student(torch.cat([prefix, torch.full((k - 1,), MASK)])[None], use_cache=False).logits[0, -k:].clone()
             own[:, MASK] = -torch.inf
@@ -155,9 +151,7 @@ def _slow_loss(student, teacher, objective: Objective, head, sampled: bool, walk
                 for j in range(1, k):
                     known = objective.labels == "data" and anchor + j < length
                     before = row[anchor + j] if known else block[j - 1]
-                    state, moves = slow_moves(
-                        walker, student, state, hidden[j], before, COPIED[b, n, j - 1], ALIKE[b, n]
-                    )
+                    state, moves = slow_moves(walker, student, state, hidden[j], before)
                     corrected = own[j] + moves
                     block[j] = corrected.detach().argmax()
                     if head is not None:
@@ -220,7 +214,7 @@ def inputs(tokens=TOKENS, lengths=LENGTHS, anchors=ANCHORS, ks=KS, *, sampled=Fa
     return {
         "tokens": tokens, "lengths": lengths, "segments": torch.zeros_like(tokens), "anchors": anchors, "ends": ends,
         "ks": torch.tensor(ks), "trainable": trainable,
-        "sampled": torch.full_like(anchors, sampled, dtype=torch.bool), "copied": COPIED, "alike": ALIKE,
+        "sampled": torch.full_like(anchors, sampled, dtype=torch.bool),
     }  # fmt: skip
 
 
@@ -266,8 +260,7 @@ def test_loss_and_gradient_equal_the_slow_reference(objective: Objective, method
 def random_head() -> DraftHead:
     torch.manual_seed(1)
     head = DraftHead(32, 6)
-    for parameter in (head.up, head.gain, head.alike):
-        nn.init.normal_(parameter, std=0.3)
+    nn.init.normal_(head.up, std=0.3)
     return head
 
 
