@@ -27,6 +27,7 @@ COLUMNS = (
     "packed",
     "gradients",
     "cached",
+    "far",
     "Exact",
     "`generate`",
     "batch",
@@ -42,7 +43,7 @@ def row(family: str, findings: list[Finding], layers: str) -> str:
         layers = "none known" if layers == "attention" else layers
         return f"| {family} | {layers} | refused |" + " |" * len(COLUMNS)
     verdict = "all" if all(can.values()) else ", ".join(use for use, yes in can.items() if yes) + " only"
-    cells = [_cell(finding) for finding in findings]
+    cells = [_cell(finding) for _, finding in zip(COLUMNS, findings, strict=True)]
     return f"| {family} | {layers} | {verdict} | " + " | ".join(cells) + " |"
 
 

@@ -6,7 +6,8 @@ reported apart; after it the two outputs answer different texts, so nothing behi
 
 In bfloat16 and float16 passes of several tokens and of one round differently, and much more coarsely. There it is a tie if
 float32 finds the two logits no further apart than the type itself errs there: by one step at the top logit (bfloat16's
-steps from 8 to 16 are 1/16), or by the most that any logit of a plain pass in that type differs from float32's.
+steps from 8 to 16 are 1/16), or by twice the most that any logit of a plain pass in that type differs from float32's: both of the
+two may be off, in opposite directions.
 
 A sampled token is the largest of scores to which its position's noise is added (`decoding/sampling.py`). There a tie is one of
 these sums, of the same seed. A token that rounding put on the other side of top-k's or top-p's edge is no tie: it counts as
@@ -108,7 +109,7 @@ class Judge:
             return 0.0
         step = torch.finfo(self._dtype).eps * 2.0 ** math.floor(math.log2(max(abs(float(finer.max())), 2.0**-14)))
         errors = (self._logits(self._model, token_ids) - finer).abs()
-        return max(step, float(errors[finer.isfinite()].max()))
+        return max(step, 2 * float(errors[finer.isfinite()].max()))
 
 
 def _with_noise(logits: torch.Tensor, sampling: Sampling, row: int, position: int) -> torch.Tensor:  # [vocabulary]

@@ -8,6 +8,7 @@ from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 _SHARE_OF_LOOKS = 0.1  # of a run's time
+_CHEAP = 5.0  # seconds of all looks that are not worth counting
 
 
 class Clock(TrainerCallback):
@@ -82,8 +83,8 @@ class Looks(TrainerCallback):
 
 def affordable(looks: int, seconds: float, elapsed: float) -> bool:
     """Whether there may be another look behind so many, which took `seconds` of those that elapsed: at most a tenth of a run goes
-    to looks, but for the first. (A look takes seconds, and on a slow machine a run of minutes would be little else.)"""
-    return not looks or seconds * (looks + 1) / looks <= _SHARE_OF_LOOKS * elapsed
+    to looks, but for the first and a few seconds. (A look takes seconds, and on a slow machine a run of minutes would be little else.)"""
+    return not looks or seconds * (looks + 1) / looks <= max(_CHEAP, _SHARE_OF_LOOKS * elapsed)
 
 
 def _first_process_says(value: float, device: torch.device) -> float:

@@ -116,7 +116,7 @@ def test_a_tie_of_a_16_bit_type_is_one_step_of_it(dtype, top, below, beyond) -> 
 
 def test_a_deep_model_is_excused_by_what_its_type_errs_by_and_no_more() -> None:
     """Rounding of many layers adds up to more than the last one's step: a random model of 24 layers erred by seven of them."""
-    for apart, beyond in ((0.1, 0.0), (0.4, 0.15)):
+    for apart, beyond in ((0.4, 0.0), (0.7, 0.2)):
         judge = Judge(ScriptedLM([4.0, 4.0 - apart, 0.25]).to(torch.bfloat16))
         judge._twin = ScriptedLM([4.0, 4.0 - apart, 0.0])
         assert judge.after([1])([], 1, 0) == pytest.approx(beyond, abs=0.02)
