@@ -1,7 +1,9 @@
 """Read the parts of a checkpoint: where it lies, config, tokenizer, weights. What is wrong with one is said in our words."""
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
 )
+from transformers.utils import logging as transformers_logging
 
 from multitoken.errors import ModelError, UnsupportedModelError
 
@@ -114,16 +117,17 @@ def read_weights(
 ) -> PreTrainedModel:
     """In eval mode, in that type and in place at once: `where` is from_pretrained's device_map and what belongs to it."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            attn_implementation=attention,
-            use_safetensors=True,
-            output_loading_info=True,
-            **where,
-        )
+        with _bars_on_terminals_only():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                attn_implementation=attention,
+                use_safetensors=True,
+                output_loading_info=True,
+                **where,
+            )
     except Exception as error:
         raise _unreadable(source, "the weights", error) from error
     model, report = loaded
@@ -134,6 +138,19 @@ def read_weights(
             f"({len(missing)} in all); expected every weight of {type(model).__name__}: copy the folder again"
         )
     return model.eval()
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """transformers draws its bars into logs and pipes too."""
+    quiet = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if quiet:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet:
+            transformers_logging.enable_progress_bar()
 
 
 def _unreadable(source: str, what: str, error: Exception) -> ModelError:

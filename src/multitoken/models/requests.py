@@ -41,11 +41,15 @@ def prepare_all(
     """Each prompt by itself: without padding, what its processors are shown does not depend on its neighbours. options: those of
     `Model.generate`, less what renders prompts. Raises `DecodingError` for what cannot be decoded."""
     options = dict(options)
-    if options.pop("logprobs", False):
-        options["output_logits"] = True
+    wants_logits = options.pop("logprobs", False)
     for name, instead in _ELSEWHERE.items():
         if name in options:
             raise DecodingError(f"{name} is not an argument here; its part is played by {instead}")
+    if wants_logits:
+        options |= {
+            "output_logits": True,
+            "return_dict_in_generate": True,
+        }  # transformers warns of the one without the other
     if max_new_tokens is not None:
         check_length(max_new_tokens)
     given = options.get("generation_config")

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .clock import Clock
@@ -17,8 +18,8 @@ class TrainingBar(TrainerCallback):
     def __init__(self, clock: Clock, console: Console) -> None:
         self._clock = clock
         self._progress = Progress(
-            TextColumn("[bold]training[/bold]"),
-            BarColumn(),
+            TextColumn("[bold]training[/bold]", table_column=Column(min_width=8)),
+            BarColumn(8),
             TextColumn("{task.percentage:>3.0f}%  {task.fields[status]}"),
             console=console,
             refresh_per_second=4,
@@ -33,12 +34,12 @@ class TrainingBar(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         done = self._clock.progress()
         left = self._clock.seconds * (1 - done) / max(done, 1e-6)
-        parts = [f"step {state.global_step}"]
+        # What a narrow terminal cuts off stands last.
+        parts = [f"step {state.global_step}", f"{int(left) // 60}:{int(left) % 60:02d} left"]
         if self._logs:
             parts.append(f"loss {self._logs['loss']:.3f}")
             parts.append(f"{self._logs['tokens_per_second']:,.0f} tokens/s")
             parts.append(f"{self._logs['accepted']:.2f} right per block")
-        parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
         assert self._task is not None
         self._progress.update(self._task, completed=done, status=" · ".join(parts))
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 import multitoken as mt
 from multitoken.decoding import Chunk
@@ -48,10 +49,16 @@ def test_answers_say_how_they_ended_and_how_long_each_took(base) -> None:
     assert stopped.finish_reason == "stop" and stopped.text.endswith("8")
 
 
-def test_logprobs_are_the_model_s_own(base) -> None:
-    """Against one plain forward pass over the whole text; temperature does not enter."""
+def test_logprobs_are_the_model_s_own(base, caplog) -> None:
+    """Against one plain forward pass over the whole text; temperature does not enter. Nobody is warned of flags that he did not
+    give."""
     ids = base.encode("Count from 5 to 9.")
-    answer = base.generate(ids, max_new_tokens=12, temperature=0.7, seed=1, logprobs=True)
+    transformers.logging.enable_propagation()
+    try:
+        answer = base.generate(ids, max_new_tokens=12, temperature=0.7, seed=1, logprobs=True)
+    finally:
+        transformers.logging.disable_propagation()
+    assert not caplog.records
     with torch.no_grad():
         logits = base.hf(torch.tensor([[*ids, *answer.token_ids]])).logits[0, len(ids) - 1 : -1]
     expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(answer.token_ids)[:, None])[:, 0]
@@ -96,3 +103,10 @@ def test_a_batch_size_bounds_how_many_prompts_run_side_by_side(base, monkeypatch
     assert [a.token_ids for a in three] == [a.token_ids for a in base.generate(prompts, max_new_tokens=30)]
     with pytest.raises(mt.UsageError, match="batch_size is 0; expected a whole number of at least 1"):
         base.generate(prompts, batch_size=0)
+
+
+def test_no_bar_goes_into_a_log(capfd) -> None:
+    """transformers draws one over the loaded tensors, into pipes and files too."""
+    mt.load(checkpoint("base"))
+    assert "Loading weights" not in capfd.readouterr().err
+    assert transformers.utils.logging.is_progress_bar_enabled()
