@@ -20,6 +20,7 @@ from multitoken.errors import UsageError
 from .generation import Generation
 from .loading import load_causal_lm
 from .mtp_config import MtpConfig
+from .placement import say_if_slow
 from .prompts import Message, Tool, encode_prompt, eos_ids, is_many
 from .requests import prepare_all
 from .selftest import check_blocks
@@ -93,6 +94,7 @@ class Model:
             uno=uno,
             **more,
         )
+        say_if_slow(loaded.model.dtype, loaded.model.device)
         return cls(loaded.model, loaded.tokenizer, loaded.mtp, loaded.name, loaded.head)
 
     def __repr__(self) -> str:

@@ -57,6 +57,12 @@ def cpu_gains_by_bf16() -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
+def say_if_slow(dtype: torch.dtype, device: torch.device) -> None:
+    """One line where a model is to compute in a type that this CPU is slow in."""
+    if dtype == torch.bfloat16 and device.type == "cpu" and not cpu_gains_by_bf16():
+        logger.warning("this CPU computes more slowly in bfloat16 than in float32: leave dtype at auto")
+
+
 def find_dtype(
     dtype: torch.dtype | str, device: torch.device, tensors: Sequence[Stored] = (), name: str = "the model"
 ) -> torch.dtype:

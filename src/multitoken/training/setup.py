@@ -1,6 +1,5 @@
 """Everything that a training run needs, checked and made ready in the order in which mistakes can be known."""
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from multitoken.config import AdaptConfig
 from multitoken.decoding.positions import position_limit
 from multitoken.errors import ModelError, UsageError
 from multitoken.models.loading import Loaded, load_causal_lm
-from multitoken.models.placement import cpu_gains_by_bf16, find_device, find_dtype, has_bf16
+from multitoken.models.placement import find_device, find_dtype, has_bf16, say_if_slow
 from multitoken.models.prompts import eos_ids
 from multitoken.models.selftest import check_blocks
 
@@ -27,8 +26,6 @@ from .sharding import shard
 from .sources import Record, read_records
 from .stream import StreamOptions
 from .teacher import response_writer
-
-logger = logging.getLogger(__name__)
 
 UNBOUNDED_STEPS = 10**8  # a run by minutes ends by the clock
 _A_DAY = 24 * 60 * 60  # seconds: the first process may write responses for long while the others wait
@@ -152,8 +149,7 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
         )
     if dtype == torch.float16 and device.type == "cpu":
         raise UsageError("dtype is float16, which needs a GPU; use bfloat16 or float32 on a CPU")
-    if dtype == torch.bfloat16 and device.type == "cpu" and not cpu_gains_by_bf16():
-        logger.warning("this CPU computes more slowly in bfloat16 than in float32: leave dtype at auto")
+    say_if_slow(dtype, device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     evaluates = config.validation_share > 0

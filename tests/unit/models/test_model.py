@@ -106,7 +106,12 @@ def test_a_batch_size_bounds_how_many_prompts_run_side_by_side(base, monkeypatch
 
 
 def test_no_bar_goes_into_a_log(capfd) -> None:
-    """transformers draws one over the loaded tensors, into pipes and files too."""
-    mt.load(checkpoint("base"))
-    assert "Loading weights" not in capfd.readouterr().err
-    assert transformers.utils.logging.is_progress_bar_enabled()
+    """transformers draws one over the loaded tensors, into pipes and files too. What a user has chosen stays."""
+    logging = transformers.utils.logging
+    before = logging.is_progress_bar_enabled()
+    for enable, chosen in ((logging.enable_progress_bar, True), (logging.disable_progress_bar, False)):
+        enable()
+        mt.load(checkpoint("base"))
+        assert "Loading weights" not in capfd.readouterr().err
+        assert logging.is_progress_bar_enabled() == chosen
+    (logging.enable_progress_bar if before else logging.disable_progress_bar)()

@@ -151,3 +151,13 @@ def test_a_frozen_base_trains_in_its_own_type(method, tmp_path) -> None:
     assert {p.dtype for p in setup.distillation.trained.parameters()} == {torch.float32}
     run(project, "short", method=method, rank=4, steps=2, dtype="bfloat16", max_new_tokens=4)
     assert mt.load(project / "short").mtp is not None
+
+
+def test_a_cpu_that_is_slow_in_a_type_is_named_where_it_is_to_decode(folder, monkeypatch, caplog) -> None:
+    """Not where weights only pass through, as in an export."""
+    monkeypatch.setattr(placement, "cpu_gains_by_bf16", lambda: False)
+    load_causal_lm(folder, dtype="bfloat16")
+    mt.load(folder)
+    assert "bfloat16" not in caplog.text
+    mt.load(folder, dtype="bfloat16")
+    assert "this CPU computes more slowly in bfloat16" in caplog.text

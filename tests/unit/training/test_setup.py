@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from multitoken.config import make_config
+from multitoken.models import placement
 from multitoken.training import setup
 from multitoken.training.dataset import DataReport
 from multitoken.training.setup import _objective
@@ -38,6 +39,6 @@ def test_a_cpu_that_is_slow_in_bfloat16_is_named(monkeypatch, caplog, tmp_path) 
     """Without instructions for it a step takes twenty times as long, and nothing else tells."""
     config = make_config(model="m", data="d", output=tmp_path / "o", device="cpu", dtype="bfloat16")
     for gains, said in ((True, False), (False, True)):
-        monkeypatch.setattr(setup, "cpu_gains_by_bf16", lambda gains=gains: gains)
+        monkeypatch.setattr(placement, "cpu_gains_by_bf16", lambda gains=gains: gains)
         setup.training_arguments(config, tmp_path)
         assert ("more slowly in bfloat16" in caplog.text) == said
