@@ -124,7 +124,8 @@ def _steps_and_looks(config: AdaptConfig, per_step: float, per_look: float) -> t
         return config.steps or 0, 0
     if every is not None:
         steps = config.steps or max(1, int(seconds / (per_step + per_look / every)))
-        return steps, steps // every if per_look else 0
+        at_the_end = bool(config.steps and steps % every)  # the trainer's own, of runs that know their end
+        return steps, steps // every + at_the_end if per_look else 0
     looks = _affordable_looks(seconds or (config.steps or 0) * per_step, per_look, known=bool(seconds))
     return config.steps or max(1, int((seconds - looks * per_look) / per_step)), looks
 

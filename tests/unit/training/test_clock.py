@@ -12,7 +12,8 @@ def looks_of(monkeypatch, seconds_per_look: float, *, steps: int = 100, seconds_
     """The steps behind which a run of so many asks for a look, by a clock that only steps and looks move."""
     now = 0.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
-    args, state = SimpleNamespace(device=torch.device("cpu")), SimpleNamespace(global_step=0)
+    args = SimpleNamespace(device=torch.device("cpu"), max_steps=steps)
+    state = SimpleNamespace(global_step=0)
     clock = Clock(steps=steps, minutes=None)
     looks = Looks(clock, 10)
     asked = []
@@ -20,7 +21,7 @@ def looks_of(monkeypatch, seconds_per_look: float, *, steps: int = 100, seconds_
         callback.on_train_begin(args, state, None)
     for step in range(1, steps + 1):
         now += seconds_per_step
-        state.global_step, control = step, SimpleNamespace(should_evaluate=False)
+        state.global_step, control = step, SimpleNamespace(should_evaluate=step == steps)  # as the trainer asks itself
         for callback in (clock, looks):
             callback.on_step_end(args, state, control)
         if control.should_evaluate:

@@ -83,7 +83,9 @@ def test_looks_take_a_tenth_of_a_run_at_most(seconds: float, per_look: float, kn
     assert _affordable_looks(seconds, per_look, known=known) == looks
 
 
-@pytest.mark.parametrize(("options", "looks"), [({"evaluate_every": 7}, 4), ({"validation_share": 0.0}, 0)])
+@pytest.mark.parametrize(
+    ("options", "looks"), [({"evaluate_every": 7}, 5), ({"evaluate_every": 6}, 5), ({"validation_share": 0.0}, 0)]
+)
 def test_looks_are_counted_as_they_will_be_made(project, options, looks: int) -> None:
     """They take most of a short run's time."""
     found, _ = planned(project, method="gated", rank=4, steps=30, **options)
