@@ -46,10 +46,8 @@ def prepare_all(
         if name in options:
             raise DecodingError(f"{name} is not an argument here; its part is played by {instead}")
     if wants_logits:
-        options |= {
-            "output_logits": True,
-            "return_dict_in_generate": True,
-        }  # transformers warns of the one without the other
+        # transformers warns of the one without the other.
+        options |= {"output_logits": True, "return_dict_in_generate": True}
     if max_new_tokens is not None:
         check_length(max_new_tokens)
     given = options.get("generation_config")

@@ -67,9 +67,8 @@ class Looks(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= args.max_steps:
-            control.should_evaluate = (
-                False  # the trainer's own last look: what is trained is looked at afterwards, more closely
-            )
+            # The trainer's own last look: what is trained is looked at afterwards, more closely.
+            control.should_evaluate = False
         if self._done < self._parts() < self.number:
             self._done = self._parts()
             may = affordable(self.looks, self.seconds, self.clock.seconds)

@@ -2,6 +2,7 @@
 whole rest of a step."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Muon(torch.optim.Muon):
                     self._move(weights, weights.grad, group)
         return loss
 
-    def _move(self, weights: Tensor, gradient: Tensor, group: dict) -> None:
+    def _move(self, weights: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weights]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)

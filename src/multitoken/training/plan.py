@@ -68,7 +68,7 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
     if config.shard:
         raise UsageError("a dry run measures one process with the whole model: leave shard out")
     trial = config.model_copy(
-        update={"steps": _STEPS, "minutes": None, "report_to": "none", "patience": None, "evaluate_every": _STEPS + 1}
+        update={"steps": _STEPS, "minutes": None, "report_to": "none", "patience": None, "evaluate_every": _STEPS}
         | {"checkpoint_every": _STEPS + 1, "resume": False, "k_growth": 0.0}  # blocks as long as they will be
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
         free = free_memory(device)
         sampled = _SampledWriter()
         timer = _Timer()
-        why_not, per_look = None, 0.0
+        why_not = None
         with peak_memory(device) as peak:
             setup = make_ready(trial, work, arguments, console, sampled.around)
             clock = Clock(steps=_STEPS, minutes=None)
@@ -87,15 +87,12 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
             try:
                 with memory_errors(trial):
                     trainer.train()
-                    started = time.monotonic()
-                    trainer.evaluate()
-                    per_look = time.monotonic() - started if trial.validation_share else 0.0
             except OutOfMemoryError as error:
                 why_not = str(error)
         memory = {} if why_not else _parts(setup, _bare(trainer.optimizer), peak.bytes)
     measured = len(timer.seconds)
     per_step = statistics.median(timer.seconds[1:]) if measured > 1 else 0.0
-    steps, looks = _steps_and_looks(config, per_step, per_look)
+    steps, looks = _steps_and_looks(config, per_step, timer.look)
     if why_not is None and peak.bytes * _HEADROOM > free:
         why_not = f"{peak.bytes / 1e9:.1f} GB were taken, and {free / 1e9:.1f} GB were free: lower batch_size first"
     model = setup.loaded.model
@@ -111,7 +108,7 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
         tokens=round(steps * trainer.tokens / measured) if measured else 0,
         seconds_per_step=per_step,
         looks=looks,
-        seconds_per_look=per_look,
+        seconds_per_look=timer.look,
         seconds_of_responses=sampled.seconds_of_all,
         why_not=why_not,
     )
@@ -192,17 +189,22 @@ class _SampledWriter:
 
 
 class _Timer(TrainerCallback):
-    """Seconds of each step, as the run itself would spend them."""
+    """Seconds of each step, as the run itself would spend them, and of the look behind the last; 0 where there is none."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self._started = 0.0
+        self.look = 0.0
+        self._started = self._ended = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._started = time.monotonic()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.monotonic() - self._started)
+        self._ended = time.monotonic()
+        self.seconds.append(self._ended - self._started)
+
+    def on_evaluate(self, *_: Any, **__: Any) -> None:
+        self.look = time.monotonic() - self._ended
 
 
 def _parts(setup: Setup, optimizer: Optimizer | None, peak: int) -> dict[str, int]:
