@@ -1,10 +1,15 @@
-"""The door to the evaluation for Python: `multitoken evaluate` and `multitoken calibrate`, in one call each."""
+"""The door to the evaluation for Python: `multitoken evaluate` and `multitoken calibrate`, in one call each.
+
+With several processes (`torchrun -m multitoken.cli evaluate ...`) each answers its share of the questions; the first one speaks and
+writes.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multitoken.errors import UsageError
+from multitoken.processes import Processes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +64,8 @@ def evaluate(
     elif resume:
         raise UsageError("resume needs the output folder of the measurement that goes on; name it as output")
     questions = task_of(task, prompts, grader, max_new_tokens)
-    console = (console or Console()) if verbose else Console(quiet=True)
+    first = Processes.here().first
+    console = (console or Console()) if verbose and first else Console(quiet=True)
     models = {"original": original} if original is not None else {}
     models["adapted"] = model
     for name, other in (others or {}).items():
@@ -78,7 +84,7 @@ def evaluate(
         }
         journal = Journal(Path(output), facts)
     rows = measure(models, questions, chosen, console, sampling, batch_size=batch_size, journal=journal)
-    if output is not None:
+    if output is not None and first:
         against = f", against {original.name}" if original is not None else ""
         how = f", {in_words(sampling)}" if sampling else ""
         publish(
@@ -172,7 +178,8 @@ def calibrate(
         original = Model.load(original, **{name: value for name, value in loading.items() if name != "base"})
     models = {"original": original, "adapted": model} if original is not None else {"adapted": model}
     tried = candidates_of(model.mtp.k if model.mtp else 1, [kinds[policy]] if policy else list(kinds.values()))
-    console = (console or Console()) if verbose else Console(quiet=True)
+    first = Processes.here().first
+    console = (console or Console()) if verbose and first else Console(quiet=True)
     with progress_bar(console, f"answering {questions.name}") as progress:
         found = calibrate(
             models,
@@ -183,6 +190,6 @@ def calibrate(
             batch_size=batch_size,
             progress=progress,
         )
-    if found.chosen is not None and write and folder is not None:
+    if found.chosen is not None and write and folder is not None and first:
         store_decoding(folder, as_options(found.chosen.policy))
     return found

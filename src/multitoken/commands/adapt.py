@@ -1,7 +1,6 @@
 """`multitoken adapt`: its options are the fields of `AdaptConfig`, each with its sentence."""
 
 import inspect
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,8 +24,6 @@ def adapt_command(**options: Any) -> None:
     from multitoken.training.adapt import adapt
 
     done = adapt(config=config, console=console_for())
-    if int(os.environ.get("RANK", "0")):
-        return  # the first of several processes speaks
     console_for().print(
         f"Saved {done.output} after {done.steps} steps, {done.seconds / 60:.1f} minutes.\n"
         f"Try it:  multitoken generate {done.output} 'your prompt'"

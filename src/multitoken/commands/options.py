@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from multitoken.processes import Processes
+
 if TYPE_CHECKING:
     from multitoken.decoding import Policy
     from multitoken.models.model import Model
@@ -42,12 +44,13 @@ JsonFlag = Annotated[
 
 
 def console_for(json_output: bool = False) -> Console:
-    """Standard output; standard error where JSON is to be the last line of the output."""
-    return Console(stderr=json_output)
+    """Standard output; standard error where JSON is to be the last line of the output. Of several processes the first one speaks."""
+    return Console(stderr=json_output, quiet=not Processes.here().first)
 
 
 def print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    if Processes.here().first:
+        print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
 def model_path(name: str, embedded: str = "gated") -> str:

@@ -2,7 +2,8 @@
 
 For each part of the questions all combinations run in turn, so a machine that slows down slows all of them. The order turns by one place
 a part, so none always runs on a cache that the same other one left behind. With one question at a time a part is one question; side by
-side it is several times as many as run at a time, for at the end of a part the last answers run alone.
+side it is several times as many as run at a time, for at the end of a part the last answers run alone. Several processes share out the
+parts.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from multitoken.decoding.policies import Policy
+from multitoken.processes import Processes
 
 from .graders import grade
 from .journal import Journal
@@ -19,7 +21,7 @@ from .sampled import generate_options
 from .tasks import Task
 
 Progress = Callable[[int, int], None]
-"""`progress(done, total)`, called after each counted part, in answers."""
+"""`progress(done, total)`, called after each counted part, in answers; those of other processes by what this one has done."""
 
 _WARM_UP_TOKENS = 16
 _PART = 4  # times the batch size
@@ -44,18 +46,20 @@ def answer_all(
 ) -> dict[Combination, list[Outcome]]:
     """Every question's answer by every run, in the questions' order.
 
-    What the `journal` holds already is not answered again, and what is answered is written there at once.
+    What the `journal` holds already is not answered again, and what is answered is written there at once. Every process gets all
+    answers.
     """
+    processes = Processes.here()
     known = journal.outcomes() if journal is not None else {}
     size = batch_size * _PART if batch_size > 1 else 1
     parts = [range(at, min(at + size, len(task.questions))) for at in range(0, len(task.questions), size)]
-    found: dict[Combination, list[Outcome]] = {run.what: [] for run in runs}
+    found: dict[tuple[Combination, int], Outcome] = {}
     total, done = len(task.questions) * len(runs), 0
     # Not counted: the first answer pays for allocations and kernels. A policy that a model refuses is refused here.
     for run in runs:
         if any((run.what.key, i) not in known for i in range(len(task.questions))):
             _decode(run, task, range(min(1, len(task.questions))), min(task.max_new_tokens, _WARM_UP_TOKENS), 1)
-    for number, part in enumerate(parts):
+    for number, part in processes.mine(list(enumerate(parts))):
         turn = number % len(runs)
         for run in [*runs[turn:], *runs[:turn]]:
             outcomes = [known[run.what.key, i] for i in part if (run.what.key, i) in known]
@@ -63,11 +67,15 @@ def answer_all(
                 outcomes = _outcomes(run, task, part, number, batch_size)
                 if journal is not None:
                     journal.add(run.what.key, part, outcomes)
-            found[run.what] += outcomes
-            done += len(part)
+            found |= {(run.what, i): outcome for i, outcome in zip(part, outcomes, strict=True)}
+            done += len(part) * processes.number
             if progress is not None:
-                progress(done, total)
-    return found
+                progress(min(done, total), total)
+    for theirs in processes.gather(found):
+        found |= theirs
+    if journal is not None:
+        journal.complete({(what.key, i): outcome for (what, i), outcome in found.items()})
+    return {run.what: [found[run.what, i] for i in range(len(task.questions))] for run in runs}
 
 
 def _outcomes(run: Run, task: Task, part: range, number: int, batch_size: int) -> list[Outcome]:

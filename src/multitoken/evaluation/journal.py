@@ -1,4 +1,5 @@
-"""The answers of a measurement as they come, one line each, so that an interrupted one goes on where it was."""
+"""The answers of a measurement as they come, one line each, so that an interrupted one goes on where it was. Of several processes each
+writes a file of its own, until all is answered."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,10 +9,12 @@ from typing import Any
 
 from multitoken.checkpoints.atomic import check_output, disk_errors, write_text
 from multitoken.errors import OutputError, UsageError
+from multitoken.processes import Processes
 
 from .rows import Outcome
 
 NAME = "answers.jsonl"
+_ALL = "answers*.jsonl"
 
 
 def prepare_output(folder: Path, *, overwrite: bool, resume: bool) -> None:
@@ -19,6 +22,13 @@ def prepare_output(folder: Path, *, overwrite: bool, resume: bool) -> None:
 
     Raises `UsageError` and, as `check_output` does, `OutputError`.
     """
+    processes = Processes.here()
+    if processes.first:
+        _prepare(folder, overwrite=overwrite, resume=resume)
+    processes.wait()
+
+
+def _prepare(folder: Path, *, overwrite: bool, resume: bool) -> None:
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other: the old answers are replaced, or they are kept")
     journal = folder / NAME
@@ -30,7 +40,8 @@ def prepare_output(folder: Path, *, overwrite: bool, resume: bool) -> None:
         raise OutputError(f"{journal} is there already: go on with it by --resume, or replace it with --overwrite")
     check_output(folder, overwrite=overwrite)
     with disk_errors(folder):
-        journal.unlink(missing_ok=True)
+        for path in folder.glob(_ALL):
+            path.unlink()
 
 
 class Journal:
@@ -40,14 +51,16 @@ class Journal:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        self._path = folder / NAME
+        processes = Processes.here()
+        self._folder, self._first = folder, processes.first
+        self._path = folder / (NAME if processes.first else f"answers-{processes.index}.jsonl")
+        self._facts = json.dumps(facts, ensure_ascii=False) + "\n"
         self._found: dict[tuple[str, int], Outcome] = {}
-        if self._path.exists():
-            self._read(json.loads(json.dumps(facts)))
-            return
+        lines = {path: self._read(path, json.loads(self._facts)) for path in sorted(folder.glob(_ALL))}
+        processes.wait()  # none writes before all have read
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        write_text(self._path, json.dumps(facts, ensure_ascii=False) + "\n")
+        write_text(self._path, lines.get(self._path, self._facts))
 
     def outcomes(self) -> dict[tuple[str, int], Outcome]:
         """What is known, by the combination's key and the question's number."""
@@ -55,21 +68,28 @@ class Journal:
 
     def add(self, key: str, questions: Sequence[int], outcomes: Sequence[Outcome]) -> None:
         """Write the answers of one batch down."""
-        lines = "".join(
-            json.dumps({"run": key, "question": i, **asdict(outcome)}) + "\n"
-            for i, outcome in zip(questions, outcomes, strict=True)
-        )
+        fresh = {(key, i): outcome for i, outcome in zip(questions, outcomes, strict=True)}
         with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(lines)
-        self._found |= {(key, i): outcome for i, outcome in zip(questions, outcomes, strict=True)}
+            file.write(_lines(fresh))
+        self._found |= fresh
 
-    def _read(self, facts: dict[str, Any]) -> None:
-        lines = self._path.read_text(encoding="utf-8").split("\n")
+    def complete(self, found: Mapping[tuple[str, int], Outcome]) -> None:
+        """Take in what every process answered, once none writes any more: all of it in one file."""
+        self._found |= found
+        others = [path for path in self._folder.glob(_ALL) if path.name != NAME]
+        if self._first and others:
+            write_text(self._folder / NAME, self._facts + _lines(self._found))
+            for path in others:
+                path.unlink()
+
+    def _read(self, path: Path, facts: dict[str, Any]) -> str:
+        """Take a file's answers in. -> its text, but for a torn last line."""
+        lines = path.read_text(encoding="utf-8").split("\n")
         said = _parsed(lines[0]) or {}
         for name in {*facts, *said}:
             if facts.get(name) != said.get(name):
                 raise UsageError(
-                    f"{self._path} holds answers of another measurement: {name} is {said.get(name)!r} there and "
+                    f"{path} holds answers of another measurement: {name} is {said.get(name)!r} there and "
                     f"{facts.get(name)!r} now; choose another folder, or replace it with --overwrite"
                 )
         names = {field.name for field in fields(Outcome)}
@@ -83,7 +103,13 @@ class Journal:
             for name in ("token_ids", "lengths"):
                 values[name] = tuple(row[name])
             self._found[row["run"], row["question"]] = Outcome(**values)
-        write_text(self._path, "\n".join(whole) + "\n")
+        return "\n".join(whole) + "\n"
+
+
+def _lines(outcomes: Mapping[tuple[str, int], Outcome]) -> str:
+    return "".join(
+        json.dumps({"run": key, "question": i, **asdict(outcome)}) + "\n" for (key, i), outcome in outcomes.items()
+    )
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

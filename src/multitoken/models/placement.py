@@ -13,6 +13,7 @@ import torch
 
 from multitoken.decoding.memory import available_memory
 from multitoken.errors import OutOfMemoryError, UsageError
+from multitoken.processes import local_index
 
 from .weights import Stored
 
@@ -23,10 +24,15 @@ _LARGE = 10**9  # parameters above which a float32 checkpoint is halved on an ac
 
 
 def find_device(device: str | torch.device = "auto") -> torch.device:
-    """The device of that name; auto: an accelerator if there is one. Raises `UsageError` for one that is not there."""
+    """The device of that name; auto: an accelerator if there is one, of several processes' accelerators this one's. Raises `UsageError`
+    for one that is not there."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if str(device) == "auto":
-        return torch.device(accelerator.type if accelerator is not None else "cpu")
+        if accelerator is None:
+            return torch.device("cpu")
+        if (index := local_index()) is None:
+            return torch.device(accelerator.type)
+        return torch.device(accelerator.type, index % torch.accelerator.device_count())
     try:
         place = torch.device(device)
     except RuntimeError as error:

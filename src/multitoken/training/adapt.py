@@ -1,6 +1,6 @@
 """The whole of adapting, in the order it happens: check, make ready, train, save.
 
-With several processes (`torchrun -m multitoken.cli adapt ...`) the first one speaks, writes responses and saves.
+With several processes (`torchrun -m multitoken.cli adapt ...`) each writes its share of the responses; the first one speaks and saves.
 """
 
 import dataclasses

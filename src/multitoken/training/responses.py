@@ -1,8 +1,8 @@
 """Missing responses, written by the teacher once and kept on disk.
 
-The cache is a JSONL file, a response a line: `{"name": fingerprint of teacher and prompt, "ids": [...], "ended": ...}`.
-What is finished is on disk before the next is waited for, so Ctrl-C loses what is being written at most; a line that was torn is
-written again.
+The cache is a JSONL file, a response a line: `{"name": fingerprint of teacher and prompt, "ids": [...], "ended": ...}`. Of several
+processes each writes its share, the others to a file of their own beside it. What is finished is on disk before the next is waited for, so Ctrl-C loses what is being written at most; a line that was torn is written
+again.
 """
 
 import json
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 from multitoken.errors import DataError, OutputError
+from multitoken.processes import Processes
 
 from .encoding import fingerprint
 
 Written = tuple[list[int], bool]
 """A response's ids and whether it ended. If so its last id is the EOS that the teacher chose, else none is there."""
 
-Write = Callable[[list[list[int]], int], Iterable[Mapping[int, Written]]]
-"""(prompts, number of the first one) -> their responses by place, a few at a time as they are finished. Prompt `number + i` may key the
-noise of the one at place i."""
+Write = Callable[[list[list[int]], list[int]], Iterable[Mapping[int, Written]]]
+"""(prompts, their numbers) -> their responses by place, a few at a time as they are finished. A prompt's number may key its noise."""
 
 
 def teacher_key(
@@ -43,30 +43,46 @@ def write_missing(
     *,
     key: str,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes | None = None,
 ) -> list[Written]:
     """A response for each prompt, from the cache or from `write`; equal prompts are written once.
 
-    Prompts go from long to short: batches need little padding, and one that does not fit in memory fails first.
-    A resumed call numbers the prompts as an undisturbed one does, so that noise keyed by the number is the same.
-    `progress(done, total)` counts different prompts.
+    Prompts go from long to short: batches need little padding, and one that does not fit in memory fails first. They are numbered in
+    that order, so that noise keyed by the number is the same in a resumed call and among several processes. `progress(done, total)`
+    counts different prompts, those of other processes by what this one has done.
     Raises `DataError` for a damaged cache and `OutputError` when it cannot be read or written.
     """
     names = [fingerprint(ids, salt=key) for ids in prompts]
     wanted = {name: list(ids) for name, ids in zip(names, prompts, strict=True)}
-    written, whole_bytes = _read_cache(cache_file, wanted.keys())
-    missing = sorted(wanted.keys() - written.keys(), key=lambda name: (-len(wanted[name]), wanted[name]))
+    order = sorted(wanted, key=lambda name: (-len(wanted[name]), wanted[name]))
+    processes = processes or Processes.here()
+    own = cache_file if processes.first else cache_file.with_name(f"{cache_file.name}.{processes.index}")
+    written, whole_bytes = _read_all(cache_file, own, wanted.keys())
+    known = len(written)
     if progress:
-        progress(len(written), len(wanted))
-    if missing:
-        _open_cache(cache_file, whole_bytes)
-        for finished in write([wanted[name] for name in missing], len(written)):
-            fresh = {missing[place]: response for place, response in finished.items()}
-            _append(cache_file, fresh)
-            written |= fresh
+        progress(known, len(wanted))
+    if known < len(wanted):
+        processes.wait()  # none writes before all have read
+        missing = processes.mine([(number, name) for number, name in enumerate(order) if name not in written])
+        _open_cache(own, whole_bytes)
+        done = 0
+        for finished in write([wanted[name] for _, name in missing], [number for number, _ in missing]):
+            _append(own, {missing[place][1]: response for place, response in finished.items()})
+            done += len(finished)
             if progress:
-                progress(len(written), len(wanted))
+                progress(min(known + done * processes.number, len(wanted)), len(wanted))
+        processes.wait()
+        written, _ = _read_all(cache_file, own, wanted.keys())
         assert len(written) == len(wanted), "the writer left prompts without a response"
     return [written[name] for name in names]
+
+
+def _read_all(cache_file: Path, own: Path, wanted: Collection[str]) -> tuple[dict[str, Written], int]:
+    """The wanted responses of every process's cache, and the length in bytes of all whole lines of this process's `own`."""
+    written, whole_bytes = _read_cache(own, wanted)
+    for path in {cache_file, *cache_file.parent.glob(f"{cache_file.name}.*")} - {own}:
+        written |= _read_cache(path, wanted)[0]
+    return written, whole_bytes
 
 
 def _read_cache(path: Path, wanted: Collection[str]) -> tuple[dict[str, Written], int]:

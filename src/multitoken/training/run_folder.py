@@ -1,13 +1,13 @@
 """The folder of a run, beside its output: the options it began with, written responses, checkpoints."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 from multitoken.checkpoints.atomic import COMPLETE, disk_errors, write_json
 from multitoken.config import AdaptConfig
 from multitoken.errors import OutputError, UsageError
+from multitoken.processes import Processes
 
 __all__ = ["COMPLETE", "RESPONSES", "last_complete_checkpoint", "leave_nothing", "open_run_folder"]
 
@@ -21,8 +21,7 @@ _FREE |= {"batch_size", "gradient_accumulation", "shard"}
 def open_run_folder(work: Path, config: AdaptConfig) -> Path | None:
     """Make the folder of the run, or find where the interrupted one may go on. -> its last complete checkpoint."""
     options = config.model_dump(mode="json", exclude=_FREE)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    options["rows_per_step"] = config.batch_size * config.gradient_accumulation * processes
+    options["rows_per_step"] = config.batch_size * config.gradient_accumulation * Processes.here().number
     settings = work / _SETTINGS
     if settings.exists() and config.resume:
         before = json.loads(settings.read_text())
@@ -40,7 +39,7 @@ def open_run_folder(work: Path, config: AdaptConfig) -> Path | None:
         raise OutputError(f"there is no unfinished run in {work} to resume; leave --resume out")
     if work.exists():
         # A run that failed before it wrote or trained anything left nothing worth asking about.
-        worth = any(work.glob("checkpoint-*")) or (work / RESPONSES).exists()
+        worth = any(work.glob("checkpoint-*")) or any(work.glob(f"{RESPONSES}*"))
         if worth and not config.overwrite:
             raise OutputError(
                 f"{work} holds an unfinished run; continue it with --resume or discard it with --overwrite"
@@ -61,7 +60,7 @@ def leave_nothing(work: Path) -> None:
 def _clear(work: Path) -> None:
     """Remove a run but for its responses: each bears the name of the teacher and options that wrote it."""
     for path in work.iterdir():
-        if path.name != RESPONSES:
+        if not path.name.startswith(RESPONSES):  # of several processes, each has a file of its own
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -1,6 +1,5 @@
 """Everything that a training run needs, checked and made ready in the order in which mistakes can be known."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from multitoken.models.loading import Loaded, load_causal_lm
 from multitoken.models.placement import find_device, find_dtype, has_bf16, say_if_slow
 from multitoken.models.prompts import eos_ids
 from multitoken.models.selftest import check_blocks
+from multitoken.processes import Processes
 
 from .dataset import DataReport, PreparedData, WriteAll, prepare_samples
 from .joining import longest_join
@@ -84,9 +84,7 @@ def make_ready(
         config = config.model_copy(update={"learning_rate": default_rate(config.method, config.optimizer, width)})
     ends = eos_ids(model, loaded.tokenizer)
     write = wrap_writer(response_writer(model, loaded.tokenizer, way.mask.id, ends, config, work, base_hash, console))
-    # The first process writes what is missing; the others find it in the cache.
-    with arguments.main_process_first(local=False):
-        data = prepare_samples(records, loaded.tokenizer, way.mask.id, config, write, eos_ids=ends)
+    data = prepare_samples(records, loaded.tokenizer, way.mask.id, config, write, eos_ids=ends)
     console.print(f"Data: {data.report}. Training on {len(data.train)} samples.")
     if config.patience is not None and not data.validation:
         raise UsageError(f"patience is {config.patience}, but no prompt is left to look at; give more than one prompt")
@@ -142,7 +140,7 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
     """
     device = find_device(config.device)
     dtype = compute_dtype(config)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # as a launcher says
+    several = Processes.here().number > 1
     if config.shard and not several:
         raise UsageError(
             "shard splits a model over several processes, found one; start it with torchrun --nproc-per-node N"

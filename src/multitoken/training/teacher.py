@@ -71,19 +71,20 @@ def _here(decoder: Decoder, config: AdaptConfig) -> Write:
     """By this process, `_ROWS` at a time."""
     drawn = Sampling(config.temperature, config.seed)
 
-    def write(prompts: list[list[int]], number: int) -> Iterator[dict[int, Written]]:
+    def write(prompts: list[list[int]], numbers: list[int]) -> Iterator[dict[int, Written]]:
         for first in range(0, len(prompts), _ROWS):
             part = prompts[first : first + _ROWS]
-            room = min(config.max_new_tokens, (decoder.max_positions or config.max_length) - max(map(len, part)))
             responses: list[list[int]] = [[] for _ in part]
             requests = [
                 decoder.request(
                     prompt,
                     policy=NextToken(),
-                    max_new_tokens=room,
+                    max_new_tokens=min(
+                        config.max_new_tokens, (decoder.max_positions or config.max_length) - len(prompt)
+                    ),
                     sampling=drawn if is_sampled(prompt, config.responses) else None,
-                    row=number + first + i,
-                    name=f"prompt {number + first + i}",
+                    row=numbers[first + i],
+                    name=f"prompt {numbers[first + i]}",
                 )
                 for i, prompt in enumerate(part)
             ]
@@ -95,7 +96,7 @@ def _here(decoder: Decoder, config: AdaptConfig) -> Write:
 
 
 def _behind(server: ResponseServer, config: AdaptConfig) -> Write:
-    def write(prompts: list[list[int]], number: int) -> Iterator[dict[int, Written]]:
+    def write(prompts: list[list[int]], numbers: list[int]) -> Iterator[dict[int, Written]]:
         drawn = [is_sampled(prompt, config.responses) for prompt in prompts]
         for place, response in server.write(prompts, drawn):
             yield {place: response}

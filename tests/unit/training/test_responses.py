@@ -4,12 +4,16 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Barrier
 from typing import Literal
 
 import pytest
 
 from multitoken.errors import DataError, OutputError
+from multitoken.processes import Processes
 from multitoken.training.responses import Written, teacher_key, write_missing
 
 PROMPTS = [[1], [2, 2, 2], [3, 3], [1], [4, 4, 4, 4]]
@@ -23,13 +27,13 @@ class Writer:
         self.batches: list[tuple[int, list[list[int]]]] = []
         self.break_at = break_at
 
-    def __call__(self, prompts: list[list[int]], first: int) -> Iterator[dict[int, Written]]:
+    def __call__(self, prompts: list[list[int]], numbers: list[int]) -> Iterator[dict[int, Written]]:
         for start in range(0, len(prompts), self.rows):
             part = prompts[start : start + self.rows]
             if len(self.batches) == self.break_at:
                 raise KeyboardInterrupt
-            self.batches.append((first + start, part))
-            yield {start + i: ([len(ids), first + start + i, 0], True) for i, ids in enumerate(part)}
+            self.batches.append((numbers[start], part))
+            yield {start + i: ([len(ids), numbers[start + i], 0], True) for i, ids in enumerate(part)}
 
 
 def test_order_of_the_answers_and_of_the_batches(tmp_path: Path):
@@ -67,6 +71,41 @@ def test_interrupted_run_goes_on_where_it_stopped_with_the_same_numbers(tmp_path
     writer = Writer(rows=1)
     assert write_missing(PROMPTS, writer, cache, key="k") == undisturbed
     assert [first for first, _ in writer.batches] == [2, 3]
+
+
+@dataclass(frozen=True)
+class Threads(Processes):
+    """Processes that are threads."""
+
+    barrier: Barrier = Barrier(1)
+
+    def wait(self) -> None:
+        self.barrier.wait(timeout=20)
+
+
+def write_by(number: int, cache: Path) -> tuple[list[list[Written]], list[Writer]]:
+    """What each of several processes gets, and how they wrote."""
+    writers, barrier = [Writer(rows=1) for _ in range(number)], Barrier(number)
+
+    def one(index: int) -> list[Written]:
+        return write_missing(PROMPTS, writers[index], cache, key="k", processes=Threads(number, index, barrier))
+
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(one, range(number))), writers
+
+
+def test_several_processes_share_out_what_is_missing(tmp_path: Path):
+    """Each prompt is written once, with the number that one process would give it, and all get all of it; another number of
+    processes finds what these wrote."""
+    alone = write_missing(PROMPTS, Writer(), tmp_path / "alone.jsonl", key="k")
+    cache = tmp_path / "cache.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        write_missing(PROMPTS, Writer(break_at=1, rows=1), cache, key="k")
+    found, writers = write_by(2, cache)
+    assert found == [alone, alone]
+    assert [[number for number, _ in writer.batches] for writer in writers] == [[1, 3], [2]]
+    found, writers = write_by(3, cache)
+    assert found == [alone] * 3 and not any(writer.batches for writer in writers)
 
 
 @pytest.mark.parametrize("lost", [1, 5, 40])
