@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Barrier
 from typing import Literal
@@ -77,7 +77,7 @@ def test_interrupted_run_goes_on_where_it_stopped_with_the_same_numbers(tmp_path
 class Threads(Processes):
     """Processes that are threads."""
 
-    barrier: Barrier = Barrier(1)
+    barrier: Barrier = field(default_factory=lambda: Barrier(1))
 
     def wait(self) -> None:
         self.barrier.wait(timeout=20)
