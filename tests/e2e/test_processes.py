@@ -6,7 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-ARGUMENTS = ["evaluate", "demo", "--task", "letters", "--prompts", "9", "--policy", "exact", "--policy", "confadapt:0.9"]
+ARGUMENTS = [
+    "evaluate",
+    "demo",
+    "--task",
+    "letters",
+    "--prompts",
+    "9",
+    "--policy",
+    "exact",
+    "--policy",
+    "confadapt:0.9",
+]
 TIMES = {"seconds", "tokens_per_second", "speedup", "speedup_interval"}
 
 
@@ -38,5 +49,7 @@ def test_two_processes_answer_what_one_does_and_either_goes_on_with_the_others_a
     journal.write_text(facts + "".join(answers[:9]))  # as two processes leave it that are killed
     (tmp_path / "two" / "answers-1.jsonl").write_text(facts + "".join(answers[9:20]) + answers[20][:30])
     assert evaluate(tmp_path / "two", 2, "--resume") == alone
-    assert set(answers[:20]) <= set(journal.read_text().splitlines(keepends=True)), "kept with their clocks, not answered again"
+    assert set(answers[:20]) <= set(journal.read_text().splitlines(keepends=True)), (
+        "kept with their clocks, not answered again"
+    )
     assert not (tmp_path / "two" / "answers-1.jsonl").exists()
