@@ -48,6 +48,10 @@ def serve_command(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustFlag = False,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the steps first (torch.compile): minutes at the start, then faster."),
+    ] = False,
 ) -> None:
     """Serve MODEL with an OpenAI-compatible API, and a page at / that shows what multi-token decoding is."""
     from multitoken.models.model import Model
@@ -73,8 +77,14 @@ def serve_command(
         timeout=timeout,
         origins=tuple(cors_origin or ()),
     )
+    if engine == "vllm" and compiled:
+        raise UsageError("vLLM compiles by itself; leave --compile out")
     if engine == "vllm":
         given = replace(options, policy=given_policy(policy, threshold, k))
         serve_with_vllm(model_path(model), given, trust_remote_code=trust_remote_code)
     loaded = Model.load(model_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code, base=base)
-    run.serve(loaded, replace(options, policy=chosen_policy(loaded, policy, threshold, k)), console_for())
+    console = console_for()
+    if compiled:
+        console.print("Compiling the steps of decoding: this takes minutes.")
+        loaded.compile()
+    run.serve(loaded, replace(options, policy=chosen_policy(loaded, policy, threshold, k)), console)

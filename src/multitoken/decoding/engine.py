@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from .attention import AttentionRule
 from .cache import SlotCache
+from .compiled import CompiledLayers
 from .draft_head import Drafter
 from .failures import DecodingError
 from .lock import lock_of
@@ -46,8 +47,9 @@ class Engine:
         prefill_tokens: int = 2048,
         pace: Pace | None = None,
         drafter: Drafter | None = None,
+        compiled: CompiledLayers | None = None,
     ) -> None:
-        self._batch = Batch(model, mask_id, rule, SlotCache.of(model), drafter)
+        self._batch = Batch(model, mask_id, rule, SlotCache.of(model), drafter, compiled)
         self._max_positions = max_positions
         self._max_rows = max_rows
         self._prefill_tokens = prefill_tokens
@@ -214,7 +216,8 @@ class Engine:
     def _grow_cache(self, slots: int) -> None:
         """Room for all rows and so many slots, and, so that a long answer copies the cache a few times only, twice what there was:
         never more slots than these rows may come to need, and no more lines than memory has."""
-        cache, rows = self._batch.cache, len(self._rows)
+        # A compiler takes a cache of one line for a kind of its own.
+        cache, rows = self._batch.cache, max(len(self._rows), 1 if self._batch.compiled is None else 2)
         if slots > cache.capacity:
             most = _up(max(len(row.ids) + row.remaining for row in self._rows))
             slots = max(slots, min(2 * cache.capacity, most))

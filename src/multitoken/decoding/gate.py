@@ -74,6 +74,7 @@ class GatedAdapter(nn.Module):
             forward = partial(self._split, layer) if i in merged else partial(self._run, i, layer.forward)
             self._acts.append((layer, forward, layer.__dict__.get("forward")))
         self._acting = False  # whatever passes it has seen in training
+        self.gate.act = self._act
         self._watch(model)
 
     def _watch(self, model: PreTrainedModel) -> None:
@@ -111,8 +112,11 @@ class GatedAdapter(nn.Module):
         return merged
 
     def _hide(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        self._is_mask = self.gate.look(args[0])
-        self._act(self._is_mask is not None)
+        if self.gate.noted is not None:  # inside of compiled layers nothing is noted or changed
+            self._is_mask = self.gate.noted if self.gate.is_open else None
+        else:
+            self._is_mask = self.gate.look(args[0])
+            self._act(self._is_mask is not None)
         if self._is_mask is None:
             return args
         return (args[0].masked_fill(self._is_mask, 0), *args[1:])

@@ -4,7 +4,7 @@ Shapes: B rows, S tokens, N masks among them, D in, E out, R rank.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -13,6 +13,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from .halves import Halves
+
+
+def _no_act(there: bool) -> None:
+    """Of an adapter that is always in its layers."""
 
 
 class Gate:
@@ -28,17 +32,41 @@ class Gate:
         self._count = 0  # masks of all rows
         self._halves: Halves | None = None  # made when a merged layer asks for it
         self._expected: Sequence[int] | None = None
+        self._apart: tuple[Tensor, Tensor] | None = (
+            None  # for compiled layers: real tokens, and where each token's product is
+        )
+        self.noted: Tensor | None = None  # [B, S] where a pass's masks are, if that was noted before it began
+        self.act: Callable[[bool], None] = _no_act  # puts the adapter into the layers, or takes it out
         self.noise_seed = 0  # of the tokens that stand in the masks' places, for an adapter without a mask vector
 
     @contextmanager
-    def expecting(self, masks: Sequence[int]) -> Iterator[None]:
+    def expecting(self, masks: Sequence[int], ids: Tensor | None = None) -> Iterator[None]:
         """Say of the pass within that so many tokens at the end of each row are masks: the device need not be asked, and waited
-        for."""
+        for. ids [B, S]: the pass runs compiled layers, so that all is noted now, and as tensors, whose sizes may change."""
         self._expected = masks
+        if ids is not None:
+            self.noted = ids == self.mask_id
+            self.act(self._note(self.noted, masks))
+            self._set_apart()
         try:
             yield
         finally:
-            self._expected = None
+            self._expected = self.noted = self._apart = None
+
+    def _set_apart(self) -> None:
+        """Two kinds of tokens by their indices alone."""
+        if not self._count:
+            return
+        assert self._is_mask is not None
+        order = self._is_mask.int().argsort(stable=True)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        real = len(order) - self._count
+        # Never one of a kind, which would be another graph: twice the same is computed twice.
+        again = [1 if n == 1 else 0 for n in (real, self._count)]
+        back += (back >= real) * again[0]
+        self._apart = torch.cat((order[:real], order[: again[0]])), back
+        self._places, self._tail = torch.cat((order[real:], order[real : real + again[1]])), 0
 
     def look(self, ids: Tensor) -> Tensor | None:
         """Note where the masks are. ids [B, S] -> [B, S] bool, or None where there are none."""
@@ -88,6 +116,11 @@ class Gate:
         """y [B, S, E] with the update of x [B, S, D] added at the masks. Both may come flattened, as [B * S, ...]."""
         if not self.is_open:
             return y
+        if self._apart is not None:
+            assert self._places is not None
+            flat = y.reshape(-1, y.shape[-1])
+            updated = flat[self._places] + update(x.reshape(-1, x.shape[-1])[self._places]).to(y.dtype)
+            return flat.index_copy(0, self._places, updated).view(y.shape)
         if self._places is not None:
             flat = y.reshape(-1, y.shape[-1])
             return flat.index_add(0, self._places, update(x.reshape(-1, x.shape[-1])[self._places]).to(y.dtype)).view(
@@ -101,6 +134,11 @@ class Gate:
 
     def split(self, x: Tensor, both: Tensor) -> Tensor:
         """x [B, S, D], or flattened, times both[0] at real tokens and times both[1] at masks. both: [2, D, E]."""
+        if self._apart is not None:
+            assert self._places is not None
+            (real, back), rows = self._apart, x.reshape(-1, x.shape[-1])
+            products = torch.cat((rows[real] @ both[0], rows[self._places] @ both[1]))
+            return products[back].view(*x.shape[:-1], both.shape[-1])
         if self._halves is None:
             assert self._is_mask is not None
             self._halves = Halves(self._is_mask, self._count, in_order=self._tail > 0 and self._rows == 1)
@@ -127,7 +165,9 @@ class LowRank(nn.Module):
             y += self(x).to(y.dtype)
 
 
-def expecting_masks(model: PreTrainedModel, masks: Sequence[int]) -> AbstractContextManager[None]:
+def expecting_masks(
+    model: PreTrainedModel, masks: Sequence[int], ids: Tensor | None = None
+) -> AbstractContextManager[None]:
     """`Gate.expecting` of the gate at work in the model, if there is one."""
     gate: Gate | None = model.__dict__.get("_mtp_gate")
-    return gate.expecting(masks) if gate is not None else nullcontext()
+    return gate.expecting(masks, ids) if gate is not None else nullcontext()

@@ -9,7 +9,7 @@ Shapes: B rows, S tokens fed (left-padded), W logits wanted (the last W), V voca
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from .attention import AttentionRule
 from .cache import SlotCache
+from .compiled import CompiledLayers
 from .draft_head import Drafter
 from .drafting import Picks, draft_blocks
 from .failures import DecodingError
@@ -31,13 +32,15 @@ from .sampling import choose, choose_alike
 
 @dataclass
 class Batch:
-    """What rows decode with: the model, its mask token and draft head if it has them, its attention rule, and the cache."""
+    """What rows decode with: the model, its mask token and draft head if it has them, its attention rule, the cache, and the model's
+    layers compiled, if they are."""
 
     model: PreTrainedModel
     mask_id: int | None
     rule: AttentionRule
     cache: SlotCache
     drafter: Drafter | None = None
+    compiled: CompiledLayers | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,11 @@ def forward_rows(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> Te
     keep = max(1, *(feed.wanted for feed in feeds)) if len(feeds) > 1 else max(1, feeds[0].wanted)
     ends = [feed.row.cached + feed.width for feed in feeds]
     view, width = max(ends), max(map(len, fed))
-    if len(feeds) == 1:
+    masks = [feed.masks if feed.whole else 0 for feed in feeds]
+    # Those that compiled layers have a graph for: no prompts, and masks or one token each.
+    fits = all(feed.row.started for feed in feeds) and (width == 1 or any(masks))
+    compiled = batch.compiled if fits else None
+    if len(feeds) == 1 and compiled is None:
         ids = torch.tensor(fed, device=device)
         positions = torch.arange(view - width, view, device=device)[None]
         batch.cache.place(view, first=first_line)
@@ -195,7 +202,8 @@ def forward_rows(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> Te
         batch.cache.place(view, positions.masked_fill(is_pad, batch.cache.scratch), first_line)
     if batch.cache.recurrent is not None:
         _place_recurrent(batch.cache.recurrent, feeds, first_line, device)
-    with expecting_masks(batch.model, [feed.masks if feed.whole else 0 for feed in feeds]):
+    acting = compiled.acting() if compiled is not None else nullcontext()
+    with expecting_masks(batch.model, masks, ids if compiled is not None else None), acting:
         output = batch.model(
             input_ids=ids,
             attention_mask=batch.rule.slots(positions, view),

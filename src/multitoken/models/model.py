@@ -97,6 +97,13 @@ class Model:
         say_if_slow(loaded.model.dtype, loaded.model.device)
         return cls(loaded.model, loaded.tokenizer, loaded.mtp, loaded.name, loaded.head)
 
+    def compile(self) -> "Model":
+        """Compile the steps of decoding with torch.compile, now: on a CPU that takes minutes, and every step is faster afterwards, not
+        its output another (docs/decoding.md). For whoever decodes for longer than a moment. Raises `DecodingError` for a model with
+        recurrent layers, or over several devices."""
+        self.decoder.compile()
+        return self
+
     def __repr__(self) -> str:
         trained = f"k={self.mtp.k}" if self.mtp else "next-token only"
         return f"Model({self.name!r}, {type(self.hf).__name__}, {trained})"
