@@ -1,7 +1,7 @@
 """Ways to the same end, on the same work: `python -m benchmarks.peers` (about 30 minutes on 2 cores).
 
     python -m benchmarks.peers --minutes 4 --prompts 100
-    python -m benchmarks.peers --base DIR --task letters        another base that answers the embedded tasks
+    python -m benchmarks.peers --base DIR --data stories.jsonl --task unseen.jsonl --max-new-tokens 128 --prompts 40    another base
 
 Every adapted model is trained by `multitoken adapt` with plain defaults, for as many minutes as every other, on prompts of the task whose
 responses the base writes itself. Then every method answers the same unseen prompts greedily at batch 1, in turn, in one process with one
@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.rivals import rival
 from benchmarks.uno_cycle import uno
+from multitoken.api import task_of
 from multitoken.checkpoints.atomic import write_text
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import ConfAdapt, NextToken, Policy
@@ -33,7 +34,7 @@ from multitoken.evaluation.statistics import ratio_interval
 from multitoken.evaluation.tasks import Task
 from multitoken.models.model import Model
 from multitoken.quickstart.corpus import examples
-from multitoken.quickstart.embedded import checkpoint, embedded_task
+from multitoken.quickstart.embedded import checkpoint
 from multitoken.training.adapt import adapt
 
 TRAINED: dict[str, dict[str, Any]] = {
@@ -61,16 +62,22 @@ class Entrant:
     seconds: list[float] = field(default_factory=list)
 
 
-def train(base: Path, task: str, minutes: float, number: int, folder: Path) -> dict[str, Model]:
+def train(base: Path, data: Path, minutes: float, longest: int, folder: Path) -> dict[str, Model]:
     """The adapted models, by name; those that are in the folder already are taken as they are."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data = folder / "prompts.jsonl"
-    write_text(data, "".join(json.dumps({"prompt": e.prompt}) + "\n" for e in examples(task, "adapt", number)))
     for name, options in TRAINED.items():
         if not (folder / name).exists():
             PROGRESS.rule(name)
-            adapt(base, data=data, output=folder / name, minutes=minutes, report_to="none", console=PROGRESS, **options)
+            how: dict[str, Any] = {"minutes": minutes, "max_new_tokens": longest, "report_to": "none", **options}
+            adapt(base, data=data, output=folder / name, console=PROGRESS, **how)
     return {name: Model.load(folder / name, dtype="float32") for name in TRAINED}
+
+
+def prompts_of(task: str, number: int, folder: Path) -> Path:
+    """Prompts of an embedded task, to train on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "prompts.jsonl"
+    write_text(data, "".join(json.dumps({"prompt": e.prompt}) + "\n" for e in examples(task, "adapt", number)))
+    return data
 
 
 def ours(model: Model, policy: Policy, new: int) -> Answer:
@@ -180,7 +187,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=checkpoint("base"))
     parser.add_argument("--draft", help="a draft model with the base's tokenizer; the embedded base has one")
-    parser.add_argument("--task", default="word-problems")
+    parser.add_argument("--task", default="word-problems", help="an embedded task, or a JSONL file of unseen prompts")
+    parser.add_argument("--data", type=Path, help="prompts to train on, for a JSONL task")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="of an answer, and of a response to train on")
     parser.add_argument("--minutes", type=float, default=4.0, help="of training, for each model")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--trained-on", type=int, default=700, help="prompts")
@@ -188,8 +197,9 @@ def main() -> None:
     a = parser.parse_args()
     draft = a.draft or (str(rival("draft")) if a.base == checkpoint("base") else None)
     base = Model.load(a.base, dtype="float32")
-    adapted = train(a.base, a.task, a.minutes, a.trained_on, a.models)
-    task = embedded_task(a.task, a.prompts + WARM_UP)
+    task = task_of(a.task, a.prompts + WARM_UP, None, a.max_new_tokens)
+    data = a.data or prompts_of(a.task, a.trained_on, a.models)
+    adapted = train(a.base, data, a.minutes, a.max_new_tokens, a.models)
     entrants = entrants_of(base, adapted, draft, task.max_new_tokens)
     run(entrants, [base.encode(question.prompt) for question in task.questions])
     results = results_of(entrants, task, base)

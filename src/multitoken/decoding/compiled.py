@@ -7,7 +7,7 @@ draft head listens.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch._dynamo import config as tracing
