@@ -121,7 +121,7 @@ def entrants_of(base: Model, adapted: dict[str, Model], draft: str | None, new: 
             Entrant("transformers, draft model", generates(base, new, assistant_model=assistant)),
         )
     entrants += [
-        Entrant("UNO's two passes", lambda prompt: uno(adapted["noise"], prompt, UNO_WIDTH), has_clock=False),
+        Entrant("UNO's two passes", lambda prompt: uno(adapted["noise"], prompt, UNO_WIDTH, new), has_clock=False),
         Entrant("full, next token", ours(adapted["full"], NextToken(), new)),
         Entrant("full, ConfAdapt 0.9 (the paper's method)", ours(adapted["full"], ConfAdapt(0.9), new)),
         Entrant("full, Exact", ours(adapted["full"], adapted["full"].default_policy, new)),

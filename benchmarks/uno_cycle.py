@@ -45,12 +45,12 @@ def next_tokens(model: Model, rows: Sequence[Sequence[int]], masks: int, wanted:
     return found
 
 
-def uno(model: Model, prompt: Sequence[int], width: int) -> tuple[list[int], int]:
-    """(tokens, forward passes) of UNO's cycle at this width."""
+def uno(model: Model, prompt: Sequence[int], width: int, new: int = NEW) -> tuple[list[int], int]:
+    """(tokens, forward passes) of UNO's cycle at this width, at most `new` tokens."""
     ends = model.decoder.eos_ids
     written = next_tokens(model, [prompt], 0, 1)[0]  # the prefill's
     passes = 1
-    while len(written) < NEW and written[-1] not in ends:
+    while len(written) < new and written[-1] not in ends:
         text = [*prompt, *written]
         drafted = next_tokens(model, [text], width - 1, width)[0]
         sure, drafts = drafted[0], drafted[1:]
@@ -61,7 +61,7 @@ def uno(model: Model, prompt: Sequence[int], width: int) -> tuple[list[int], int
         passes += 2
         for token in (sure, *drafts[:held], said[held]):
             written.append(token)
-            if token in ends or len(written) == NEW:
+            if token in ends or len(written) == new:
                 break
     return written, passes
 
