@@ -32,7 +32,8 @@ class CompiledLayers:
         if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
             raise DecodingError("a model over several devices is not compiled; load it on one, or leave compile out")
         self._layers: Any = model.get_decoder()
-        self._forward = torch.compile(self._layers.forward, dynamic=True, recompile_limit=_GRAPHS, backend=backend)
+        options: dict[str, Any] = {"dynamic": True, "recompile_limit": _GRAPHS, "backend": backend}
+        self._forward = torch.compile(self._layers.forward, **options)
         self._making = False
         for buffer in model.buffers():  # unlike what a gate notes, they keep their sizes
             torch._dynamo.mark_static(buffer)
