@@ -21,8 +21,8 @@ demo-fast: $(INSTALLED)  ## the same with the embedded adapter, without training
 test: lint  ## lint, types, all tests but vLLM's (about 10 minutes)
 	$(BIN)/python -m pytest
 
-test-fast: lint  ## the tests of single rules: tests/unit without training
-	$(BIN)/python -m pytest tests/unit --ignore tests/unit/training
+test-fast: lint  ## the tests of single rules (about two minutes)
+	$(BIN)/python -m pytest -m fast
 
 # vLLM's own warnings are not ours to turn into errors. It brings the oldest transformers that we support, so what has changed most
 # since then is tested with it once more: the caches of recurrent layers.

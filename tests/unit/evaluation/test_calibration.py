@@ -12,6 +12,7 @@ from multitoken.evaluation.graders import grader_named
 from multitoken.evaluation.tasks import Question, Task
 
 
+@pytest.mark.slow
 def test_the_promise_holds() -> None:
     """Guards against a search that promises what it measured on the prompts it searched with: of many candidates, some look good by chance."""
     said = simulate("different", 1500, range(25))

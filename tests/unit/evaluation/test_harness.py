@@ -17,7 +17,10 @@ from multitoken.errors import UsageError  # noqa: E402
 from multitoken.evaluation.harness import MultitokenLM  # noqa: E402
 from multitoken.quickstart.embedded import checkpoint, embedded_task  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::Warning")  # the harness's and its libraries'
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::Warning"),  # the harness's and its libraries'
+    pytest.mark.slow,
+]
 
 GENERATE = """
 task: sums-local

@@ -14,6 +14,7 @@ from multitoken.models.check import check_model, uses
 from multitoken.models.random_weights import cut, random_model
 from tests.e2e.command import run
 
+pytestmark = pytest.mark.slow
 EVERYTHING = ["trained", "decoded", "exact", "batched", "sampled", "gated", "exported"]
 
 

@@ -65,6 +65,7 @@ def test_batches_hold_the_stage_s_examples_and_its_end_weight(tokenizer, monkeyp
     assert sorted(seen) == sorted(make_example("short-counting", "train", i).response for i in range(80, 120))
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_a_model_and_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
     """A killed run loses the minutes since its last look, not the hour."""
     monkeypatch.setattr(module, "JUDGED", ("counting",))

@@ -1,0 +1,15 @@
+"""Which tests are fast: `pytest -m fast` takes about two minutes."""
+
+from pathlib import Path
+
+import pytest
+
+_FAST = Path(__file__).parent / "unit"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of single rules are fast, but for those that train and those that say they are slow."""
+    for item in items:
+        is_rule = _FAST in item.path.parents and _FAST / "training" not in item.path.parents
+        if is_rule and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.fast)
