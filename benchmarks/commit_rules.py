@@ -167,7 +167,7 @@ def measure(
             return logits.argmax(-1), rule.score(logits)
 
         with patch.object(step, "likeliest", likeliest):
-            for threshold in THRESHOLDS:
+            for threshold in a.thresholds:
                 assert model.mtp is not None
                 policy = kind(threshold, k=model.mtp.k, rule=rule)
                 ours = answer_all(model, prompts, policy, a.batch, new, f"{rule.name} {threshold}")
@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--fitted-on", type=int, default=60, help="other prompts, for the temperature and the places")
     parser.add_argument("--batch", type=int, default=25)
+    parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS)
     a = parser.parse_args()
     model = Model.load(a.model, dtype="float32")
     if model.mtp is None:
