@@ -75,6 +75,14 @@ SAME = {  # a figure that stands in two places: where, as what, and the same of 
         ("README.md", rf"gated, ConfAdapt 0\.9 \| {NUMBER}% [^|]*\| {NUMBER} \|"),
         ("docs/claims.md", rf"{NUMBER} tokens a step and solves {NUMBER}% where"),
     ),
+    "peers, the default": (
+        ("README.md", rf"\*\*gated, Exact\*\* \(the default\) \| {NUMBER}% \| {NUMBER} \| {NUMBER} \| {NUMBER} \|"),
+        ("docs/peers.md", rf"\| gated, Exact \| {NUMBER}% \| {NUMBER} \| {NUMBER} \| \d+ \| {NUMBER} \("),
+    ),
+    "peers, the paper's": (
+        ("README.md", rf"\(the paper's method\) \| {NUMBER}% \| {NUMBER} \| {NUMBER} \| {NUMBER} \|"),
+        ("docs/peers.md", rf"\(the paper's method\) \| {NUMBER}% \| {NUMBER} \| {NUMBER} \| \d+ \| {NUMBER} \("),
+    ),
     "sampling": (
         ("README.md", rf"temperature 0\.8 it writes {NUMBER} tokens a step"),
         ("docs/embedded-models.md", rf"word-problems \| 93[^|]*\| [^|]*\| {NUMBER} \("),
