@@ -32,8 +32,7 @@ class CompiledLayers:
         if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
             raise DecodingError("a model over several devices is not compiled; load it on one, or leave compile out")
         self._layers: Any = model.get_decoder()
-        options: dict[str, Any] = {"dynamic": True, "recompile_limit": _GRAPHS, "backend": backend}
-        self._forward = torch.compile(self._layers.forward, **options)
+        self._forward = torch.compile(self._layers.forward, dynamic=True, backend=backend)
         self._making = False
         for buffer in model.buffers():  # unlike what a gate notes, they keep their sizes
             torch._dynamo.mark_static(buffer)
@@ -56,7 +55,7 @@ class CompiledLayers:
             # Sizes that happen to be equal in the first pass are not to be taken for the same.
             with (
                 _shapes.patch(use_duck_shape=False),
-                tracing.patch(force_nn_module_property_static_shapes=False),
+                tracing.patch(force_nn_module_property_static_shapes=False, recompile_limit=_GRAPHS),
                 torch.compiler.set_stance(self._stance),
             ):
                 yield
