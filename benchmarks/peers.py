@@ -26,15 +26,14 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.rivals import rival
 from benchmarks.uno_cycle import uno
-from multitoken.api import task_of
 from multitoken.checkpoints.atomic import write_text
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import ConfAdapt, NextToken, Policy
 from multitoken.evaluation.statistics import ratio_interval
-from multitoken.evaluation.tasks import Task
+from multitoken.evaluation.tasks import Task, load_task
 from multitoken.models.model import Model
 from multitoken.quickstart.corpus import examples
-from multitoken.quickstart.embedded import checkpoint
+from multitoken.quickstart.embedded import checkpoint, embedded_task
 from multitoken.training.adapt import adapt
 
 TRAINED: dict[str, dict[str, Any]] = {
@@ -62,12 +61,12 @@ class Entrant:
     seconds: list[float] = field(default_factory=list)
 
 
-def train(base: Path, data: Path, minutes: float, longest: int, folder: Path) -> dict[str, Model]:
+def train(base: Path, data: Path, minutes: float, length: dict[str, Any], folder: Path) -> dict[str, Model]:
     """The adapted models, by name; those that are in the folder already are taken as they are."""
     for name, options in TRAINED.items():
         if not (folder / name).exists():
             PROGRESS.rule(name)
-            how: dict[str, Any] = {"minutes": minutes, "max_new_tokens": longest, "report_to": "none", **options}
+            how: dict[str, Any] = {"minutes": minutes, "report_to": "none", **length, **options}
             adapt(base, data=data, output=folder / name, console=PROGRESS, **how)
     return {name: Model.load(folder / name, dtype="float32") for name in TRAINED}
 
@@ -189,7 +188,7 @@ def main() -> None:
     parser.add_argument("--draft", help="a draft model with the base's tokenizer; the embedded base has one")
     parser.add_argument("--task", default="word-problems", help="an embedded task, or a JSONL file of unseen prompts")
     parser.add_argument("--data", type=Path, help="prompts to train on, for a JSONL task")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="of an answer, and of a response to train on")
+    parser.add_argument("--max-new-tokens", type=int, help="of an answer, and of a response to train on")
     parser.add_argument("--minutes", type=float, default=4.0, help="of training, for each model")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--trained-on", type=int, default=700, help="prompts")
@@ -197,9 +196,10 @@ def main() -> None:
     a = parser.parse_args()
     draft = a.draft or (str(rival("draft")) if a.base == checkpoint("base") else None)
     base = Model.load(a.base, dtype="float32")
-    task = task_of(a.task, a.prompts + WARM_UP, None, a.max_new_tokens)
+    length = {} if a.max_new_tokens is None else {"max_new_tokens": a.max_new_tokens}
+    task = (embedded_task if a.data is None else load_task)(a.task, a.prompts + WARM_UP, **length)
     data = a.data or prompts_of(a.task, a.trained_on, a.models)
-    adapted = train(a.base, data, a.minutes, a.max_new_tokens, a.models)
+    adapted = train(a.base, data, a.minutes, length, a.models)
     entrants = entrants_of(base, adapted, draft, task.max_new_tokens)
     run(entrants, [base.encode(question.prompt) for question in task.questions])
     results = results_of(entrants, task, base)
