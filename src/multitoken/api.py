@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multitoken.errors import UsageError
-from multitoken.processes import Processes
+from multitoken.processes import Processes, console_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,8 +50,6 @@ def evaluate(
     folder for results.json, tradeoff.png and report.html, and answers.jsonl, from which an interrupted measurement goes on with
     `resume`. Raises `UsageError`, `DataError` and `OutputError`, before anything is decoded.
     """
-    from rich.console import Console
-
     from multitoken.evaluation.journal import Journal, prepare_output
     from multitoken.evaluation.measure import DEFAULT_POLICIES, label_of, measure, of_type, parse_policy, publish
     from multitoken.evaluation.sampled import in_words, sampling_of
@@ -64,8 +62,7 @@ def evaluate(
     elif resume:
         raise UsageError("resume needs the output folder of the measurement that goes on; name it as output")
     questions = task_of(task, prompts, grader, max_new_tokens)
-    first = Processes.here().first
-    console = (console or Console()) if verbose and first else Console(quiet=True)
+    console = console_of(console, verbose)
     models = {"original": original} if original is not None else {}
     models["adapted"] = model
     for name, other in (others or {}).items():
@@ -84,7 +81,7 @@ def evaluate(
         }
         journal = Journal(Path(output), facts)
     rows = measure(models, questions, chosen, console, sampling, batch_size=batch_size, journal=journal)
-    if output is not None and first:
+    if output is not None and Processes.here().first:
         against = f", against {original.name}" if original is not None else ""
         how = f", {in_words(sampling)}" if sampling else ""
         publish(
@@ -140,8 +137,6 @@ def calibrate(
     decodes it uses it. loading: of `mt.load`, for models given as folders. Raises `UsageError` and `DataError`, before anything is
     decoded.
     """
-    from rich.console import Console
-
     from multitoken.checkpoints.save import store_decoding
     from multitoken.decoding.policies import ConfAdapt, Exact, as_options
     from multitoken.evaluation.calibration import Allowed, calibrate, candidates_of
@@ -178,8 +173,7 @@ def calibrate(
         original = Model.load(original, **{name: value for name, value in loading.items() if name != "base"})
     models = {"original": original, "adapted": model} if original is not None else {"adapted": model}
     tried = candidates_of(model.mtp.k if model.mtp else 1, [kinds[policy]] if policy else list(kinds.values()))
-    first = Processes.here().first
-    console = (console or Console()) if verbose and first else Console(quiet=True)
+    console = console_of(console, verbose)
     with progress_bar(console, f"answering {questions.name}") as progress:
         found = calibrate(
             models,
@@ -190,6 +184,6 @@ def calibrate(
             batch_size=batch_size,
             progress=progress,
         )
-    if found.chosen is not None and write and folder is not None and first:
+    if found.chosen is not None and write and folder is not None and Processes.here().first:
         store_decoding(folder, as_options(found.chosen.policy))
     return found

@@ -5,10 +5,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=1)  # one may have hours more to do than another; a launcher ends all when one dies
+PATIENCE = timedelta(days=1)  # one may have hours more to do than another; a launcher ends all when one dies
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,17 @@ class Processes:
         from torch import distributed
 
         if not distributed.is_initialized():
-            distributed.init_process_group(timeout=_PATIENCE)
+            distributed.init_process_group(timeout=PATIENCE)
         found: list[Any] = [None] * self.number
         distributed.all_gather_object(found, value)
         return found
+
+
+def console_of(console: "Console | None", verbose: bool) -> "Console":
+    """What a call speaks to: the console that it was given, or standard output; nobody where it is not to, or not the first process."""
+    from rich.console import Console
+
+    return (console or Console()) if verbose and Processes.here().first else Console(quiet=True)
 
 
 def local_index() -> int | None:

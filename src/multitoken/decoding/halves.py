@@ -6,6 +6,14 @@ from torch import Tensor
 _IDLE = 48  # rows that a batched product may compute in vain: on a CPU so many still cost less than a second product
 
 
+def apart(is_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """is_mask [T] -> the tokens' indices with the masks behind the real ones, and where each token is in that order, [T] both."""
+    order = is_mask.int().argsort(stable=True)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    return order, back
+
+
 class Halves:
     """The tokens of a pass as two groups, real ones and masks, that go through a matrix each.
 
@@ -24,9 +32,7 @@ class Halves:
         self._batched = self._real > 0 and 2 * self._size - tokens <= _IDLE
         self._order = self._back = None  # [T] masks behind real tokens; where each is found in the product
         if not in_order:
-            self._order = is_mask.int().argsort(stable=True)
-            self._back = torch.empty_like(self._order)
-            self._back[self._order] = torch.arange(tokens, device=is_mask.device)
+            self._order, self._back = apart(is_mask)
             if self._batched:
                 self._back += is_mask * (2 * self._size - tokens)
 

@@ -95,12 +95,10 @@ class Decoder:
         layers = CompiledLayers(self.model, backend)
         self._compiled = layers
         ids = [i for i in range(self.model.config.get_text_config().vocab_size) if i != self.mask_id][:8]
+        policies = [NextToken(), *([StaticK(self.trained_k)] if self.trained_k > 1 else [])]
         with layers.making():
-            for policy in (NextToken(), *([StaticK(self.trained_k)] if self.trained_k > 1 else [])):
-                for rows in (
-                    1,
-                    3,
-                ):  # more than one: two numbers of them, lest the compiler take the first for a constant
+            for policy in policies:
+                for rows in (1, 3):  # of several, one after the other ends, so that no number of them is a constant
                     requests = [
                         self.request(
                             ids[: 3 + i], policy=policy, max_new_tokens=2 * self.trained_k + i, eos_ids=frozenset()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .halves import Halves
+from .halves import Halves, apart
 
 
 def _no_act(there: bool) -> None:
@@ -32,9 +32,8 @@ class Gate:
         self._count = 0  # masks of all rows
         self._halves: Halves | None = None  # made when a merged layer asks for it
         self._expected: Sequence[int] | None = None
-        self._apart: tuple[Tensor, Tensor] | None = (
-            None  # for compiled layers: real tokens, and where each token's product is
-        )
+        # For compiled layers: the real tokens, and where each token's product is.
+        self._apart: tuple[Tensor, Tensor] | None = None
         self.noted: Tensor | None = None  # [B, S] where a pass's masks are, if that was noted before it began
         self.act: Callable[[bool], None] = _no_act  # puts the adapter into the layers, or takes it out
         self.noise_seed = 0  # of the tokens that stand in the masks' places, for an adapter without a mask vector
@@ -44,11 +43,11 @@ class Gate:
         """Say of the pass within that so many tokens at the end of each row are masks: the device need not be asked, and waited
         for. ids [B, S]: the pass runs compiled layers, so that all is noted now, and as tensors, whose sizes may change."""
         self._expected = masks
-        if ids is not None:
-            self.noted = ids == self.mask_id
-            self.act(self._note(self.noted, masks))
-            self._set_apart()
         try:
+            if ids is not None:
+                self.noted = ids == self.mask_id
+                self.act(self._note(self.noted, masks))
+                self._set_apart()
             yield
         finally:
             self._expected = self.noted = self._apart = None
@@ -58,9 +57,7 @@ class Gate:
         if not self._count:
             return
         assert self._is_mask is not None
-        order = self._is_mask.int().argsort(stable=True)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
+        order, back = apart(self._is_mask)
         real = len(order) - self._count
         # Never one of a kind, which would be another graph: twice the same is computed twice.
         again = [1 if n == 1 else 0 for n in (real, self._count)]

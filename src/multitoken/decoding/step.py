@@ -185,9 +185,9 @@ def forward_rows(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> Te
     ends = [feed.row.cached + feed.width for feed in feeds]
     view, width = max(ends), max(map(len, fed))
     masks = [feed.masks if feed.whole else 0 for feed in feeds]
-    # Those that compiled layers have a graph for: no prompts, and masks or one token each.
-    fits = all(feed.row.started for feed in feeds) and (width == 1 or any(masks))
-    compiled = batch.compiled if fits else None
+    compiled = batch.compiled
+    if compiled is not None and not (all(feed.row.started for feed in feeds) and (width == 1 or any(masks))):
+        compiled = None  # there are graphs for masks and for one token each, and none for prompts
     if len(feeds) == 1 and compiled is None:
         ids = torch.tensor(fed, device=device)
         positions = torch.arange(view - width, view, device=device)[None]

@@ -27,6 +27,7 @@ from multitoken.decoding.draft_head import VERSION
 from multitoken.decoding.policies import Exact
 from multitoken.errors import OutOfMemoryError, UsageError
 from multitoken.models.mtp_config import MtpConfig
+from multitoken.processes import console_of
 
 from .clock import Clock, Looks
 from .progress import TrainingBar
@@ -78,7 +79,7 @@ def adapt(
     check_output(config.output, overwrite=config.overwrite)
     arguments = training_arguments(config, work)
     first = arguments.process_index == 0
-    console = (console or Console()) if first and verbose else Console(quiet=True)
+    console = console_of(console, verbose)
     with arguments.main_process_first(local=False):
         checkpoint = open_run_folder(work, config) if first else last_complete_checkpoint(work)
 

@@ -1,8 +1,8 @@
 """Missing responses, written by the teacher once and kept on disk.
 
 The cache is a JSONL file, a response a line: `{"name": fingerprint of teacher and prompt, "ids": [...], "ended": ...}`. Of several
-processes each writes its share, the others to a file of their own beside it. What is finished is on disk before the next is waited for, so Ctrl-C loses what is being written at most; a line that was torn is written
-again.
+processes each writes its share, all but the first to files of their own beside it. What is finished is on disk before the next is
+waited for, so Ctrl-C loses what is being written at most; a line that was torn is written again.
 """
 
 import json
@@ -65,14 +65,15 @@ def write_missing(
         processes.wait()  # none writes before all have read
         missing = processes.mine([(number, name) for number, name in enumerate(order) if name not in written])
         _open_cache(own, whole_bytes)
-        done = 0
+        mine: dict[str, Written] = {}
         for finished in write([wanted[name] for _, name in missing], [number for number, _ in missing]):
-            _append(own, {missing[place][1]: response for place, response in finished.items()})
-            done += len(finished)
+            fresh = {missing[place][1]: response for place, response in finished.items()}
+            _append(own, fresh)
+            mine |= fresh
             if progress:
-                progress(min(known + done * processes.number, len(wanted)), len(wanted))
-        processes.wait()
-        written, _ = _read_all(cache_file, own, wanted.keys())
+                progress(min(known + len(mine) * processes.number, len(wanted)), len(wanted))
+        for theirs in processes.gather(mine):
+            written |= theirs
         assert len(written) == len(wanted), "the writer left prompts without a response"
     return [written[name] for name in names]
 

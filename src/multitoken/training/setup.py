@@ -15,7 +15,7 @@ from multitoken.models.loading import Loaded, load_causal_lm
 from multitoken.models.placement import find_device, find_dtype, has_bf16, say_if_slow
 from multitoken.models.prompts import eos_ids
 from multitoken.models.selftest import check_blocks
-from multitoken.processes import Processes
+from multitoken.processes import PATIENCE, Processes
 
 from .dataset import DataReport, PreparedData, WriteAll, prepare_samples
 from .joining import longest_join
@@ -28,7 +28,6 @@ from .stream import StreamOptions
 from .teacher import response_writer
 
 UNBOUNDED_STEPS = 10**8  # a run by minutes ends by the clock
-_A_DAY = 24 * 60 * 60  # seconds: the first process may write responses for long while the others wait
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
         fp16=dtype == torch.float16,
         use_cpu=device.type == "cpu",
         ddp_backend="gloo" if device.type == "cpu" and several else None,
-        ddp_timeout=_A_DAY,
+        ddp_timeout=int(PATIENCE.total_seconds()),
         seed=config.seed,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=config.evaluate_every or UNBOUNDED_STEPS,  # `Looks` asks for those by the share of the run

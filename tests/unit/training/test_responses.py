@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Barrier
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -78,17 +78,23 @@ class Threads(Processes):
     """Processes that are threads."""
 
     barrier: Barrier = field(default_factory=lambda: Barrier(1))
+    said: dict[int, Any] = field(default_factory=dict)
 
-    def wait(self) -> None:
+    def gather(self, value: Any) -> list[Any]:
+        self.said[self.index] = value
         self.barrier.wait(timeout=20)
+        found = [self.said[i] for i in range(self.number)]
+        self.barrier.wait(timeout=20)
+        return found
 
 
 def write_by(number: int, cache: Path) -> tuple[list[list[Written]], list[Writer]]:
     """What each of several processes gets, and how they wrote."""
-    writers, barrier = [Writer(rows=1) for _ in range(number)], Barrier(number)
+    writers, barrier, said = [Writer(rows=1) for _ in range(number)], Barrier(number), {}
 
     def one(index: int) -> list[Written]:
-        return write_missing(PROMPTS, writers[index], cache, key="k", processes=Threads(number, index, barrier))
+        threads = Threads(number, index, barrier, said)
+        return write_missing(PROMPTS, writers[index], cache, key="k", processes=threads)
 
     with ThreadPoolExecutor(number) as pool:
         return list(pool.map(one, range(number))), writers
