@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo import register_backend
 from torch._dynamo.utils import counters
 
 from benchmarks.tiny_families import tiny_model
@@ -79,3 +80,18 @@ def test_what_cannot_be_compiled_is_refused() -> None:
     spread.hf_device_map = {"model": 0, "lm_head": "cpu"}
     with pytest.raises(DecodingError, match="several devices"):
         Decoder(spread, mask_id=MASK, trained_k=4).compile()
+
+
+def test_a_compiler_that_fails_is_named_and_may_be_asked_again() -> None:
+    """Guards against a decoder that takes itself for compiled, and against a trace of a hundred lines where g++ is missing."""
+    decoder = Decoder(small("llama", 2), mask_id=MASK, trained_k=4)
+    plain = answers(decoder, Exact(0.0))
+    register_backend(_fails, name="fails")
+    for _ in range(2):
+        with pytest.raises(DecodingError, match=r"cannot compile LlamaModel: .*no compiler here.*; leave compile out"):
+            decoder.compile("fails")
+    assert answers(decoder, Exact(0.0)) == plain
+
+
+def _fails(graph, inputs):
+    raise RuntimeError("no compiler here")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch._dynamo import config as tracing
+from torch._dynamo.exc import TorchDynamoException
 from torch.fx.experimental import _config as shapes
 from transformers import PreTrainedModel
 
@@ -39,10 +40,15 @@ class CompiledLayers:
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """Graphs that are missing are made, for as long as this lasts."""
+        """Graphs that are missing are made, for as long as this lasts. Raises `DecodingError` where the compiler fails."""
         self._making = True
         try:
             yield
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            raise DecodingError(
+                f"torch.compile cannot compile {type(self._layers).__name__}: {reason}; leave compile out"
+            ) from error
         finally:
             self._making = False
 

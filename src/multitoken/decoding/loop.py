@@ -92,21 +92,28 @@ class Decoder:
         and the last bits of logits. Raises `DecodingError` for a model that cannot be compiled (`CompiledLayers`)."""
         if self._compiled is not None:
             return
-        layers = CompiledLayers(self.model, backend)
-        self._compiled = layers
+        self._compiled = layers = CompiledLayers(self.model, backend)
+        try:
+            with layers.making():
+                self._visit_graphs()
+        except BaseException:
+            self._compiled = None  # whoever asks again is not to think that it was done
+            raise
+
+    def _visit_graphs(self) -> None:
+        """Passes of every kind that a compiled model has a graph for."""
         ids = [i for i in range(self.model.config.get_text_config().vocab_size) if i != self.mask_id][:8]
         policies = [NextToken(), *([StaticK(self.trained_k)] if self.trained_k > 1 else [])]
-        with layers.making():
-            for policy in policies:
-                for rows in (1, 3):  # of several, one after the other ends, so that no number of them is a constant
-                    requests = [
-                        self.request(
-                            ids[: 3 + i], policy=policy, max_new_tokens=2 * self.trained_k + i, eos_ids=frozenset()
-                        )
-                        for i in range(rows)
-                    ]
-                    for _ in self.run(requests):
-                        pass
+        for policy in policies:
+            for rows in (1, 3):  # of several, one after the other ends, so that no number of them is a constant
+                requests = [
+                    self.request(
+                        ids[: 3 + i], policy=policy, max_new_tokens=2 * self.trained_k + i, eos_ids=frozenset()
+                    )
+                    for i in range(rows)
+                ]
+                for _ in self.run(requests):
+                    pass
 
     def decode(
         self,

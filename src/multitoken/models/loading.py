@@ -21,7 +21,7 @@ from .heads import find_head
 from .mask_token import reserve_mask_token
 from .mtp_config import MtpConfig
 from .placement import Placement, find_device, find_dtype
-from .quantize import quantize_weights
+from .quantize import Quantization
 from .reading import choose_attention, locate, read_config, read_tokenizer, read_weights, refuse_unsupported
 from .weights import is_of_files, parameter_hash, stored_tensors, weight_files, weight_hash
 
@@ -41,6 +41,7 @@ class Loaded:
     adapter: GatedAdapter | None = None
     head: DraftHead | None = None
     known_hash: str | None = None
+    is_quantized: bool = False
 
     @cached_property
     def weight_hash(self) -> str:
@@ -49,6 +50,10 @@ class Loaded:
 
     def check_base(self, known: str, wrong: str) -> None:
         """Raises `ModelError` unless the weights are those of this hash. `wrong` says what is, with {found} for what was found."""
+        if self.is_quantized and not is_of_files(known):
+            raise ModelError(
+                f"{self.name} was hashed by an old version, which rounded weights do not show; leave quantize out"
+            )
         found = self.weight_hash if is_of_files(known) else parameter_hash(self.model)
         if found != known:
             raise ModelError(wrong.format(found=found[:19]))
@@ -65,6 +70,7 @@ class _How:
     placement: Placement
     trust_remote_code: bool
     attention: str
+    quantization: Quantization
 
 
 def load_causal_lm(
@@ -106,10 +112,10 @@ def load_causal_lm(
         raise UsageError(f"device is {str(device)!r} and device_map {device_map!r}; give one of them")
     placement = Placement(find_device(device), device_map, options)
     find_dtype(dtype, placement.device)  # one that cannot be is found before anything is looked for
-    how = _How(dtype, placement, trust_remote_code, attn_implementation)
+    how = _How(dtype, placement, trust_remote_code, attn_implementation, Quantization(quantize))
     if (folder := fetch_adapter(name_or_path)) is not None:
         name = folder.resolve().name if folder == Path(name_or_path) else str(name_or_path)
-        return _load_gated(folder, name, base, quantize, how, uno=uno)
+        return _load_gated(folder, name, base, how, uno=uno)
     if uno:
         raise UsageError(f"uno is True, but {name_or_path} is no adapter; leave uno out")
     if base is not None:
@@ -123,7 +129,6 @@ def load_causal_lm(
             "{found}; export the checkpoint again",
         )
         adapter = read_own_adapter(loaded.model, source, mtp)
-    quantize_weights(loaded.model, quantize)
     if adapter is not None:
         adapter.attach_for_decoding(loaded.model)
     return replace(loaded, adapter=adapter, head=_read_head(loaded.model, source, mtp))
@@ -153,16 +158,18 @@ def _load_whole(name_or_path: str | Path, how: _How, *, is_base: bool = False) -
     files = tuple(weight_files(source))
     tensors = stored_tensors(files)
     dtype = find_dtype(how.dtype, how.placement.device, tensors, name)
-    how.placement.check_room(tensors, dtype, name)
-    where = how.placement.for_transformers()
+    how.placement.check_room(tensors, dtype, name, how.quantization.spared(config, dtype, how.trust_remote_code))
+    options = how.placement.for_transformers() | how.quantization.for_transformers(dtype)
     with ThreadPoolExecutor(1) as beside:  # hashed while they are read anyway
         asked = is_base or (mtp is not None and mtp.method == "gated")
         hashed = beside.submit(weight_hash, files) if asked else None
-        model = read_weights(source, config, dtype, how.trust_remote_code, attention, where)
-    return Loaded(model, tokenizer, mtp, name, files, known_hash=hashed and hashed.result()), source
+        model = read_weights(source, config, dtype, how.trust_remote_code, attention, options)
+    how.quantization.finish(model)
+    known = hashed and hashed.result()
+    return Loaded(model, tokenizer, mtp, name, files, known_hash=known, is_quantized=bool(how.quantization)), source
 
 
-def _load_gated(folder: Path, name: str, base: str | Path | None, quantize: str, how: _How, *, uno: bool) -> Loaded:
+def _load_gated(folder: Path, name: str, base: str | Path | None, how: _How, *, uno: bool) -> Loaded:
     """The base, checked to be the very weights that the adapter was made for, with the adapter in action. An UNO adapter does not say
     what it was made for: its base is taken at its word."""
     settings, mtp = (read_uno_settings(folder), None) if uno else read_adapter_config(folder)
@@ -199,7 +206,6 @@ def _load_gated(folder: Path, name: str, base: str | Path | None, quantize: str,
         tokenizer = read_tokenizer(str(folder), trust_remote_code=False)
         if tokenizer.convert_tokens_to_ids(mtp.mask_token) != mtp.mask_token_id:
             raise ModelError(f"{folder}: the tokenizer does not give {mtp.mask_token!r} the id {mtp.mask_token_id}")
-    quantize_weights(loaded.model, quantize)
     adapter = read_adapter(loaded.model, folder, mtp)
     adapter.attach_for_decoding(loaded.model)
     head = _read_head(loaded.model, str(folder), mtp)

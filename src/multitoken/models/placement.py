@@ -122,14 +122,15 @@ class Placement:
         """Arguments of from_pretrained, which puts every tensor where it belongs as it is read."""
         if self.device_map is not None:
             return {"device_map": self.device_map, **(self.options or {})}
-        return {} if self.device.type == "cpu" else {"device_map": {"": str(self.device)}}
+        return {"device_map": {"": str(self.device)}}
 
-    def check_room(self, tensors: Sequence[Stored], dtype: torch.dtype, name: str) -> None:
-        """Raises `OutOfMemoryError` where the weights alone are more than is free. (accelerate fits a device_map itself.)"""
+    def check_room(self, tensors: Sequence[Stored], dtype: torch.dtype, name: str, spared: int = 0) -> None:
+        """Raises `OutOfMemoryError` where the weights alone, `spared` bytes less, are more than is free. (accelerate fits a device_map
+        itself.)"""
         free = available_memory(self.device)
         if self.device_map is not None or free is None:
             return
-        needed = bytes_in(tensors, dtype)
+        needed = bytes_in(tensors, dtype) - spared
         if needed <= free:
             return
         half = bytes_in(tensors, torch.bfloat16)

@@ -113,9 +113,9 @@ def read_weights(
     dtype: torch.dtype,
     trust_remote_code: bool,
     attention: str,
-    where: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> PreTrainedModel:
-    """In eval mode, in that type and in place at once: `where` is from_pretrained's device_map and what belongs to it."""
+    """In eval mode, in that type and in place at once. options: from_pretrained's own, of where weights go and how they are held."""
     try:
         with _bars_on_terminals_only():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -126,7 +126,7 @@ def read_weights(
                 attn_implementation=attention,
                 use_safetensors=True,
                 output_loading_info=True,
-                **where,
+                **options,
             )
     except Exception as error:
         raise _unreadable(source, "the weights", error) from error

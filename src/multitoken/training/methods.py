@@ -28,7 +28,6 @@ from multitoken.errors import UsageError
 from multitoken.models.loading import Loaded
 from multitoken.models.mask_token import MaskToken, add_mask_token, reserve_mask_token
 from multitoken.models.mtp_config import MtpConfig
-from multitoken.models.quantize import quantize_weights
 
 from .activations import checkpointed
 from .head import Head
@@ -93,7 +92,6 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
     model = loaded.model.requires_grad_(False)
     mask, row = reserve_mask_token(model, loaded.tokenizer, texts=texts, seed=config.seed)
     layers = _layers(model, config)
-    quantize_weights(model, config.quantize)
     noise = config.masks == "noise"
     adapter = _adapter(model, mask.id, config.rank, layers, config.seed, None if noise else row)
     head = _draft_head(model, config)

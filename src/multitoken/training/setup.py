@@ -67,6 +67,7 @@ def make_ready(
         # What trains is float32, as is a model that trains whole; a frozen one has the type of the computation.
         dtype=compute_dtype(config) if config.method != "full" else torch.float32,
         trust_remote_code=config.trust_remote_code,
+        quantize=config.quantize,
     )
     if loaded.mtp is not None:
         raise ModelError(f"{loaded.name} was adapted already (k={loaded.mtp.k}); start from {loaded.mtp.base_name}")

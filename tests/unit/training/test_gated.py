@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 import multitoken as mt
+from benchmarks.tiny_families import tiny_config
 from multitoken.config import make_config
 from multitoken.errors import ModelError, UsageError
+from multitoken.models import placement, quantize
 from multitoken.models.loading import load_causal_lm
+from multitoken.models.quantize import Quantization
 from multitoken.models.weights import parameter_hash
 from multitoken.training.trainer import BlockTrainer
 from tests.tiny import tiny_llama, tiny_tokenizer
@@ -149,3 +152,22 @@ def test_a_quantised_base_keeps_its_own_next_tokens(project, kind: str, weight: 
     assert mt.load(project / "adapter").mtp is not None, "the full-precision base is the same model to the adapter"
     with pytest.raises(UsageError, match="quantize is 'int4'; expected one of none, int8, nf4"):
         mt.load(project / "base", quantize="int4")
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantised_base_is_packed_as_it_is_read(project, kind: str, monkeypatch) -> None:
+    """A model that only fits when packed is loaded, and what cannot be packed is refused before a weight is read."""
+    whole = sum(parameter.numel() * 4 for parameter in mt.load(project / "base").hf.parameters())
+    monkeypatch.setattr(placement, "available_memory", lambda device: int(0.9 * whole))
+    with pytest.raises(mt.MultitokenError, match="takes"):
+        mt.load(project / "base", dtype="float32")
+    mt.load(project / "base", dtype="float32", quantize=kind)
+    config = tiny_config("gpt2")
+    with pytest.raises(UsageError, match="is not for GPT2LMHeadModel: none of its layers is a"):
+        Quantization(kind).spared(config, torch.float32, trust_remote_code=False)
+    if kind == "nf4":
+        with pytest.raises(UsageError, match="quantize=nf4 is not for Mamba2ForCausalLM"):
+            Quantization(kind).spared(tiny_config("mamba2"), torch.float32, trust_remote_code=False)
+    monkeypatch.setattr(quantize, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"install it: pip install 'multitoken\[quantize\]'"):
+        mt.load(project / "base", quantize=kind)
