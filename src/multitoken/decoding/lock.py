@@ -24,4 +24,4 @@ class ModelLock:
 
 def lock_of(model: PreTrainedModel) -> ModelLock:
     """The lock of a model, held around each step and never between two, so that an abandoned stream holds none."""
-    return model.__dict__.setdefault("_mtp_lock", ModelLock())
+    return model.__dict__.get("_mtp_lock") or model.__dict__.setdefault("_mtp_lock", ModelLock())

@@ -63,28 +63,35 @@ class StaticK:
 
 
 @dataclass(frozen=True)
-class ConfAdapt:
+class _Thresholded:
+    """What a threshold decides about."""
+
+    threshold: float
+    k: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+        _check_k(self.k, smallest=1)
+
+
+@dataclass(frozen=True)
+class ConfAdapt(_Thresholded):
     """The longest prefix of the block whose every token reaches the threshold, at least one (arXiv 2602.06019, 3.3).
 
     Emitted tokens are final, so the output may differ from next-token decoding. `k=None`: what the model was trained for.
     """
 
     threshold: float = 0.9
-    k: int | None = None
 
     name: ClassVar[str] = "confadapt"
     verifies: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        _check_threshold(self.threshold)
-        _check_k(self.k, smallest=1)
 
     def kept(self, confidences: Sequence[float]) -> int:
         return max(1, _confident(confidences, self.threshold))
 
 
 @dataclass(frozen=True)
-class Exact:
+class Exact(_Thresholded):
     """Confident masks become drafts, which the next step confirms for free: the output is next-token decoding's.
 
     The anchor's token is the model's own next token: taken as it is, never tested. The next step must feed the drafts
@@ -92,14 +99,9 @@ class Exact:
     """
 
     threshold: float = 0.5
-    k: int | None = None
 
     name: ClassVar[str] = "exact"
     verifies: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check_threshold(self.threshold)
-        _check_k(self.k, smallest=1)
 
     def kept(self, confidences: Sequence[float]) -> int:
         return 1 + _confident(confidences[1:], self.threshold)

@@ -14,19 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    InfNanRemoveLogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+from transformers import LogitsProcessorList
 
 from .failures import DecodingError
 from .nucleus import is_plain_top_p, nucleus
@@ -34,16 +24,16 @@ from .nucleus import is_plain_top_p, nucleus
 if TYPE_CHECKING:
     from .row import Row
 
-_BLIND = (  # processors that do not look at the prefix: all positions of a row at once
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    InfNanRemoveLogitsProcessor,
-    MinPLogitsWarper,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
+BLIND = (  # processors that do not look at the prefix: all positions of a row at once
+    transformers.EpsilonLogitsWarper,
+    transformers.EtaLogitsWarper,
+    transformers.InfNanRemoveLogitsProcessor,
+    transformers.MinPLogitsWarper,
+    transformers.SuppressTokensLogitsProcessor,
+    transformers.TemperatureLogitsWarper,
+    transformers.TopKLogitsWarper,
+    transformers.TopPLogitsWarper,
+    transformers.TypicalLogitsWarper,
 )
 _NO_FLOAT64 = ("mps",)  # kinds of device
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
@@ -80,17 +70,17 @@ class Sampling:
         """Transformers' own warpers, in its order."""
         warpers = LogitsProcessorList()
         if self.temperature != 1.0:
-            warpers.append(TemperatureLogitsWarper(float(self.temperature)))
+            warpers.append(transformers.TemperatureLogitsWarper(float(self.temperature)))
         if self.top_k is not None:
-            warpers.append(TopKLogitsWarper(self.top_k))
+            warpers.append(transformers.TopKLogitsWarper(self.top_k))
         if self.top_p is not None and self.top_p < 1:
-            warpers.append(TopPLogitsWarper(self.top_p))
+            warpers.append(transformers.TopPLogitsWarper(self.top_p))
         if self.min_p is not None:
-            warpers.append(MinPLogitsWarper(self.min_p))
+            warpers.append(transformers.MinPLogitsWarper(self.min_p))
         return warpers
 
 
-_SCALE_FREE = tuple(kind for kind in _BLIND if kind is not SuppressTokensLogitsProcessor)
+_SCALE_FREE = tuple(kind for kind in BLIND if kind is not transformers.SuppressTokensLogitsProcessor)
 
 
 def without_prefix(processors: LogitsProcessorList, scores: Tensor) -> Tensor:
@@ -145,7 +135,7 @@ def choose(row: "Row", logits: Tensor) -> tuple[list[int], Tensor]:
     """
     request = row.request
     start = len(row.ids)
-    if all(type(processor) in _BLIND for processor in request.processors):  # a subclass may look all the same
+    if all(type(processor) in BLIND for processor in request.processors):  # a subclass may look all the same
         scores = without_prefix(request.processors, logits) if request.processors else logits
         return _pick(row, scores, start), scores
     before = [*request.shown_before, *row.ids]

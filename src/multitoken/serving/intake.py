@@ -5,20 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import (
-    InfNanRemoveLogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from multitoken.decoding.penalties import PresenceFrequencyPenalty
 from multitoken.decoding.policies import Policy, varied
 from multitoken.decoding.row import Request
+from multitoken.decoding.sampling import BLIND
 from multitoken.errors import MultitokenError
 from multitoken.models.model import Model
 from multitoken.models.prompts import encode_prompt
@@ -27,15 +19,7 @@ from .errors import ApiError, refused
 from .options import ServeOptions
 from .protocol import ChatBody, CompletionBody, GenerationBody
 
-_ANY_PROMPT = (  # processors that are the same whatever prompt they were made for
-    InfNanRemoveLogitsProcessor,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+_ANY_PROMPT = (RepetitionPenaltyLogitsProcessor, *BLIND)  # the same whatever prompt they were made for
 _KINDS = 64  # combinations of options that are remembered
 
 
