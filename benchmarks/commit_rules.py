@@ -19,6 +19,7 @@ instead, where nothing is lost. The last line is JSON.
 import argparse
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -226,7 +227,10 @@ def main() -> None:
     plain = answer_all(model, prompts, NextToken(), a.batch, task.max_new_tokens, "next token")
     fitted = answer_all(model, others, NextToken(), a.batch, task.max_new_tokens, "next token, other prompts")
     rules = rules_of(*observed(model, others, fitted))
-    results = list(measure(model, rules, prompts, plain, a, task.max_new_tokens))
+    results = []
+    for point in measure(model, rules, prompts, plain, a, task.max_new_tokens):
+        results.append(point)
+        print(json.dumps(point), file=sys.stderr, flush=True)  # an interrupted run has shown what it found
     show(results, a.policy)
     print(json.dumps({"results": results, "task": a.task, "prompts": a.prompts, "policy": a.policy, **provenance()}))
 

@@ -20,6 +20,8 @@ from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.head_file import head_of
 from multitoken.errors import ModelError, UnsupportedModelError
 
+from .shares import local_tokens, of_all_ranks
+
 _PART = 4096  # tokens embedded at a time
 
 
@@ -64,12 +66,13 @@ class DraftsInVllm:
 @torch.no_grad()
 def _drafter(head: DraftHead, embedding: Any, output: Any, device: torch.device) -> Drafter:
     """The two tables, through the layers' own methods: their weights may be packed away."""
-    ids = torch.arange(int(embedding.org_vocab_size), device=device)
+    ids = local_tokens(embedding, device)
     method = embedding.quant_method
     method = getattr(method, "method", method)  # of a gated model, below its mask vector
     tokens = torch.cat([F.linear(unit(method.embedding(embedding, part)), head.token) for part in ids.split(_PART)])
     moved = output.quant_method.apply(output, head.up.t().to(output.params_dtype).contiguous())
-    return Drafter(head, tokens, moved[:, : len(ids)].t().float().contiguous())
+    columns = of_all_ranks(embedding, moved, 1).t().float().contiguous()
+    return Drafter(head, of_all_ranks(embedding, tokens, 0).contiguous(), columns)
 
 
 def _ends_of(model: nn.Module) -> tuple[Any, Any]:

@@ -3,8 +3,8 @@
 vLLM's LoRA takes an adapter id per token, which is what gating needs, but its CPU kernels read "no adapter" (-1) as the last
 adapter, and copy two matrices for every token. So each adapted layer gets a method of ours in the place of vLLM's: real
 tokens go to vLLM's, masks to the sum of weight and update. vLLM joins layers that read the same input (q, k and v; gate and
-up): their updates are joined alike. For torch.compile a gated layer is one opaque operation; where the masks are is noted
-outside of what is compiled. One rank only.
+up): their updates are joined alike, and with tensor parallelism each rank has its share (`shares.py`). For torch.compile a gated
+layer is one opaque operation; where the masks are is noted outside of what is compiled.
 
 Shapes: T tokens of all requests, N masks among them, D in, E out, R rank.
 """
@@ -27,6 +27,7 @@ from multitoken.decoding.noise import noise_ids
 from multitoken.errors import ModelError, UnsupportedModelError
 
 from .original import original_of, take_turns
+from .shares import fits, local_id, local_outputs, share
 
 _ROWS = 8
 
@@ -86,7 +87,7 @@ class Gated(LinearMethodBase):
 
     def __init__(self, name: str, layer: LinearBase, masks: Masks) -> None:
         assert isinstance(layer.quant_method, LinearMethodBase)
-        self.outputs = layer.output_size
+        self.outputs = local_outputs(layer)
         self._name = name
         self._layer = [layer]  # in a list: no module of a module
         self.method = layer.quant_method  # vLLM's own
@@ -159,8 +160,8 @@ class GatedEmbedding:
     """Stands in the place of the embedding's method: the mask has a vector of its own, and no real token is a mask. Its id may
     lie beyond the matrix."""
 
-    def __init__(self, layer: nn.Module, mask_id: int, vector: Tensor) -> None:
-        self.method, self._mask_id = layer.quant_method, mask_id
+    def __init__(self, layer: Any, mask_id: int, vector: Tensor) -> None:
+        self.method, self._mask_id = layer.quant_method, local_id(layer, mask_id)
         layer.register_buffer("mask_vector", vector, persistent=False)  # a constant of what is compiled, otherwise
         layer.quant_method = self
 
@@ -188,16 +189,16 @@ def attach(model: nn.Module, folder: Path, mask_id: int, config: Any) -> None:
     masks = Masks(mask_id)
     gated: dict[str, Gated] = {}
     for i, name in enumerate(layers):
-        target, first, module = _find(model, name)
+        target, index, module = _find(model, name)
         if target not in gated:
             gated[target] = Gated(target, module, masks)
         down, up = (state[f"updates.{i}.{side}"].float().to(device) for side in ("down", "up"))
-        if down.shape[1] != module.input_size or first + len(up) > module.output_size:
+        if not fits(module, index, down, up):
             raise ModelError(
                 f"{folder}: the update of {name} is {len(up)} x {down.shape[1]}, which does not fit vLLM's {target} "
                 f"({module.output_size} x {module.input_size}); export the checkpoint again"
             )
-        gated[target].join(first, down, up)
+        gated[target].join(*share(module, index, down, up))
     for layer in gated.values():
         layer.settle()
     if "mask_vector" in state:
@@ -208,7 +209,7 @@ def attach(model: nn.Module, folder: Path, mask_id: int, config: Any) -> None:
 
 
 def _find(model: nn.Module, name: str) -> tuple[str, int, LinearBase]:
-    """(name, first output, module) of the layer of vLLM's that the checkpoint's layer `name` has become a part of."""
+    """(name, which of its parts, module) of the layer of vLLM's that the checkpoint's layer `name` has become a part of."""
     path, _, leaf = name.rpartition(".")
     target, index = name, 0
     for joined, parts in (getattr(model, "packed_modules_mapping", None) or {}).items():
@@ -223,7 +224,7 @@ def _find(model: nn.Module, name: str) -> tuple[str, int, LinearBase]:
             f"the adapter has an update for {name}, and vLLM's {type(model).__name__} has no linear layer {target}; "
             "gated checkpoints of this family cannot be served in vLLM yet"
         )
-    return target, sum(getattr(module, "output_sizes", [0])[:index]), module
+    return target, index, module
 
 
 def _embedding_of(model: nn.Module) -> Any:

@@ -137,8 +137,6 @@ def _refuse(args: Any, settings: Settings) -> None:
 
     if settings.adapter is None:
         return
-    if args.tensor_parallel_size > 1:
-        raise UsageError(f"tensor_parallel_size is {args.tensor_parallel_size}; a gated checkpoint needs 1 for now")
     if args.enable_lora:
         raise UsageError("enable_lora is not supported with a gated checkpoint yet; leave it out")
 
