@@ -19,19 +19,36 @@ def nucleus(scores: Tensor, top_p: Tensor) -> Tensor:
     """
     if scores.shape[-1] <= _LIKELIEST or scores.device.type != "cpu":
         return _sorted(scores, top_p)
-    likeliest = scores.topk(_LIKELIEST, -1).values
-    shares = (likeliest - scores.logsumexp(-1, keepdim=True)).exp()
-    before = shares.cumsum(-1) - shares  # of the tokens that are likelier
-    within = before < top_p[:, None]
-    size = within.sum(-1, keepdim=True)
-    least = likeliest.gather(-1, size.clamp(min=1) - 1)
-    following = likeliest.gather(-1, size.clamp(max=_LIKELIEST - 1))
-    clear = (size < _LIKELIEST)[:, 0] & (least != following)[:, 0] & ((before - top_p[:, None]).abs() > _DOUBT).all(-1)
-    kept = scores.masked_fill(scores < least, -torch.inf)
+    likeliest, _, size, clear = _front(scores, top_p)
+    kept = scores.masked_fill(scores < likeliest.gather(-1, size - 1), -torch.inf)
     if not bool(clear.all()):
         rest = (~clear).nonzero()[:, 0]
         kept[rest] = _sorted(scores[rest], top_p[rest])
     return kept
+
+
+def candidates(scores: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The tokens of each nucleus alone: scores [N, C], -inf where one has fewer, and ids [N, C]. None where some position must be
+    sorted, or all are, as `nucleus` does it."""
+    if scores.shape[-1] <= _LIKELIEST or scores.device.type != "cpu":
+        return None
+    likeliest, tokens, size, clear = _front(scores, top_p)
+    if not bool(clear.all()):
+        return None
+    most = int(size.max())
+    beyond = torch.arange(most, device=scores.device) >= size
+    return likeliest[:, :most].masked_fill(beyond, -torch.inf), tokens[:, :most]
+
+
+def _front(scores: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The likeliest tokens' scores and ids [N, _LIKELIEST], how many of them are the nucleus [N, 1], and whether that is sure [N]."""
+    likeliest, tokens = scores.topk(_LIKELIEST, -1)
+    shares = (likeliest - scores.logsumexp(-1, keepdim=True)).exp()
+    before = shares.cumsum(-1) - shares - top_p[:, None]  # of the tokens that are likelier
+    size = (before < 0).sum(-1, keepdim=True).clamp(min=1)
+    least, following = likeliest.gather(-1, torch.cat([size - 1, size.clamp(max=_LIKELIEST - 1)], -1)).unbind(-1)
+    clear = (size < _LIKELIEST)[:, 0] & (least != following) & (before.abs() > _DOUBT).all(-1)
+    return likeliest, tokens, size, clear
 
 
 def _sorted(scores: Tensor, top_p: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from .failures import DecodingError
-from .nucleus import is_plain_top_p, nucleus
+from .nucleus import candidates, is_plain_top_p, nucleus
 
 if TYPE_CHECKING:
     from .row import Row
@@ -173,11 +173,20 @@ def with_noise(scores: Tensor, keys: Tensor) -> Tensor:
         return with_noise(scores.cpu(), keys.cpu()).to(scores.device)
     left = int((scores > -torch.inf).sum(-1).max())
     if left < scores.shape[-1]:
-        top, tokens = scores.topk(left, -1)
-        best = (top.double() + gumbel(keys, tokens)).argmax(-1, keepdim=True)
-        return tokens.gather(-1, best)[:, 0]
-    tokens = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
-    return (scores.double() + gumbel(keys, tokens)).argmax(-1)
+        return _drawn(*scores.topk(left, -1), keys)
+    return _drawn(scores, torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape), keys)
+
+
+def with_noise_in_nucleus(scores: Tensor, top_p: Tensor, keys: Tensor) -> Tensor:
+    """`with_noise` of `nucleus`: where the nuclei are found without a sort, nothing goes over the vocabulary again. -> [N]"""
+    found = candidates(scores, top_p)
+    return with_noise(nucleus(scores, top_p), keys) if found is None else _drawn(*found, keys)
+
+
+def _drawn(scores: Tensor, tokens: Tensor, keys: Tensor) -> Tensor:
+    """Of these tokens [N, C] the one whose score and noise are the most."""
+    best = (scores.double() + gumbel(keys, tokens)).argmax(-1, keepdim=True)
+    return tokens.gather(-1, best)[:, 0]
 
 
 def noise_key(seed: int, row: int, position: int) -> int:

@@ -46,10 +46,14 @@ class Masks:
     real: int = 0  # rows of the order below that go to the original layer; the others' go to the adapted one
     order: Tensor | None = None  # what is in each of these rows, None where all stands so already
     reals: Tensor | None = None  # [T - N], like places, where there is an order
+    expected: bool = True  # whether the pass may have any
 
     def look(self, ids: Tensor) -> bool:
         """Whether there are any among these tokens [T]."""
         Masks.present = self
+        if not self.expected:
+            self.places = None
+            return False
         is_mask = ids == self.mask_id
         masks = is_mask.nonzero()[:, 0]
         self.places = masks if len(masks) else None
@@ -174,9 +178,9 @@ class GatedEmbedding:
         return getattr(self.method, name)
 
 
-def attach(model: nn.Module, folder: Path, mask_id: int, config: Any) -> None:
+def attach(model: nn.Module, folder: Path, mask_id: int, config: Any) -> Masks:
     """Put the adapter in `folder` to work in vLLM's `model`, made from the `VllmConfig` config. Passes without masks go through
-    the original model. Raises `ModelError` where the adapter does not fit."""
+    the original model. Returns what notes where masks are. Raises `ModelError` where the adapter does not fit."""
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         refuse_unknown(settings, str(folder))
@@ -206,6 +210,7 @@ def attach(model: nn.Module, folder: Path, mask_id: int, config: Any) -> None:
     else:
         masks.noise = config.model_config.hf_text_config.vocab_size
     take_turns(model, original_of(model, config), masks, compiled=bool(config.compilation_config.mode))
+    return masks
 
 
 def _find(model: nn.Module, name: str) -> tuple[str, int, LinearBase]:

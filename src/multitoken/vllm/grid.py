@@ -3,6 +3,7 @@
 Shapes: B requests, W places, N rows.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +26,17 @@ class Grid:
         return values[self.rows].masked_fill(~self.valid, filler)
 
 
-def grid_of(drafts: list[int] | None, requests: int, device: torch.device) -> Grid:
-    """drafts: how many draft tokens each request fed; None if nobody did."""
-    if drafts is None:
-        everyone = torch.arange(requests, device=device)
-        there = torch.ones(requests, 1, dtype=torch.bool, device=device)
-        return Grid([1] * requests, everyone, torch.zeros_like(everyone), everyone[:, None], there)
+@functools.lru_cache(maxsize=256)
+def grid_of_one(requests: int, device: torch.device) -> Grid:
+    """Nobody fed more than the last real token. The tensors are shared: not to be written to."""
+    everyone = torch.arange(requests, device=device)
+    there = torch.ones(requests, 1, dtype=torch.bool, device=device)
+    return Grid([1] * requests, everyone, torch.zeros_like(everyone), everyone[:, None], there)
+
+
+def grid_of(drafts: list[int], device: torch.device) -> Grid:
+    """drafts: how many draft tokens each request fed."""
+    requests = len(drafts)
     counts = [n + 1 for n in drafts]
     number = torch.tensor(counts).to(device, non_blocking=True)
     starts = number.cumsum(0) - number

@@ -62,6 +62,7 @@ _FIELDS = {
     "vllm.v1.sample.metadata:SamplingMetadata": (
         "temperature",
         "all_greedy",
+        "all_random",
         "top_p",
         "top_k",
         "max_num_logprobs",
@@ -171,32 +172,42 @@ class Step:
     names: Sequence[str]  # requests, in the order of the batch
     states: dict[str, Any]  # vLLM's record of each
     metadata: Any  # SamplingMetadata
-    lengths: np.ndarray  # [B] real tokens of each request, drafts not among them
-    discarded: np.ndarray  # [B] whether only a piece of its prompt was fed: what is sampled goes nowhere
+    _runner: Any
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[B] real tokens of each request, drafts not among them."""
+        return self._runner.input_batch.num_tokens_no_spec[: len(self.names)]
+
+    @property
+    def discarded(self) -> np.ndarray:
+        """[B] whether only a piece of its prompt was fed: what is sampled goes nowhere."""
+        return self._runner.discard_request_mask.np[: len(self.names)]
 
 
 def step_of(runner: Any) -> Step:
     batch = runner.input_batch
-    n = batch.num_reqs
-    return Step(
-        batch.req_ids,
-        runner.requests,
-        batch.sampling_metadata,
-        batch.num_tokens_no_spec[:n],
-        runner.discard_request_mask.np[:n],
-    )
+    return Step(batch.req_ids, runner.requests, batch.sampling_metadata, runner)
 
 
-def take_over(runner: Any, sample: Callable[[Tensor, Any], Any], take: Callable[[], list[list[int]] | None]) -> None:
+def take_over(
+    runner: Any,
+    sample: Callable[[Tensor, Any], Any],
+    take: Callable[[], list[list[int]] | None],
+    begin: Callable[[bool], None],
+) -> None:
     """Have `sample(logits, spec_decode_metadata)` choose the tokens of this model runner, and `take()` say what each request
-    feeds behind its last real token in the next step (None: nobody feeds more).
+    feeds behind its last real token in the next step (None: nobody feeds more). `begin` hears before each pass whether anybody
+    feeds more.
 
     A step that feeds no drafts is an ordinary one to the runner, without what speculative decoding costs.
     """
     stock, execute, speculative = runner._sample, runner.execute_model, runner.speculative_config
 
     def execute_model(scheduler_output: Any, *args: Any, **named: Any) -> Any:
-        runner.speculative_config = speculative if scheduler_output.scheduled_spec_decode_tokens else None
+        feeds_more = bool(scheduler_output.scheduled_spec_decode_tokens)
+        runner.speculative_config = speculative if feeds_more else None
+        begin(feeds_more)
         return execute(scheduler_output, *args, **named)
 
     def take_draft_token_ids() -> Any:

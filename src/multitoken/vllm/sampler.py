@@ -20,12 +20,12 @@ from vllm.v1.sample.ops.bad_words import apply_bad_words
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
 from multitoken.decoding.nucleus import nucleus
-from multitoken.decoding.sampling import noise_keys, with_noise
+from multitoken.decoding.sampling import noise_keys, with_noise, with_noise_in_nucleus
 from multitoken.decoding.step import likeliest
 
 from .accept import Accepted, Confirmed, accept, confirm, propose
 from .drafts import DraftsInVllm
-from .grid import Grid, grid_of
+from .grid import Grid, grid_of, grid_of_one
 from .pacing import Pacer
 from .private import step_of
 from .requests import Requests, Rows
@@ -68,34 +68,44 @@ class Sampler:
         rows = self._requests.rows(step.names, step.states)
         if self._pacer is not None:
             self._pacer.clock(step.names)
-        alone = metadata is None  # nobody fed drafts or masks
         if mask_id < logits.shape[-1]:  # a gate's mask may lie beyond the vocabulary
             logits[:, mask_id] = -torch.inf
-        if alone and step.metadata.all_greedy:  # vLLM's own plain step; our noise and our places have no part in it
-            plain = self._runner.sampler(logits=logits, sampling_metadata=step.metadata)
-            self._hand_over(step, rows, Accepted.of_one(plain.sampled_token_ids), None)
-            return plain
-        grid = grid_of(None if alone else metadata.num_draft_tokens, len(step.names), logits.device)
+        if metadata is None:
+            return self._alone(logits, step, rows)
+        grid = grid_of(metadata.num_draft_tokens, logits.device)
         raw = logits.float()
-        top, confidences = (raw.argmax(-1), None) if alone else likeliest(raw)
-        drafts = _drafts(top[:0] if alone else metadata.draft_token_ids, grid)
+        top, confidences = likeliest(raw)
+        drafts = _drafts(metadata.draft_token_ids, grid)
         lengths = self._lengths(step)
         drawn = None
-        if not alone and self._drafts is not None and _looks_at_scores_only(step.metadata):
+        corrects = self._drafts is not None and _looks_at_scores_only(step.metadata)
+        if corrects:
             drawn = (drafts != mask_id).long().cumprod(1).sum(1)[grid.owner] >= grid.place  # the head draws at masks
         tokens, scores = self._choose(raw, top, grid, drafts, rows, lengths, step.metadata, drawn)
-        if confidences is None:
-            accepted = Accepted.of_one(tokens[:, None])
-        else:
-            chosen, sure = grid.of(tokens, 0), grid.of(confidences, -1.0)
-            confirmed = confirm(chosen, drafts, mask_id)
-            if self._drafts is not None and _looks_at_scores_only(step.metadata):
-                self._correct(chosen, sure, raw, confidences, grid, confirmed, rows, lengths, step.metadata)
-            accepted = accept(chosen, sure, drafts, mask_id, rows.rules, confirmed)
-        self._hand_over(step, rows, accepted, lengths)
+        chosen, sure = grid.of(tokens, 0), grid.of(confidences, -1.0)
+        confirmed = confirm(chosen, drafts, mask_id)
+        if corrects:
+            self._correct(chosen, sure, raw, confidences, grid, confirmed, rows, lengths, step.metadata)
+        accepted = accept(chosen, sure, drafts, mask_id, rows.rules, confirmed)
+        self._hand_over(step, rows, accepted.emitted, accepted)
+        return self._output(step, raw, scores, grid, accepted.emitted)
+
+    def _alone(self, logits: Tensor, step: Any, rows: Rows) -> SamplerOutput:
+        """Of a step in which nobody fed drafts or masks: plain decoding, which is to cost what it costs vLLM. logits [B, V]."""
+        if step.metadata.all_greedy:  # vLLM's own; our noise and our places have no part in it
+            plain = self._runner.sampler(logits=logits, sampling_metadata=step.metadata)
+            self._hand_over(step, rows, plain.sampled_token_ids)
+            return plain
+        grid, raw = grid_of_one(len(step.names), logits.device), logits.float()
+        none = grid.rows[:, :0]
+        tokens, scores = self._choose(raw, None, grid, none, rows, self._lengths(step), step.metadata, None)
+        self._hand_over(step, rows, tokens[:, None])
+        return self._output(step, raw, scores, grid, tokens[:, None])
+
+    def _output(self, step: Any, raw: Tensor, scores: Tensor, grid: Grid, emitted: Tensor) -> SamplerOutput:
         return SamplerOutput(
-            sampled_token_ids=accepted.emitted.int(),
-            logprobs_tensors=self._logprobs(step.metadata, raw, scores, grid, accepted.emitted),
+            sampled_token_ids=emitted.int(),
+            logprobs_tensors=self._logprobs(step.metadata, raw, scores, grid, emitted),
         )
 
     def _correct(
@@ -145,7 +155,7 @@ class Sampler:
     def _choose(
         self,
         raw: Tensor,
-        top: Tensor,
+        top: Tensor | None,
         grid: Grid,
         drafts: Tensor,
         rows: Rows,
@@ -153,7 +163,8 @@ class Sampler:
         metadata: Any,
         drawn: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """(tokens [N], the scores [N, V] that they were chosen by). drawn [N]: where a request that samples draws; None: everywhere."""
+        """(tokens [N], the scores [N, V] that they were chosen by). top [N]: the likeliest of raw, if that is known; drawn [N]: where a
+        request that samples draws; None: everywhere."""
         scores = raw
         if metadata.allowed_token_ids_mask is not None:
             scores = scores.masked_fill(metadata.allowed_token_ids_mask[: len(grid.counts)][grid.owner], -torch.inf)
@@ -163,8 +174,9 @@ class Sampler:
                 scores = processor.apply_with_spec_decode(scores, grid.counts)
         positions = lengths[grid.owner] + grid.place
         if metadata.no_penalties and not metadata.bad_words_token_ids:
-            tokens = top if scores is raw else scores.argmax(-1)
-            return self._draw(scores, tokens, grid.owner, positions, rows, metadata, drawn), scores
+            return self._draw(
+                scores, top if scores is raw else None, grid.owner, positions, rows, metadata, drawn
+            ), scores
         return self._choose_in_turn(scores.clone(), grid, drafts, rows, positions, metadata)
 
     def _choose_in_turn(
@@ -193,7 +205,7 @@ class Sampler:
                 )
             if metadata.bad_words_token_ids:
                 apply_bad_words(here, metadata.bad_words_token_ids, before)
-            chosen = self._draw(here, here.argmax(-1), everyone, positions[at], rows, metadata)
+            chosen = self._draw(here, None, everyone, positions[at], rows, metadata)
             there = grid.valid[:, place]
             tokens[at[there]], scores[at[there]] = chosen[there], here[there]
             if place + 1 == width:
@@ -209,40 +221,50 @@ class Sampler:
     def _draw(
         self,
         scores: Tensor,
-        greedy: Tensor,
+        top: Tensor | None,
         owner: Tensor,
         positions: Tensor,
         rows: Rows,
         metadata: Any,
         drawn: Tensor | None = None,
     ) -> Tensor:
-        """Tokens for rows of these owners: the greedy ones, except where a request samples and `drawn` [N] says so."""
+        """Tokens for rows of these owners: the likeliest (`top`, if known), except where a request samples and `drawn` [N] says so."""
+        if metadata.all_random and drawn is None:
+            return self._with_noise(scores, owner, positions, rows, metadata)
+        greedy = scores.argmax(-1) if top is None else top
         if metadata.all_greedy:
             return greedy
         samples = metadata.temperature[owner] >= _GREEDY
         at = (samples if drawn is None else samples & drawn).nonzero()[:, 0]
         if not len(at):
             return greedy
-        who = owner[at]
-        warped = self._warp(scores[at], who=who, metadata=metadata)
-        return greedy.index_copy(0, at, with_noise(warped, noise_keys(rows.seeds[who], positions[at])))
+        return greedy.index_copy(0, at, self._with_noise(scores[at], owner[at], positions[at], rows, metadata))
+
+    def _with_noise(self, scores: Tensor, who: Tensor, positions: Tensor, rows: Rows, metadata: Any) -> Tensor:
+        """A token drawn at each of these positions [N] of these requests [N]."""
+        keys = noise_keys(rows.seeds[who], positions)
+        if metadata.top_p is not None and metadata.top_k is None:
+            return with_noise_in_nucleus(scores / metadata.temperature[who, None], metadata.top_p[who], keys)
+        return with_noise(self._warp(scores, who=who, metadata=metadata), keys)
 
     def _lengths(self, step: Any) -> Tensor:
         return torch.from_numpy(step.lengths).to(self._runner.device, torch.int64)
 
-    def _hand_over(self, step: Any, rows: Rows, accepted: Accepted, lengths: Tensor | None) -> None:
-        """Keep for `take` what is fed next behind each request's last real token."""
+    def _hand_over(self, step: Any, rows: Rows, emitted: Tensor, accepted: Accepted | None = None) -> None:
+        """Keep for `take` what is fed next behind each request's last real token. accepted: None where nobody fed more than that."""
         most: Any = 0 if rows.plain else self._settings.k - 1
         if most and self._pacer is not None and rows.paced:
-            alone = accepted.emitted.shape[1] == 1
-            _, held, good = (None, None, None) if alone else accepted.blocks.tolist()
-            tokens = len(step.names) if alone else int((accepted.emitted >= 0).sum())
+            held = good = None
+            tokens = len(step.names)
+            if accepted is not None:
+                _, held, good = accepted.blocks.tolist()
+                tokens = int((emitted >= 0).sum())
             numbers = self._pacer.masks(step.names, tokens, held, good)
-            most = torch.tensor(numbers, device=accepted.emitted.device) if any(numbers) else 0
-        if isinstance(most, int) and not most and rows.paced and accepted.emitted.shape[1] == 1:
+            most = torch.tensor(numbers, device=emitted.device) if any(numbers) else 0
+        if isinstance(most, int) and not most and rows.paced and accepted is None:
             return  # nothing to draft, nobody to draft it for: plain decoding
-        lengths = self._lengths(step) if lengths is None else lengths
-        room = rows.limits - lengths - (accepted.emitted >= 0).sum(1)
+        accepted = accepted or Accepted.of_one(emitted)
+        room = rows.limits - self._lengths(step) - (emitted >= 0).sum(1)
         width = self._settings.drafts
         ids, number = propose(accepted.drafts, rows.rules, room, self._settings.mask_id, width, rows.ends, most)
         number = number.masked_fill(torch.from_numpy(step.discarded).to(number.device), 0)

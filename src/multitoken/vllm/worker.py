@@ -6,7 +6,7 @@ from typing import Any
 from vllm.platforms import current_platform
 
 from .drafts import DraftsInVllm
-from .gate import attach
+from .gate import Masks, attach
 from .pacing import Pacer
 from .plugin import settings_of
 from .private import take_over
@@ -22,15 +22,23 @@ class Worker(Base):
     def init_device(self) -> None:
         super().init_device()
         self.sampler = Sampler(self.model_runner, settings_of(self.vllm_config))
-        take_over(self.model_runner, self.sampler, self.sampler.take)
+        self._masks: Masks | None = None
+        take_over(self.model_runner, self.sampler, self.sampler.take, self._begin)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
         settings = settings_of(self.vllm_config)
         if settings.adapter is not None:
-            attach(self.model_runner.get_model(), Path(settings.adapter), settings.mask_id, self.vllm_config)
+            self._masks = attach(
+                self.model_runner.get_model(), Path(settings.adapter), settings.mask_id, self.vllm_config
+            )
         if settings.head is not None:
             self.sampler.draft_with(DraftsInVllm(self.model_runner.get_model(), Path(settings.head)))
+
+    def _begin(self, feeds_more: bool) -> None:
+        """A pass begins: masks are always behind a request's last real token."""
+        if self._masks is not None:
+            self._masks.expected = feeds_more
 
     def compile_or_warm_up_model(self) -> Any:
         times = super().compile_or_warm_up_model()

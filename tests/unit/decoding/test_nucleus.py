@@ -6,6 +6,7 @@ from transformers import TopPLogitsWarper
 
 from multitoken.decoding import nucleus as module
 from multitoken.decoding.nucleus import nucleus
+from multitoken.decoding.sampling import noise_keys, seed_key, signed, with_noise, with_noise_in_nucleus
 
 
 def scores_of(spread: float, rows: int = 64, vocabulary: int = 700) -> torch.Tensor:
@@ -47,3 +48,14 @@ def test_a_row_that_is_not_a_number_leaves_its_neighbours_alone() -> None:
     broken[2] = torch.nan
     whole, partly = (nucleus(s, torch.full((4,), 0.9)) for s in (scores, broken))
     assert torch.equal(whole[[0, 1, 3]], partly[[0, 1, 3]])
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("spread", [0.3, 6.0, 20.0])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_token_drawn_among_the_candidates_alone_is_the_same(rows: int, spread: float, top_p: float) -> None:
+    """One seed is one text, whichever way its noise is laid over the scores."""
+    scores, shares = scores_of(spread, rows), torch.full((rows,), top_p)
+    for seed in range(40):
+        keys = noise_keys(torch.full((rows,), signed(seed_key(seed, 0))), torch.arange(rows))
+        assert torch.equal(with_noise_in_nucleus(scores, shares, keys), with_noise(nucleus(scores, shares), keys))
