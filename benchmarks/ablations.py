@@ -3,6 +3,7 @@
     python -m benchmarks.ablations --output runs/ablations              (two hours on one core)
     python -m benchmarks.ablations --output runs/ablations --seeds 2    one seed; what is measured is kept and not repeated
     python -m benchmarks.ablations --output runs/ablations --show       no training: what is there so far
+    python -m benchmarks.ablations --output runs/masks --only masks     these arms and the reference
 
 Every arm trains for equal time from the embedded base on the same 700 word problems, three seeds each. Equal time is made
 equal beforehand: a few steps of all arms are timed in turn, and an arm gets as many steps as take as long as the reference's;
@@ -85,6 +86,7 @@ ARMS = (
     Arm("k", "k 8", {"k_max": 8}),
     Arm("k", "k grows from 4 to 16 over the first four fifths of the run", {"k_growth": 0.8}),
     Arm("k", "k always 16", {"k_schedule": "fixed"}),
+    Arm("masks", "random tokens in place of masks (as UNO)", {"masks": "noise"}),
     Arm("data", "given responses, their tokens as labels", {}, "given"),
     Arm("data", "given responses, online labels", {"labels": "online"}, "given"),
     Arm("data", "sampled responses, online labels", {"labels": "online"}, "sampled"),
@@ -108,13 +110,13 @@ class Result:
     same: float  # share of outputs under Exact 0.5 that are the original's
 
 
-def training_files(folder: Path) -> dict[str, Path]:
-    """The same prompts with each kind of responses; the base writes its own once, and they are kept."""
+def training_files(folder: Path, kinds: set[str]) -> dict[str, Path]:
+    """The same prompts with these kinds of responses; the base writes its own once, and they are kept."""
     base = Model.load(checkpoint("base"))
     problems = examples("word-problems", "adapt", PROMPTS)
     made = {"given": folder / "given.jsonl"}
     _write(made["given"], problems, (p.response for p in problems))
-    for kind in ("greedy", "sampled"):
+    for kind in kinds - {"given"}:
         made[kind] = folder / f"{kind}.jsonl"
         if not made[kind].exists():
             _write(made[kind], problems, _written_by(base, problems, kind == "sampled"))
@@ -138,7 +140,9 @@ def _written_by(base: Model, problems: list[Example], sampled: bool) -> list[str
     return texts
 
 
-def steps_of_equal_time(arms: Sequence[Arm], data: dict[str, Path], most: int, rounds: int) -> dict[str, int]:
+def steps_of_equal_time(
+    arms: Sequence[Arm], data: dict[str, Path], most: int, rounds: int, common: dict[str, Any]
+) -> dict[str, int]:
     """Steps an arm that take as long as `most` of the first one's, by a few steps of all arms in turn, from all over the run."""
     with tempfile.TemporaryDirectory() as folder:
         steppers: dict[str, Stepper] = {}
@@ -149,7 +153,7 @@ def steps_of_equal_time(arms: Sequence[Arm], data: dict[str, Path], most: int, r
                 "output": Path(folder) / "out",
                 "steps": most,
             }
-            steppers[arm.name] = Stepper(make_config(**COMMON | arm.options | where), Path(folder))
+            steppers[arm.name] = Stepper(make_config(**common | arm.options | where), Path(folder))
         seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
         for number in range(rounds + 1):
             for name, stepper in steppers.items():
@@ -161,10 +165,12 @@ def steps_of_equal_time(arms: Sequence[Arm], data: dict[str, Path], most: int, r
     return {name: round(most * ratio) for name, ratio in ratios.items()}
 
 
-def run(arm: Arm, seed: int, steps: int, data: Path, reference: list[tuple], questions: int) -> Result:
+def run(
+    arm: Arm, seed: int, steps: int, data: Path, reference: list[tuple], questions: int, common: dict[str, Any]
+) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "adapted"
-        options: dict[str, Any] = COMMON | arm.options | {"seed": seed, "steps": steps}
+        options: dict[str, Any] = common | arm.options | {"seed": seed, "steps": steps}
         adapt(checkpoint("base"), data=data, output=output, console=Console(quiet=True), **options)
         model = Model.load(output)
     task = embedded_task("word-problems", questions)
@@ -252,11 +258,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100, help="of the reference")
     parser.add_argument("--questions", type=int, default=48)
+    parser.add_argument("--only", nargs="+", choices=sorted({a.group for a in ARMS}), help="groups of arms")
+    parser.add_argument("--dtype", default=COMMON["dtype"], help="float32 where the CPU is slow in bfloat16")
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--picture", type=Path)
     a = parser.parse_args()
     if not a.show:
-        train_all(a.output, a.seeds, a.steps, a.questions)
+        arms = [arm for arm in ARMS if a.only is None or arm.group in {"reference", *a.only}]
+        train_all(arms, a.output, a.seeds, a.steps, a.questions, COMMON | {"dtype": a.dtype})
     results = [r for kept in sorted(a.output.glob("seed-*.jsonl")) for r in _read(kept)]
     print(table(results))
     picture(results, a.picture or a.output / "ablations.png")
@@ -264,14 +273,17 @@ def main() -> None:
     print(json.dumps({"provenance": facts, "results": [asdict(r) for r in results]}))
 
 
-def train_all(output: Path, seeds: list[int], reference_steps: int, questions: int) -> None:
-    """Every arm with every seed, what is there already aside."""
+def train_all(
+    arms: Sequence[Arm], output: Path, seeds: list[int], reference_steps: int, questions: int, common: dict[str, Any]
+) -> None:
+    """Each of these arms with every seed, what is there already aside."""
     output.mkdir(parents=True, exist_ok=True)
-    data = training_files(output)
+    data = training_files(output, {arm.responses for arm in arms})
     plan = output / "steps.json"
     steps = json.loads(plan.read_text()) if plan.exists() else {}
-    if new := [arm for arm in ARMS if arm.name not in steps]:  # beside the reference, always
-        timed = steps_of_equal_time([ARMS[0], *(arm for arm in new if arm != ARMS[0])], data, reference_steps, rounds=8)
+    if new := [arm for arm in arms if arm.name not in steps]:  # beside the reference, always
+        beside = [ARMS[0], *(arm for arm in new if arm != ARMS[0])]
+        timed = steps_of_equal_time(beside, data, reference_steps, rounds=8, common=common)
         steps = timed | steps
         write_text(plan, json.dumps(steps, indent=1) + "\n")
     base = Model.load(checkpoint("base"))
@@ -280,9 +292,9 @@ def train_all(output: Path, seeds: list[int], reference_steps: int, questions: i
     for seed in seeds:
         kept = output / f"seed-{seed}.jsonl"
         mine = _read(kept)
-        for arm in ARMS:
+        for arm in arms:
             if arm.name not in {r.name for r in mine}:
-                mine.append(run(arm, seed, steps[arm.name], data[arm.responses], reference, questions))
+                mine.append(run(arm, seed, steps[arm.name], data[arm.responses], reference, questions, common))
                 write_text(kept, "".join(json.dumps(asdict(r)) + "\n" for r in mine))
 
 

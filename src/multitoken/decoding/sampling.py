@@ -13,6 +13,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -38,6 +39,9 @@ BLIND = (  # processors that do not look at the prefix: all positions of a row a
 _NO_FLOAT64 = ("mps",)  # kinds of device
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 _GOLDEN, _FIRST, _SECOND = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
+_FIRST_64, _SECOND_64 = np.uint64(_FIRST), np.uint64(_SECOND)
+_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_FEW = 1 << 14  # numbers for which one thread is enough
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,11 @@ def gumbel(keys: Sequence[int] | Tensor, tokens: Tensor) -> Tensor:
 
 def _scramble(word: Tensor) -> Tensor:
     """`_mix` without its addition, on 64 bits as torch holds them."""
+    if word.device.type == "cpu" and word.numel() < _FEW:  # a call of numpy's takes a tenth of one of torch's
+        bits = word.numpy().view(np.uint64)
+        bits = (bits ^ (bits >> _30)) * _FIRST_64
+        bits = (bits ^ (bits >> _27)) * _SECOND_64
+        return torch.from_numpy((bits ^ (bits >> _31)).view(np.int64))
     word = (word ^ _shift(word, 30)) * signed(_FIRST)
     word = (word ^ _shift(word, 27)) * signed(_SECOND)
     return word ^ _shift(word, 31)
