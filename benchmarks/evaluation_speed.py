@@ -1,6 +1,7 @@
 """How much faster an evaluation is in batches: the same questions and policies, one by one and side by side.
 
-python -m benchmarks.evaluation_speed                 48 word problems, next token and eight policies, batches of 1, 8 and 32
+python -m benchmarks.evaluation_speed             48 word problems, next token and eight policies, batches of 1, 8 and 32
+torchrun --nproc-per-node 2 -m benchmarks.evaluation_speed --batches 32         the questions shared out between two processes
 """
 
 import argparse
@@ -12,6 +13,7 @@ from multitoken.decoding import ConfAdapt, Exact
 from multitoken.evaluation.measure import label_of
 from multitoken.evaluation.run import evaluate
 from multitoken.models.model import Model
+from multitoken.processes import Processes
 from multitoken.quickstart.embedded import checkpoint, embedded_task
 
 POLICIES = (*(Exact(t) for t in (0.3, 0.5, 0.7, 0.9)), *(ConfAdapt(t) for t in (0.99, 0.95, 0.9, 0.8)))
@@ -30,12 +32,20 @@ def main() -> None:
         rows = evaluate({"adapted": model}, task, {label_of(p): p for p in POLICIES}, batch_size=batch)
         seconds[batch] = time.perf_counter() - started
         outputs[batch] = [(r.label, r.accuracy, r.tokens, r.identical_to_original) for r in rows]
+        if not Processes.here().first:
+            continue
         print(
             f"batches of {batch}: {seconds[batch]:.0f} s, {seconds[a.batches[0]] / seconds[batch]:.2f} times",
             flush=True,
         )
+    if not Processes.here().first:
+        return
     same = all(outputs[batch] == outputs[a.batches[0]] for batch in a.batches)
-    print(json.dumps({"seconds": seconds, "same_numbers": same, "provenance": provenance()}))
+    print(
+        json.dumps(
+            {"seconds": seconds, "same_numbers": same, "processes": Processes.here().number, "provenance": provenance()}
+        )
+    )
 
 
 if __name__ == "__main__":
