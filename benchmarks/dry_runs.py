@@ -67,13 +67,14 @@ def taken(folder: Path, method: str, steps: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     a = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     results = []
     print("| parameters | method | memory, foretold | taken | off by | time, foretold | taken | off by |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
-        for name, shape in SHAPES.items():
+        for name, shape in ((name, SHAPES[name]) for name in a.shapes):
             folder = Path(work) / name.replace(" ", "-")
             make(shape, folder / "base")
             write_rows(folder / "data.jsonl", 400)

@@ -6,8 +6,9 @@ would write another text, so only verified policies are paced.
 A *level* is the most masks that a row is fed: 0 (plain decoding), 1, 3, 7, ... For each level, and each size of the batch, the
 tokens a second of its own steps are kept, old ones forgotten. The best level is fed. In between, the levels beside it, all
 masks and plain decoding have trials of a few steps, the more often the less they cost: a trial that loses the time of one step
-is repeated after `_PRICE` steps. A *purse*, one for each size of the batch, holds what masks have won against plain decoding, up
-to some steps' time, and a small allowance: while it is empty nothing but plain decoding is fed, whatever was measured.
+is repeated after `_PRICE` steps. A *purse*, one for crowds and one for few rows, holds what masks have won against plain decoding, up
+to some steps' time, and a small allowance: while it is empty nothing but plain decoding is fed, whatever was measured. Sizes share it,
+for requests that come and go pass through all of them, and what each might lose would add up.
 
 Within a level each row is fed what its own last blocks suggest (`Record`): one row counts, another reasons.
 """
@@ -20,7 +21,7 @@ _STRETCH = (
 _PRICE = 120  # steps to the next trial of a level for each step's time that one has cost
 _LEAST, _MOST = 0.3, 6.0  # steps' time that a trial is taken to cost, however it went
 _ALLOWANCE = 0.006  # of the time may be lost against plain decoding
-_PURSE, _PURSE_OF_FEW = 10.0, 12.0  # steps' time in a new purse: with the allowance, no first 1,000 steps lose 2%
+_PURSE, _PURSE_OF_FEW = 10.0, 9.0  # steps' time in a new purse: with the allowance, no first 1,000 steps lose 2%
 _FULL = 30.0  # and in a full one
 # What a trial must find in it, and what it may leave: its first step has masks to pay, and no drafts.
 _FARE, _DEBT = 5.0, -2.0
@@ -34,7 +35,7 @@ _TRIAL = 24.0  # steps after which a trial has shown what it can
 _MEMORY = 60  # steps that a level's average goes over
 _STALE, _LITTLE = 100, 6.0  # steps after which an average counts for no more than so many
 _SETTLED = 20.0  # steps from which on an average moves with the machine, and not by chance
-_CROWD = 8  # rows that begin with plain decoding
+_CROWD = 8  # rows that begin with plain decoding; fewer do if they come after a crowd
 _IDLE = 12  # steps after which a row that accepts nothing is tried again
 _FADE = 0.65  # of what held at a time is remembered a block later
 
@@ -95,9 +96,14 @@ class _Level:
 class _Size:
     """What is known of batches of one size."""
 
-    def __init__(self, ladder: Sequence[int], crowd: bool) -> None:
+    def __init__(self, ladder: Sequence[int]) -> None:
         self.levels = [_Level(masks) for masks in ladder]
-        self.purse = _PURSE if crowd else _PURSE_OF_FEW
+
+    @property
+    def plain_step(self) -> float | None:
+        """Seconds of a step of plain decoding, if known."""
+        plain = self.levels[0]
+        return plain.seconds / plain.steps if plain.steps else None
 
 
 class Pace:
@@ -109,6 +115,7 @@ class Pace:
             ladder.append(min(2 * ladder[-1] + 1, places))
         self._ladder = ladder
         self._sizes: dict[int, _Size] = {}
+        self._purses = [_PURSE_OF_FEW, _PURSE]  # in steps of plain decoding of the size that was there last
         self._now = 0
         self._size = -1
         self._present = 0  # index of the level that is fed
@@ -121,7 +128,7 @@ class Pace:
         """Masks of a row for a step of so many rows."""
         size = rows.bit_length()
         if size != self._size:
-            self._size, self._left, self._before, self._best = size, 0, -1, -1
+            self._change(size)
         if self._left <= 0:
             self._decide(rows)
         return self._ladder[self._present]
@@ -130,6 +137,22 @@ class Pace:
         """Masks of each of these rows for the next step."""
         most = self.most(len(rows))
         return [min(most, row.wants()) for row in rows] if most else [0] * len(rows)
+
+    def _change(self, size: int) -> None:
+        """To another size. What is in the purse stays worth the same time."""
+        if _is_crowd(size) == _is_crowd(self._size):
+            before, after = (self._sizes[s].plain_step if s in self._sizes else None for s in (self._size, size))
+            if before and after:
+                self._purses[_is_crowd(size)] *= before / after
+        self._size, self._left, self._before, self._best = size, 0, -1, -1
+
+    @property
+    def _purse(self) -> float:
+        return self._purses[_is_crowd(self._size)]
+
+    @_purse.setter
+    def _purse(self, steps: float) -> None:
+        self._purses[_is_crowd(self._size)] = min(max(steps, -_PURSE) + _ALLOWANCE, _FULL)
 
     def observe(self, rows: int, tokens: int, seconds: float | None) -> None:
         """A step of so many rows emitted so many tokens; seconds: None where something else was done meanwhile."""
@@ -146,10 +169,9 @@ class Pace:
         if self._before == self._present:
             self._add(levels, gained, seconds)
         plain = levels[0].rate
-        if plain and (self._present or self._before > 0):
-            here.purse += gained - seconds * plain
-        here.purse = min(max(here.purse, -_PURSE) + _ALLOWANCE, _FULL)
-        if here.purse <= _DEBT and self._present:
+        won = gained - seconds * plain if plain and (self._present or self._before > 0) else 0.0
+        self._purse += won
+        if self._purse <= _DEBT and self._present:
             self._left = 0
         if self._best >= 0 and self._best != self._present:
             best = levels[self._best]
@@ -170,9 +192,8 @@ class Pace:
     def _here(self) -> _Size:
         """Of the present size. A new one begins with what the nearest known one found, as far as it goes: crowds tell of crowds."""
         if self._size not in self._sizes:
-            edge = _CROWD.bit_length()
-            here = _Size(self._ladder, crowd=self._size >= edge)
-            alike = [known for known in self._sizes if (known >= edge) == (self._size >= edge)]
+            here = _Size(self._ladder)
+            alike = [known for known in self._sizes if _is_crowd(known) == _is_crowd(self._size)]
             near = min(alike, key=lambda known: abs(known - self._size), default=None)
             if near is not None:
                 for level, like in zip(here.levels, self._sizes[near].levels, strict=True):
@@ -191,14 +212,19 @@ class Pace:
         self._left = _STRETCH
         if self._best >= 0 and self._present != self._best:  # a trial has ended
             trial, best = levels[self._present], levels[self._best]
-            if here.purse > _DEBT and trial.steps < _TRIAL and trial.rate > best.rate > trial.rate / self._doubt(trial):
+            if (
+                self._purse > _DEBT
+                and trial.steps < _TRIAL
+                and trial.rate > best.rate > trial.rate / self._doubt(trial)
+            ):
                 return  # it is ahead: let it go on until that is no chance
             rivals = 2 if self._best else len(levels) - 1  # they share what trials may cost
             levels[self._present].due = self._now + int(rivals / 2 * _PRICE * min(max(self._cost, _LEAST), _MOST))
         known = [i for i, level in enumerate(levels) if level.steps]
         if not known:
-            self._present = self._best = 0 if rows >= _CROWD else len(levels) - 1
-            self._left = _STRETCH if rows >= _CROWD else 2 * _STRETCH  # a first answer may be no longer
+            is_first = rows < _CROWD and len(self._sizes) == 1  # a first answer may be no longer than the stretch
+            self._present = self._best = len(levels) - 1 if is_first else 0
+            self._left = 2 * _STRETCH if is_first else _STRETCH
             return
         plain = _MARGIN_OF_MANY if rows >= _MANY else _MARGIN
         margins = {self._best: _MARGIN, 0: plain}
@@ -208,14 +234,18 @@ class Pace:
                 if 0 <= i < len(levels):
                     levels[i].due = min(levels[i].due, self._now)
         self._best, self._cost = best, 0.0
-        self._present = 0 if here.purse <= _DEBT else best
+        self._present = 0 if self._purse <= _DEBT else best
         # From plain decoding on, speed need not climb with every mask: the first one may cost more than all others.
         rivals = {0, best - 1, best + 1} - {best, -1, len(levels)} if best else set(range(1, len(levels)))
         if rows < _CROWD:
             rivals |= {len(levels) - 1} - {best}
-        due = [i for i in rivals if levels[i].due <= self._now and (i == 0 or here.purse > _FARE)]
+        due = [i for i in rivals if levels[i].due <= self._now and (i == 0 or self._purse > _FARE)]
         if due and self._present == best:
             middle = len(levels) - 2
             self._present = min(due, key=lambda i: (levels[i].steps > 0, levels[i].due, abs(i - middle)))
             if not levels[self._present].steps:
                 self._left = _STRETCH + 2
+
+
+def _is_crowd(size: int) -> bool:
+    return size >= _CROWD.bit_length()

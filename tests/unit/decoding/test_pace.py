@@ -207,6 +207,22 @@ def test_rows_that_come_and_go() -> None:
     assert total["tokens"] / total["seconds"] > 2 * plain
 
 
+@pytest.mark.parametrize("cost", [dear_first_mask, steep])
+def test_requests_that_drain_through_all_sizes(cost: Callable[[int, int], float]) -> None:
+    """Waves of requests: what each size of the batch may lose must not add up to more than one may."""
+    plain = {rows: 1 / constant(Server(cost, [0.3] * rows, noise=0), 0, 100) for rows in (32, 20, 12, 6, 3, 1)}
+    found = []
+    for seed in range(8):
+        pace, worth, spent = Pace(PLACES), 0.0, 0.0
+        for wave in range(12):
+            for rows in plain:
+                server, records = Server(cost, [0.3] * rows, 100 * seed + wave), [Record() for _ in range(rows)]
+                for tokens, seconds, _ in paced(server, pace, records, 40 if rows == 32 else 10):
+                    worth, spent = worth + tokens * plain[rows], spent + seconds
+        found.append(worth / spent)
+    assert sum(found) / len(found) > 0.97
+
+
 def test_the_first_answer_is_fed_all_masks() -> None:
     """An answer of a few steps must not be spent on trials."""
     pace = Pace(PLACES)
