@@ -159,11 +159,13 @@ def _load_whole(name_or_path: str | Path, how: _How, *, is_base: bool = False) -
     tensors = stored_tensors(files)
     dtype = find_dtype(how.dtype, how.placement.device, tensors, name)
     how.placement.check_room(tensors, dtype, name, how.quantization.spared(config, dtype, how.trust_remote_code))
-    options = how.placement.for_transformers() | how.quantization.for_transformers(dtype)
+    packing = how.quantization.for_transformers(dtype, how.placement.device)
     with ThreadPoolExecutor(1) as beside:  # hashed while they are read anyway
         asked = is_base or (mtp is not None and mtp.method == "gated")
         hashed = beside.submit(weight_hash, files) if asked else None
-        model = read_weights(source, config, dtype, how.trust_remote_code, attention, options)
+        model = read_weights(
+            source, config, dtype, how.trust_remote_code, attention, packing | how.placement.for_transformers()
+        )
     how.quantization.finish(model)
     known = hashed and hashed.result()
     return Loaded(model, tokenizer, mtp, name, files, known_hash=known, is_quantized=bool(how.quantization)), source

@@ -122,7 +122,7 @@ class Placement:
         """Arguments of from_pretrained, which puts every tensor where it belongs as it is read."""
         if self.device_map is not None:
             return {"device_map": self.device_map, **(self.options or {})}
-        return {"device_map": {"": str(self.device)}}
+        return {} if self.device.type == "cpu" else {"device_map": {"": str(self.device)}}
 
     def check_room(self, tensors: Sequence[Stored], dtype: torch.dtype, name: str, spared: int = 0) -> None:
         """Raises `OutOfMemoryError` where the weights alone, `spared` bytes less, are more than is free. (accelerate fits a device_map

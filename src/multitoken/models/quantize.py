@@ -57,16 +57,17 @@ class Quantization:
             )
         return int(numbers * (dtype.itemsize - _BYTES[self.kind]))
 
-    def for_transformers(self, dtype: torch.dtype) -> dict[str, Any]:
-        """Arguments of from_pretrained, which packs every weight as it is read."""
+    def for_transformers(self, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        """Arguments of from_pretrained, which packs every weight as it is read, on this device unless a device_map says otherwise."""
+        where = {"device_map": {"": str(device)}}
         if self.kind == "nf4":
             config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-            return {"quantization_config": config}
+            return where | {"quantization_config": config}
         if self.kind == "int8":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of kernels for other machines
                 from torchao.quantization import Int8WeightOnlyConfig
-            return {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+            return where | {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
         return {}
 
     def finish(self, model: PreTrainedModel) -> None:
