@@ -99,6 +99,14 @@ def test_type_and_run(page, server: Running) -> None:
     assert "confidence" in chunks.nth(1).locator("span").first.get_attribute("title")
 
 
+def test_it_begins_with_what_the_model_decodes_with(page, server: Running) -> None:
+    """Guards against a page whose first run is slower than every other way to ask the same model."""
+    page.goto(server.url)
+    default = server.model.default_policy
+    playwright.expect(page.locator("#threshold-value")).to_have_text(f"{default.threshold:.2f}", timeout=TIME)
+    assert page.locator("#policy").input_value() == default.name
+
+
 def test_sliders_act_at_once_and_live_in_the_url(page, server: Running) -> None:
     page.goto(f"{server.url}/?prompt={PROMPT}&policy=exact&threshold=0.5&k=16&max=60")
     assert page.get_by_label("Prompt").input_value() == PROMPT
