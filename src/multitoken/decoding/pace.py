@@ -150,9 +150,9 @@ class Pace:
     def _purse(self) -> float:
         return self._purses[_is_crowd(self._size)]
 
-    @_purse.setter
-    def _purse(self, steps: float) -> None:
-        self._purses[_is_crowd(self._size)] = min(max(steps, -_PURSE) + _ALLOWANCE, _FULL)
+    def _put(self, won: float) -> None:
+        """Into the purse, with the allowance of a step. won: steps' time, less than 0 where it was lost."""
+        self._purses[_is_crowd(self._size)] = min(max(self._purse + won, -_PURSE) + _ALLOWANCE, _FULL)
 
     def observe(self, rows: int, tokens: int, seconds: float | None) -> None:
         """A step of so many rows emitted so many tokens; seconds: None where something else was done meanwhile."""
@@ -169,8 +169,7 @@ class Pace:
         if self._before == self._present:
             self._add(levels, gained, seconds)
         plain = levels[0].rate
-        won = gained - seconds * plain if plain and (self._present or self._before > 0) else 0.0
-        self._purse += won
+        self._put(gained - seconds * plain if plain and (self._present or self._before > 0) else 0.0)
         if self._purse <= _DEBT and self._present:
             self._left = 0
         if self._best >= 0 and self._best != self._present:

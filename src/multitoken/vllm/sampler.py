@@ -87,7 +87,7 @@ class Sampler:
         if corrects:
             self._correct(chosen, sure, raw, confidences, grid, confirmed, rows, lengths, step.metadata)
         accepted = accept(chosen, sure, drafts, mask_id, rows.rules, confirmed)
-        self._hand_over(step, rows, accepted.emitted, accepted)
+        self._hand_over(step, rows, accepted.emitted, lengths, accepted)
         return self._output(step, raw, scores, grid, accepted.emitted)
 
     def _alone(self, logits: Tensor, step: Any, rows: Rows) -> SamplerOutput:
@@ -97,9 +97,9 @@ class Sampler:
             self._hand_over(step, rows, plain.sampled_token_ids)
             return plain
         grid, raw = grid_of_one(len(step.names), logits.device), logits.float()
-        none = grid.rows[:, :0]
-        tokens, scores = self._choose(raw, None, grid, none, rows, self._lengths(step), step.metadata, None)
-        self._hand_over(step, rows, tokens[:, None])
+        none, lengths = grid.rows[:, :0], self._lengths(step)
+        tokens, scores = self._choose(raw, None, grid, none, rows, lengths, step.metadata, None)
+        self._hand_over(step, rows, tokens[:, None], lengths)
         return self._output(step, raw, scores, grid, tokens[:, None])
 
     def _output(self, step: Any, raw: Tensor, scores: Tensor, grid: Grid, emitted: Tensor) -> SamplerOutput:
@@ -148,7 +148,7 @@ class Sampler:
         """Scores [N, C] after the temperature, top-k and top-p of these N requests."""
         scores = scores / metadata.temperature[who, None]
         top_p = None if metadata.top_p is None else metadata.top_p[who]
-        if metadata.top_k is None and scores.device.type == "cpu":
+        if _by_nucleus(scores, metadata):
             return scores if top_p is None else nucleus(scores, top_p)
         return apply_top_k_top_p(scores, metadata.top_k[who].clamp(max=scores.shape[-1]), top_p)
 
@@ -174,9 +174,8 @@ class Sampler:
                 scores = processor.apply_with_spec_decode(scores, grid.counts)
         positions = lengths[grid.owner] + grid.place
         if metadata.no_penalties and not metadata.bad_words_token_ids:
-            return self._draw(
-                scores, top if scores is raw else None, grid.owner, positions, rows, metadata, drawn
-            ), scores
+            known = top if scores is raw else None
+            return self._draw(scores, known, grid.owner, positions, rows, metadata, drawn), scores
         return self._choose_in_turn(scores.clone(), grid, drafts, rows, positions, metadata)
 
     def _choose_in_turn(
@@ -243,15 +242,18 @@ class Sampler:
     def _with_noise(self, scores: Tensor, who: Tensor, positions: Tensor, rows: Rows, metadata: Any) -> Tensor:
         """A token drawn at each of these positions [N] of these requests [N]."""
         keys = noise_keys(rows.seeds[who], positions)
-        if metadata.top_p is not None and metadata.top_k is None:
+        if metadata.top_p is not None and _by_nucleus(scores, metadata):
             return with_noise_in_nucleus(scores / metadata.temperature[who, None], metadata.top_p[who], keys)
         return with_noise(self._warp(scores, who=who, metadata=metadata), keys)
 
     def _lengths(self, step: Any) -> Tensor:
         return torch.from_numpy(step.lengths).to(self._runner.device, torch.int64)
 
-    def _hand_over(self, step: Any, rows: Rows, emitted: Tensor, accepted: Accepted | None = None) -> None:
-        """Keep for `take` what is fed next behind each request's last real token. accepted: None where nobody fed more than that."""
+    def _hand_over(
+        self, step: Any, rows: Rows, emitted: Tensor, lengths: Tensor | None = None, accepted: Accepted | None = None
+    ) -> None:
+        """Keep for `take` what is fed next behind each request's last real token. lengths: if they are known already; accepted: None
+        where nobody fed more than that token."""
         most: Any = 0 if rows.plain else self._settings.k - 1
         if most and self._pacer is not None and rows.paced:
             held = good = None
@@ -264,7 +266,8 @@ class Sampler:
         if isinstance(most, int) and not most and rows.paced and accepted is None:
             return  # nothing to draft, nobody to draft it for: plain decoding
         accepted = accepted or Accepted.of_one(emitted)
-        room = rows.limits - self._lengths(step) - (emitted >= 0).sum(1)
+        lengths = self._lengths(step) if lengths is None else lengths
+        room = rows.limits - lengths - (emitted >= 0).sum(1)
         width = self._settings.drafts
         ids, number = propose(accepted.drafts, rows.rules, room, self._settings.mask_id, width, rows.ends, most)
         number = number.masked_fill(torch.from_numpy(step.discarded).to(number.device), 0)
@@ -279,6 +282,11 @@ class Sampler:
         if sampler.logprobs_mode.endswith("logprobs"):
             source = sampler.compute_logprobs(source)
         return sampler.gather_logprobs(source, metadata.max_num_logprobs, emitted.clamp(min=0).flatten())
+
+
+def _by_nucleus(scores: Tensor, metadata: Any) -> bool:
+    """Whether top-p is found by `decoding/nucleus.py`; vLLM's own ways are for top-k, and for accelerators."""
+    return metadata.top_k is None and scores.device.type == "cpu"
 
 
 def _looks_at_scores_only(metadata: Any) -> bool:
