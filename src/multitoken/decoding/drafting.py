@@ -15,11 +15,14 @@ from .sampling import noise_key, signed, without_prefix
 
 @dataclass
 class Picks:
-    """What a row's wanted places say: tokens and confidences, those at masks still to be corrected. `line`: of the logits."""
+    """What a row's real places say, up to the first refusal, and the masks of the block behind it: tokens and confidences, those at
+    masks still to be corrected. `line`: of the logits; `end`: behind the block's last place, counted from the end, 0 or less.
+    """
 
     line: int
     row: Row
     masks: int
+    end: int
     tokens: list[int]
     confidences: list[float]
 
@@ -28,12 +31,12 @@ def draft_blocks(drafter: Drafter, picks: Sequence[Picks], logits: Tensor, sure:
     """Correct the picks at masks, from left to right. logits [B, W, V], the probability sure [B, W] of the likeliest token and
     hidden [B, W, D] of the wanted places.
 
-    A row takes part if its drafts hold and it feeds masks: behind a rejected draft the masks say nothing.
+    A row takes part if it has a block behind the drafts that hold.
     """
     groups: dict[Hashable, list[Picks]] = {}
     for pick in picks:
         way = pick.row.way
-        if pick.masks and way is not None and pick.row.held(pick.tokens) == len(pick.row.drafts):
+        if pick.masks and way is not None:
             groups.setdefault(way, []).append(pick)
     for group in groups.values():
         _draft(drafter, group, logits, sure, hidden)
@@ -45,17 +48,17 @@ def _draft(drafter: Drafter, group: Sequence[Picks], logits: Tensor, sure: Tenso
     request = group[0].row.request
     if len(group) == 1:
         lines: Any = slice(group[0].line, group[0].line + 1)
-        places: Any = slice(width - most, width)
+        places: Any = slice(width + group[0].end - most, width + group[0].end)
     else:
         lines = torch.tensor([[p.line] for p in group], device=device)
         places = torch.tensor(
-            [[width - p.masks + min(j, p.masks - 1) for j in range(most)] for p in group], device=device
+            [[width + p.end - p.masks + min(j, p.masks - 1) for j in range(most)] for p in group], device=device
         )
     drafts = drafter.draft(
         hidden[lines, places],
         logits[lines, places],
         sure[lines, places],
-        torch.tensor([p.tokens[len(p.row.drafts)] for p in group], device=device),
+        torch.tensor([p.tokens[-p.masks - 1] for p in group], device=device),
         warp=partial(without_prefix, request.processors),
         keys=None
         if request.seed is None
@@ -69,4 +72,4 @@ def _key(pick: Picks, j: int) -> int:
     """Of the noise at mask j, counted from 0."""
     request, row = pick.row.request, pick.row
     assert request.seed is not None
-    return signed(noise_key(request.seed, request.noise_row, len(row.ids) + len(row.drafts) + 1 + j))
+    return signed(noise_key(request.seed, request.noise_row, len(row.ids) + len(pick.tokens) - pick.masks + j))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from transformers import PreTrainedModel
 
 from .attention import AttentionRule
+from .branches import Branch
 from .cache import SlotCache
 from .compiled import CompiledLayers
 from .draft_head import Drafter
@@ -179,17 +180,25 @@ class Engine:
         real = [row.pending() + len(row.drafts) for row in started]
         fed = zip(real, wanted, rooms, strict=True)
         width = max((n + min(want, room) for n, want, room in fed if want), default=0)
-        return self._step(
-            [
-                Feed(row, row.pending(), max(0, min(room, width - n)))
-                for row, n, room in zip(started, real, rooms, strict=True)
-            ],
-            0,
-        )
+        feeds = []
+        for row, n, room in zip(started, real, rooms, strict=True):
+            masks = max(0, min(room, width - n))
+            feeds.append(Feed(row, row.pending(), masks, self._branches_of(row) if width else ()))
+        return self._step(feeds, 0)
 
     def _pace_of(self, rows: list[Row]) -> Pace | None:
         """What paces these rows, if anything: only policies whose output does not depend on the number of masks are paced."""
         return self._pace if all(row.policy.verifies and row.request.adaptive for row in rows) else None
+
+    def _branches_of(self, row: Row) -> tuple[Branch, ...]:
+        """None where a block's masks are not all that stands behind a row: in a recurrence, in compiled layers, and where each place
+        is chosen by the text before it."""
+        batch = self._batch
+        if batch.mask_id is None or batch.cache.recurrent is not None or batch.compiled is not None:
+            return ()
+        if row.way is None or (batch.drafter is None and row.request.seed is not None):
+            return ()
+        return row.branches(self._max_positions)
 
     def _masks_of(self, row: Row) -> int:
         return row.room_for_masks(self._max_positions) if self._batch.mask_id is not None else 0

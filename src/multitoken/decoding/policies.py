@@ -96,12 +96,21 @@ class Exact(_Thresholded):
 
     The anchor's token is the model's own next token: taken as it is, never tested. The next step must feed the drafts
     anyway, to overwrite the masks' cache entries, so the logits that confirm them cost nothing. `k=None`: as trained.
+
+    branches: so many further blocks a step, each behind the place of a draft that may be refused (`branches`), so that a
+    refusal there leaves drafts as well. More tokens to compute in a pass, fewer passes; the threshold can be lower.
     """
 
     threshold: float = 0.5
+    branches: int = 0
 
     name: ClassVar[str] = "exact"
     verifies: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.branches, bool) or not isinstance(self.branches, int) or self.branches < 0:
+            raise DecodingError(f"branches is {self.branches!r}; expected a whole number from 0 up, such as 4")
 
     def kept(self, confidences: Sequence[float]) -> int:
         return 1 + _confident(confidences[1:], self.threshold)
@@ -113,7 +122,7 @@ POLICIES: dict[str, type[NextToken] | type[StaticK] | type[ConfAdapt] | type[Exa
 }
 
 
-POLICY_OPTIONS = ("policy", "threshold", "k")  # how a policy is told: its name, and what it may have
+POLICY_OPTIONS = ("policy", "threshold", "k", "branches")  # how a policy is told: its name, and what it may have
 
 
 def as_numbers(policy: Policy) -> tuple[float, bool]:
@@ -136,15 +145,21 @@ def kept_many(confidences: Tensor, thresholds: Tensor, tests_anchor: Tensor) -> 
 def as_options(policy: Policy) -> dict[str, Any]:
     """The policy as options say it, and `generation_config.json: mtp`: its name under "policy", and what it has. Undone by
     `layered_policy`."""
-    return {"policy": policy.name, **asdict(policy)}
+    options = {"policy": policy.name, **asdict(policy)}
+    if not options.get("branches", True):
+        del options["branches"]  # whoever reads it may be older than they are
+    return options
 
 
-def make_policy(name: str, *, threshold: float | None = None, k: int | None = None) -> Policy:
+def make_policy(
+    name: str, *, threshold: float | None = None, k: int | None = None, branches: int | None = None
+) -> Policy:
     """The policy of that name; an option that it does not have is refused, never dropped."""
     if name not in POLICIES:
         raise DecodingError(f"policy is {name!r}; expected one of {', '.join(POLICIES)}")
     policy = POLICIES[name]
-    given = {key: value for key, value in {"threshold": threshold, "k": k}.items() if value is not None}
+    asked = {"threshold": threshold, "k": k, "branches": branches}
+    given = {key: value for key, value in asked.items() if value is not None}
     known = {f.name for f in fields(policy)}
     for key in given:
         if key not in known:
@@ -155,8 +170,8 @@ def make_policy(name: str, *, threshold: float | None = None, k: int | None = No
 
 
 def layered_policy(*layers: Mapping[str, Any]) -> Policy:
-    """The policy that layers of options make, each with some of "policy" (a name), "threshold" and "k". The last layer that names
-    a policy decides, with what it and those after it say: another policy's threshold is not this one's."""
+    """The policy that layers of options make, each with some of "policy" (a name), "threshold", "k" and "branches". The last layer
+    that names a policy decides, with what it and those after it say: another policy's threshold is not this one's."""
     options: dict[str, Any] = {}
     for layer in layers:
         if "policy" in layer and layer["policy"] != options.get("policy"):
@@ -168,9 +183,16 @@ def layered_policy(*layers: Mapping[str, Any]) -> Policy:
     return make_policy(name, **options)
 
 
-def varied(default: Policy, name: str | None = None, *, threshold: float | None = None, k: int | None = None) -> Policy:
+def varied(
+    default: Policy,
+    name: str | None = None,
+    *,
+    threshold: float | None = None,
+    k: int | None = None,
+    branches: int | None = None,
+) -> Policy:
     """`default` with what is given in its place; None: not given."""
-    given = {"policy": name, "threshold": threshold, "k": k}
+    given = {"policy": name, "threshold": threshold, "k": k, "branches": branches}
     says = {key: value for key, value in given.items() if value is not None}
     return layered_policy(as_options(default), says)
 

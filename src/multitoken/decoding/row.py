@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from .branches import Branch, likely_fronts
 from .failures import DecodingError
 from .pace import Record
 from .policies import Policy
@@ -51,6 +52,7 @@ class Row:
         self.remaining = request.max_new_tokens  # tokens that may still be emitted
         self.cached = 0
         self.drafts: list[int] = []
+        self.sure: list[float] = []  # the drafts' confidences
         self.started = False
         self.place = 0  # in the order in which rows got lines
         self.finish: Finish | None = None
@@ -80,16 +82,30 @@ class Row:
         """Tokens that are real and not in slots; at least one."""
         return len(self.ids) - self.cached
 
-    def room_for_masks(self, max_positions: int | None) -> int:
-        """How many masks may be fed: never more than could still be emitted, nor past the model's last position."""
-        if self.drafts and self.drafts[-1] in self.request.eos_ids:
+    def room_for_masks(self, max_positions: int | None, held: int | None = None) -> int:
+        """How many masks may be fed behind so many of the drafts, all if not given: never more than could still be emitted, nor past
+        the model's last position."""
+        held = len(self.drafts) if held is None else held
+        if held and self.drafts[held - 1] in self.request.eos_ids:
             return 0
         assert self.policy.k is not None
         # A verified mask becomes a draft, and the last token of all is never a draft: it comes out of the confirmation.
-        room = self.remaining - len(self.drafts) - (2 if self.policy.verifies else 1)
+        room = self.remaining - held - (2 if self.policy.verifies else 1)
         if max_positions is not None:
-            room = min(room, max_positions - len(self.ids) - len(self.drafts))
+            room = min(room, max_positions - len(self.ids) - held)
         return max(0, min(self.policy.k - 1, room))
+
+    def branches(self, max_positions: int | None) -> tuple[Branch, ...]:
+        """The branches that its policy asks for, each half as long as a block."""
+        most: int = getattr(self.policy, "branches", 0)
+        if not most or not self.drafts:
+            return ()
+        assert self.policy.k is not None
+        found = [
+            Branch(held, min(self.policy.k // 2, self.room_for_masks(max_positions, held)))
+            for held in likely_fronts(self.sure, most)
+        ]
+        return tuple(branch for branch in found if branch.masks)
 
     def held(self, tokens: Sequence[int]) -> int:
         """How many drafts the model's own choices confirm."""
@@ -99,21 +115,24 @@ class Row:
         return held
 
     def take(self, tokens: list[int], confidences: list[float]) -> Chunk:
-        """Advance by one step's choices: [len(drafts) + 1 + masks] tokens and confidences, the last real token's first."""
+        """Advance by one step's choices, the last real token's first: tokens and confidences of the drafts' places, one more, and
+        of the block behind those that hold, if there is one. What is behind a refused draft is left out or of its own branch."""
         held = self.held(tokens)
         self.settled = (self._fed, len(self.drafts), held) if self._fed is not None else None
         self._fed = None
         emitted, cached = tokens[: held + 1], len(self.ids) + held
         drafts: list[int] = []
-        if held == len(self.drafts):
+        sure: list[float] = []
+        if held == len(self.drafts) or len(tokens) > held + 1:
             self._fed = len(tokens) - held - 1
             kept = self.policy.kept(confidences[held:])
             behind = tokens[held + 1 : held + kept]
             if self.policy.verifies:
-                drafts = behind
+                drafts, sure = behind, confidences[held + 1 : held + kept]
             else:
                 emitted += behind
         self.drafts = self._up_to_eos(drafts)
+        self.sure = sure[: len(self.drafts)]
         if len(self.drafts) < len(drafts):
             self._fed = len(self.drafts)  # what stands behind EOS says nothing of acceptance
         emitted = self._stopped(self._up_to_eos(emitted))

@@ -3,7 +3,8 @@
 A row feeds [pending real tokens | drafts | masks]. The logits at the last pending token and at each draft are the
 model's own next-token choices: they confirm drafts one by one. If all drafts hold, the block (the choice after the last
 of them, and the masks) is good, and the policy says how much of it is kept. If one fails, the model's own token stands
-in its place and the masks, conditioned on a wrong token, are dropped.
+in its place and the masks, conditioned on a wrong token, are dropped; a branch that stands behind the drafts that held is
+the block then.
 
 Shapes: B rows, S tokens fed (left-padded), W logits wanted (the last W), V vocabulary.
 """
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .attention import AttentionRule
+from .attention import AttentionRule, Masks
+from .branches import Branch
 from .cache import SlotCache
 from .compiled import CompiledLayers
 from .draft_head import Drafter
@@ -45,7 +47,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Feed:
-    """What one row feeds: so many of its pending tokens, and masks behind all of them and the drafts.
+    """What one row feeds: so many of its pending tokens, and masks behind all of them and the drafts; then those of its branches.
 
     A piece of a prompt (`pending` below the row's own number) has neither, and no logits are wanted.
     """
@@ -53,6 +55,7 @@ class Feed:
     row: Row
     pending: int
     masks: int = 0
+    branches: tuple[Branch, ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -60,16 +63,32 @@ class Feed:
 
     @property
     def wanted(self) -> int:
-        return len(self.row.drafts) + 1 + self.masks if self.whole else 0
+        return len(self.row.drafts) + 1 + self.blind if self.whole else 0
+
+    @property
+    def blind(self) -> int:
+        """Masks of the block and of all branches."""
+        return self.masks + sum(branch.masks for branch in self.branches)
 
     @property
     def width(self) -> int:
-        return self.pending + (len(self.row.drafts) + self.masks if self.whole else 0)
+        return self.pending + (len(self.row.drafts) + self.blind if self.whole else 0)
+
+    def block(self, held: int) -> tuple[int, int]:
+        """Where the block behind so many confirmed drafts is: its masks, and how many stand behind them. (0, 0): there is none."""
+        if held == len(self.row.drafts):
+            return self.masks, self.blind - self.masks
+        behind = self.blind - self.masks
+        for branch in self.branches:
+            behind -= branch.masks
+            if branch.held == held:
+                return branch.masks, behind
+        return 0, 0
 
     def tokens(self, mask_id: int | None) -> list[int]:
         row = self.row
         real = row.ids[row.cached : row.cached + self.pending]
-        return [*real, *row.drafts, *[mask_id or 0] * self.masks] if self.whole else real
+        return [*real, *row.drafts, *[mask_id or 0] * self.blind] if self.whole else real
 
 
 @torch.inference_mode()
@@ -111,7 +130,13 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
                 row.error = DecodingError(f"a logits processor failed: {type(error).__name__}: {error}")
                 row.error.__cause__ = error
                 continue
-        picks.append(Picks(i, row, feed.masks, tokens, certainty))
+        masks, behind = feed.block(held := row.held(tokens))
+        if masks:
+            block = slice(n - behind - masks, n - behind)
+            tokens, certainty = tokens[: held + 1] + tokens[block], certainty[: held + 1] + certainty[block]
+        else:
+            tokens, certainty = tokens[: held + 1], certainty[: held + 1]
+        picks.append(Picks(i, row, len(tokens) - held - 1, -behind, tokens, certainty))
         scored.append((raw, scores))
     if batch.drafter is not None and drafts:
         draft_blocks(batch.drafter, picks, logits, confidences, heard[0])
@@ -136,7 +161,7 @@ def _choose_together(feeds: Sequence[Feed], logits: Tensor, drafts: bool) -> dic
     found: dict[int, tuple[list[int], Tensor]] = {}
     for group in groups.values():
         mine = [feeds[i] for i in group]
-        ends = [logits.shape[1] - (feed.masks if drafts else 0) for feed in mine]
+        ends = [logits.shape[1] - (feed.blind if drafts else 0) for feed in mine]
         places = [
             logits[i, logits.shape[1] - feed.wanted : end] for i, feed, end in zip(group, mine, ends, strict=True)
         ]
@@ -184,7 +209,7 @@ def forward_rows(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> Te
     keep = max(1, *(feed.wanted for feed in feeds)) if len(feeds) > 1 else max(1, feeds[0].wanted)
     ends = [feed.row.cached + feed.width for feed in feeds]
     view, width = max(ends), max(map(len, fed))
-    masks = [feed.masks if feed.whole else 0 for feed in feeds]
+    masks = [feed.blind if feed.whole else 0 for feed in feeds]
     compiled = batch.compiled
     if compiled is not None and not (all(feed.row.started for feed in feeds) and (width == 1 or any(masks))):
         compiled = None  # there are graphs for masks and for one token each, and none for prompts
@@ -203,15 +228,45 @@ def forward_rows(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> Te
     if batch.cache.recurrent is not None:
         _place_recurrent(batch.cache.recurrent, feeds, first_line, device)
     acting = compiled.acting() if compiled is not None else nullcontext()
+    look, branched = batch.rule.slots(positions, view), any(feed.branches for feed in feeds)
+    if branched:
+        positions, look = _apart(batch.rule, feeds, positions, view)
     with expecting_masks(batch.model, masks, ids if compiled is not None else None), acting:
         output = batch.model(
             input_ids=ids,
-            attention_mask=batch.rule.slots(positions, view),
+            attention_mask=look,
             position_ids=positions,
             logits_to_keep=keep,
             **batch.cache.inputs,
         )
     return output.logits[:, -keep:].float()
+
+
+def _apart(rule: AttentionRule, feeds: Sequence[Feed], positions: Tensor, view: int) -> tuple[Tensor, Masks]:
+    """Positions [B, S] and who sees whom, with branches. A branch's masks lie in slots behind everything else, where nobody looks in
+    later steps; they stand at the positions behind their front, and see it and one another."""
+    rows, width = positions.shape
+    keys = torch.arange(view).repeat(rows, 1)
+    stands = positions.cpu().clone()
+    last = stands.clone()  # the slots up to which a token sees, and those between which it sees again
+    again, own = torch.full((rows, width), view), stands.clone()
+    for i, feed in enumerate(feeds):
+        slot = feed.row.cached + feed.width - (feed.blind - feed.masks)
+        for branch in feed.branches:
+            front = len(feed.row.ids) + branch.held
+            here = torch.arange(front, front + branch.masks)
+            at = width - (feed.row.cached + feed.width - slot)
+            keys[i, slot : slot + branch.masks] = here
+            stands[i, at : at + branch.masks] = here
+            last[i, at : at + branch.masks] = front - 1
+            again[i, at : at + branch.masks] = slot
+            own[i, at : at + branch.masks] = torch.arange(slot, slot + branch.masks)
+            slot += branch.masks
+        keys[i, slot:] = view  # of another row, or nobody's
+    slots = torch.arange(view)
+    mine = (slots <= last[..., None]) | ((slots >= again[..., None]) & (slots <= own[..., None]))
+    stands, keys, mine = (part.to(positions.device) for part in (stands, keys, mine))
+    return stands, rule.between(stands, keys, mine)
 
 
 def _place_recurrent(recurrent: RecurrentSlots, feeds: Sequence[Feed], first_line: int, device: torch.device) -> None:

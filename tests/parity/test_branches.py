@@ -1,0 +1,97 @@
+"""Branches change how many steps an answer takes and no token of it; and a branch says what a block there would have said."""
+
+import pytest
+import torch
+
+from multitoken.decoding import Decoder, Exact, NextToken, Sampling
+from multitoken.decoding.branches import Branch, likely_fronts
+from multitoken.decoding.row import Row
+from multitoken.decoding.step import Feed, forward_rows
+from tests.parity.families import MASK, SUPPORTED
+from tests.parity.test_draft_head import PROMPTS, SAMPLINGS, answers, head_for
+
+FAMILIES = ["llama", "mistral", "gemma2", "gpt2", "qwen3", "bloom"]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("threshold", [0.0, 0.02])
+@pytest.mark.parametrize("with_head", [False, True])
+def test_no_token_changes(sampling: Sampling | None, threshold: float, with_head: bool) -> None:
+    model = SUPPORTED["llama"]()
+    plain = answers(Decoder(model, mask_id=MASK, trained_k=6), NextToken(), sampling)
+    decoder = Decoder(model, mask_id=MASK, trained_k=6, head=head_for(model) if with_head else None)
+    for branches in (1, 3):
+        assert answers(decoder, Exact(threshold, branches=branches), sampling) == plain
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name in SUPPORTED])
+def test_every_kind_of_attention_keeps_its_text(family: str) -> None:
+    model = SUPPORTED[family]()
+    plain = answers(Decoder(model, mask_id=MASK, trained_k=6), NextToken(), None)
+    assert answers(Decoder(model, mask_id=MASK, trained_k=6), Exact(0.0, branches=4), None) == plain
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name in SUPPORTED])
+def test_a_branch_says_what_a_block_there_says(family: str) -> None:
+    """Logits at a branch's masks equal those of a row that ends behind its front, rows of other lengths beside it."""
+    model = SUPPORTED[family]()
+    decoder = Decoder(model, mask_id=MASK, trained_k=6)
+
+    def logits(rows: list[tuple[list[int], list[int], int, tuple[Branch, ...]]]) -> torch.Tensor:
+        engine = decoder.engine()
+        made = []
+        for number, (prompt, drafts, _, _) in enumerate(rows):
+            row = Row(number, decoder.request(prompt, policy=Exact(0.0), max_new_tokens=30))
+            row.drafts, row.started = drafts, True
+            made.append(row)
+        feeds = [
+            Feed(row, row.pending(), masks, branches)
+            for row, (_, _, masks, branches) in zip(made, rows, strict=True)
+        ]
+        engine._batch.rule.grow(64)
+        engine._batch.cache.grow(len(rows), 64)
+        with torch.inference_mode():
+            return forward_rows(engine._batch, feeds)
+
+    drafts = [5, 6, 7, 8]
+    both = logits(
+        [
+            ([1, 5, 9], drafts, 5, (Branch(0, 3), Branch(2, 2))),
+            ([7, 7, 3, 22, 41], [11, 12], 3, (Branch(1, 4),)),
+            ([30], [], 5, ()),
+        ]
+    )
+    for row, behind, prompt, masks in (
+        (0, 5, [1, 5, 9], 3),
+        (0, 2, [1, 5, 9, 5, 6], 2),
+        (1, 4, [7, 7, 3, 22, 41, 11], 4),
+        (0, 10, [1, 5, 9, *drafts], 5),
+        (2, 5, [30], 5),
+    ):
+        alone = logits([(prompt, [], masks, ())])[0, -masks:]
+        end = both.shape[1] - behind + masks
+        assert torch.allclose(both[row, end - masks : end], alone, atol=2e-4), (row, behind)
+
+
+def test_a_refusal_leaves_drafts() -> None:
+    """A row whose first draft is refused goes on with the branch's tokens as drafts, and the same step without it with none."""
+    request = Decoder(SUPPORTED["llama"](), mask_id=MASK, trained_k=6).request([1, 2], policy=Exact(0.5), max_new_tokens=20)
+    row = Row(0, request)
+    row.drafts, row.sure = [9, 9], [0.6, 0.9]
+    row.take([3, 4, 5], [0.9, 0.8, 0.4])
+    assert (row.ids, row.drafts, row.sure) == ([1, 2, 3], [4], [0.8])
+    row.drafts = [9]
+    row.take([6], [0.9])
+    assert (row.ids, row.drafts) == ([1, 2, 3, 6], [])
+
+
+def test_fronts_are_those_where_a_refusal_is_likely() -> None:
+    assert likely_fronts([0.9, 0.5, 0.99, 0.6], 2) == [1, 3]
+    assert likely_fronts([0.999, 0.5], 4) == [1]
+    assert likely_fronts([], 4) == []
+
+
+@pytest.mark.parametrize("branches", [-1, True, 1.5])
+def test_branches_that_are_no_number_are_refused(branches) -> None:
+    with pytest.raises(Exception, match="branches is"):
+        Exact(0.5, branches=branches)
