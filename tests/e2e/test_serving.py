@@ -92,6 +92,7 @@ def test_every_policy_side_by_side_equals_the_engine_alone(server: Running, gate
     policies: list[tuple[dict[str, Any], Any]] = [
         ({}, mt.NextToken()),
         ({"policy": "exact", "threshold": 0.2, "k": 8}, mt.NextToken()),
+        ({"policy": "exact", "threshold": 0.2, "branches": 4}, mt.NextToken()),
         ({"policy": "next-token"}, mt.NextToken()),
         ({"policy": "confadapt", "threshold": 0.8}, mt.ConfAdapt(0.8)),
         ({"policy": "static", "k": 3}, mt.StaticK(3)),
@@ -264,6 +265,8 @@ def test_confidences_are_shown_to_those_who_ask(server: Running) -> None:
         ({"prompt": None}, 400, "prompt"),
         ({"mtp": {"policy": "fast"}}, 400, "mtp.policy is 'fast'"),
         ({"mtp": {"policy": "next-token", "k": 2}}, 400, "has no k"),
+        ({"mtp": {"policy": "confadapt", "branches": 2}}, 400, "has no branches"),
+        ({"mtp": {"branches": 33}}, 400, "mtp.branches is 33"),
         ({"mtp": {"policy": "static"}}, 400, "needs k"),
         ({"mtp": {"k": 9}}, 400, "trained for k up to 4"),
         ({"mtp": {"threshold": 1.5}}, 400, "mtp.threshold is 1.5"),

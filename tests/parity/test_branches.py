@@ -8,7 +8,7 @@ from multitoken.decoding.branches import Branch, likely_fronts
 from multitoken.decoding.row import Row
 from multitoken.decoding.step import Feed, forward_rows
 from tests.parity.families import MASK, SUPPORTED
-from tests.parity.test_draft_head import PROMPTS, SAMPLINGS, answers, head_for
+from tests.parity.test_draft_head import SAMPLINGS, answers, head_for
 
 FAMILIES = ["llama", "mistral", "gemma2", "gpt2", "qwen3", "bloom"]
 
@@ -45,8 +45,7 @@ def test_a_branch_says_what_a_block_there_says(family: str) -> None:
             row.drafts, row.started = drafts, True
             made.append(row)
         feeds = [
-            Feed(row, row.pending(), masks, branches)
-            for row, (_, _, masks, branches) in zip(made, rows, strict=True)
+            Feed(row, row.pending(), masks, branches) for row, (_, _, masks, branches) in zip(made, rows, strict=True)
         ]
         engine._batch.rule.grow(64)
         engine._batch.cache.grow(len(rows), 64)
@@ -75,7 +74,9 @@ def test_a_branch_says_what_a_block_there_says(family: str) -> None:
 
 def test_a_refusal_leaves_drafts() -> None:
     """A row whose first draft is refused goes on with the branch's tokens as drafts, and the same step without it with none."""
-    request = Decoder(SUPPORTED["llama"](), mask_id=MASK, trained_k=6).request([1, 2], policy=Exact(0.5), max_new_tokens=20)
+    request = Decoder(SUPPORTED["llama"](), mask_id=MASK, trained_k=6).request(
+        [1, 2], policy=Exact(0.5), max_new_tokens=20
+    )
     row = Row(0, request)
     row.drafts, row.sure = [9, 9], [0.6, 0.9]
     row.take([3, 4, 5], [0.9, 0.8, 0.4])

@@ -8,6 +8,7 @@ import typer
 
 from .options import (
     BaseOption,
+    BranchesOption,
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
@@ -30,6 +31,7 @@ def generate_command(
     policy: PolicyOption = None,
     threshold: ThresholdOption = None,
     k: KOption = None,
+    branches: BranchesOption = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of the answer (256, or as many as fit, if not given).")
     ] = None,
@@ -50,7 +52,7 @@ def generate_command(
     text = sys.stdin.read() if prompt == "-" else prompt
     how = {"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code}
     loaded = Model.load(model_path(model), base=base, **how)
-    chosen = chosen_policy(loaded, policy, threshold, k)
+    chosen = chosen_policy(loaded, policy, threshold, k, branches)
     console = console_for(json_output)
     colours = ("cyan", "yellow", "green", "magenta")
     started = time.perf_counter()
@@ -85,6 +87,7 @@ def chat_command(
     policy: PolicyOption = None,
     threshold: ThresholdOption = None,
     k: KOption = None,
+    branches: BranchesOption = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
     base: BaseOption = None,
     device: DeviceOption = "auto",
@@ -96,4 +99,9 @@ def chat_command(
     from multitoken.serving.terminal import Chat
 
     loaded = Model.load(model_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code, base=base)
-    Chat(loaded, console_for(), policy=chosen_policy(loaded, policy, threshold, k), max_new_tokens=max_new_tokens).run()
+    Chat(
+        loaded,
+        console_for(),
+        policy=chosen_policy(loaded, policy, threshold, k, branches),
+        max_new_tokens=max_new_tokens,
+    ).run()

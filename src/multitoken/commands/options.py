@@ -18,6 +18,10 @@ PolicyOption = Annotated[
     str | None, typer.Option(help=f"{POLICY_HELP}. If not given: as the model says (exact, where it is adapted).")
 ]
 ThresholdOption = Annotated[float | None, typer.Option(help="Confidence from 0 to 1 that a token must reach.")]
+BranchesOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Further blocks a step, behind drafts that may be refused (exact): fewer, larger passes."),
+]
 KOption = Annotated[int | None, typer.Option(help="Most tokens a step; at most what the model was trained for.")]
 BaseOption = Annotated[
     str | None, typer.Option(help="Where the model of a gated adapter lies, if not where the adapter says.")
@@ -70,8 +74,10 @@ def given_policy(name: str | None, threshold: float | None, k: int | None) -> "P
     return varied(Exact(), name, threshold=threshold, k=k) if is_given else None
 
 
-def chosen_policy(model: "Model", name: str | None, threshold: float | None, k: int | None) -> "Policy":
+def chosen_policy(
+    model: "Model", name: str | None, threshold: float | None, k: int | None, branches: int | None = None
+) -> "Policy":
     """The model's default policy, with what the options say in its place."""
     from multitoken.decoding.policies import varied
 
-    return varied(model.default_policy, name, threshold=threshold, k=k)
+    return varied(model.default_policy, name, threshold=threshold, k=k, branches=branches)

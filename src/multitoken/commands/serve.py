@@ -10,6 +10,7 @@ from multitoken.errors import UsageError
 from .options import (
     POLICY_HELP,
     BaseOption,
+    BranchesOption,
     DeviceOption,
     DtypeOption,
     KOption,
@@ -34,6 +35,7 @@ def serve_command(
     policy: Annotated[str | None, typer.Option(help=f"Of requests that name none: {POLICY_HELP}.")] = None,
     threshold: ThresholdOption = None,
     k: KOption = None,
+    branches: BranchesOption = None,
     max_rows: Annotated[int, typer.Option(help="Answers that are written side by side.")] = 32,
     queue: Annotated[int, typer.Option(help="Answers that may wait besides; more get a 429.")] = 128,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 1024,
@@ -79,6 +81,8 @@ def serve_command(
     )
     if engine == "vllm" and compiled:
         raise UsageError("vLLM compiles by itself; leave --compile out")
+    if engine == "vllm" and branches:
+        raise UsageError("vLLM's attention has no place for branches; leave --branches out")
     if engine == "vllm":
         given = replace(options, policy=given_policy(policy, threshold, k))
         serve_with_vllm(model_path(model), given, trust_remote_code=trust_remote_code)
@@ -87,4 +91,4 @@ def serve_command(
     if compiled:
         console.print("Compiling the steps of decoding: this takes minutes.")
         loaded.compile()
-    run.serve(loaded, replace(options, policy=chosen_policy(loaded, policy, threshold, k)), console)
+    run.serve(loaded, replace(options, policy=chosen_policy(loaded, policy, threshold, k, branches)), console)

@@ -135,7 +135,7 @@ class AttentionRule:
             )
         return _recognise(mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0)
 
-    def _look_up(self, q: Tensor, kv: Tensor, allowed: Tensor | None = None) -> Masks:
+    def look_up(self, q: Tensor, kv: Tensor, allowed: Tensor | None = None) -> Masks:
         """q [B, S, 1], kv [B, 1, T] -> [B, 1, S, T] as the attention implementation wants it."""
         assert self._kinds is not None, "grow() comes first"
 
@@ -163,9 +163,9 @@ class AttentionRule:
 
     def slots(self, positions: Tensor, view: int) -> Masks:
         """Queries at `positions` [B, S] against the cache slots 0 .. view - 1, where slot = position."""
-        return self._look_up(positions[:, :, None], torch.arange(view, device=positions.device)[None, None])
+        return self.look_up(positions[:, :, None], torch.arange(view, device=positions.device)[None, None])
 
     def between(self, queries: Tensor, keys: Tensor, allowed: Tensor) -> Masks:
         """Queries at positions [B, S], keys at positions [B, T], and only where `allowed` [B, S, T] says so too."""
         self.grow(int(torch.maximum(queries.max(), keys.max())) + 1)
-        return self._look_up(queries[:, :, None], keys[:, None, :], allowed)
+        return self.look_up(queries[:, :, None], keys[:, None, :], allowed)

@@ -228,9 +228,10 @@ def forward_rows(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> Te
     if batch.cache.recurrent is not None:
         _place_recurrent(batch.cache.recurrent, feeds, first_line, device)
     acting = compiled.acting() if compiled is not None else nullcontext()
-    look, branched = batch.rule.slots(positions, view), any(feed.branches for feed in feeds)
-    if branched:
-        positions, look = _apart(batch.rule, feeds, positions, view)
+    if any(feed.branches for feed in feeds):
+        positions, look = _with_branches(batch.rule, feeds, width, view, device)
+    else:
+        look = batch.rule.slots(positions, view)
     with expecting_masks(batch.model, masks, ids if compiled is not None else None), acting:
         output = batch.model(
             input_ids=ids,
@@ -242,12 +243,14 @@ def forward_rows(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> Te
     return output.logits[:, -keep:].float()
 
 
-def _apart(rule: AttentionRule, feeds: Sequence[Feed], positions: Tensor, view: int) -> tuple[Tensor, Masks]:
+def _with_branches(
+    rule: AttentionRule, feeds: Sequence[Feed], width: int, view: int, device: torch.device
+) -> tuple[Tensor, Masks]:
     """Positions [B, S] and who sees whom, with branches. A branch's masks lie in slots behind everything else, where nobody looks in
     later steps; they stand at the positions behind their front, and see it and one another."""
-    rows, width = positions.shape
+    rows, ends = len(feeds), torch.tensor([[feed.row.cached + feed.width] for feed in feeds])
     keys = torch.arange(view).repeat(rows, 1)
-    stands = positions.cpu().clone()
+    stands = (ends - width + torch.arange(width)).clamp_min(0)  # padding stands at 0, and is nobody's
     last = stands.clone()  # the slots up to which a token sees, and those between which it sees again
     again, own = torch.full((rows, width), view), stands.clone()
     for i, feed in enumerate(feeds):
@@ -265,8 +268,8 @@ def _apart(rule: AttentionRule, feeds: Sequence[Feed], positions: Tensor, view: 
         keys[i, slot:] = view  # of another row, or nobody's
     slots = torch.arange(view)
     mine = (slots <= last[..., None]) | ((slots >= again[..., None]) & (slots <= own[..., None]))
-    stands, keys, mine = (part.to(positions.device) for part in (stands, keys, mine))
-    return stands, rule.between(stands, keys, mine)
+    stands, keys, mine = (part.to(device) for part in (stands, keys, mine))
+    return stands, rule.look_up(stands[:, :, None], keys[:, None, :], mine)
 
 
 def _place_recurrent(recurrent: RecurrentSlots, feeds: Sequence[Feed], first_line: int, device: torch.device) -> None:

@@ -61,7 +61,7 @@ _HFLM: Any = HFLM  # its decorators take its types away
 class MultitokenLM(_HFLM):
     """`--model multitoken --model_args pretrained=DIR,policy=exact,threshold=0.7`.
 
-    pretrained: a folder or Hub name, adapted or not. policy, threshold, k: what is said in place of the model's default policy.
+    pretrained: a folder or Hub name, adapted or not. policy, threshold, k, branches: what is said in place of the model's default policy.
     base, quantize, device_map, attn_implementation, dtype, trust_remote_code: as in `multitoken.load`. seed: of sampled answers, if a
     task samples. The rest are the harness's own (max_length, add_bos_token, enable_thinking, ...). Raises `UsageError` for an argument
     that neither knows, before anything is loaded.
@@ -74,6 +74,7 @@ class MultitokenLM(_HFLM):
         policy: str | None = None,
         threshold: float | None = None,
         k: int | None = None,
+        branches: int | None = None,
         seed: int = 0,
         device: str | None = None,
         dtype: str = "auto",
@@ -91,7 +92,7 @@ class MultitokenLM(_HFLM):
         ours = Model.load(
             pretrained, device=device or "auto", dtype=dtype, trust_remote_code=trust_remote_code, **loading
         )
-        chosen = varied(ours.default_policy, policy, threshold=threshold, k=k)
+        chosen = varied(ours.default_policy, policy, threshold=threshold, k=k, branches=branches)
         self._policy = with_trained_k(chosen, ours.mtp.k if ours.mtp is not None else 1)
         self._ours = ours
         self._seed = seed

@@ -34,24 +34,32 @@ DEFAULT_POLICIES: tuple[Policy, ...] = (
 
 
 def label_of(policy: Policy) -> str:
-    """A policy as a person would name it: "Exact 0.5", "ConfAdapt 0.9, k=8", "static 3"."""
+    """A policy as a person would name it: "Exact 0.5", "Exact 0.3, 4 branches", "ConfAdapt 0.9, k=8", "static 3"."""
     if isinstance(policy, Exact | ConfAdapt):
         k = f", k={policy.k}" if policy.k is not None else ""
-        return f"{type(policy).__name__} {policy.threshold:g}{k}"
+        branches = f", {branches} branches" if (branches := getattr(policy, "branches", 0)) else ""
+        return f"{type(policy).__name__} {policy.threshold:g}{k}{branches}"
     return f"static {policy.k}" if isinstance(policy, StaticK) else "next token"
 
 
 def parse_policy(text: str) -> Policy:
-    """ "exact:0.5", "confadapt:0.9", "static:3" or a bare name -> the policy. Raises `UsageError`."""
+    """ "exact:0.5", "exact:0.3:4" (with 4 branches), "confadapt:0.9", "static:3" or a bare name -> the policy. Raises `UsageError`."""
     name, colon, number = text.partition(":")
+    number, more, branches = number.partition(":")
     if not colon:
         return make_policy(name)
     try:
+        if more:
+            return make_policy(name, threshold=float(number), branches=int(branches))
         return make_policy(name, k=int(number)) if name == StaticK.name else make_policy(name, threshold=float(number))
     except ValueError as error:  # a DecodingError says it better
-        reason = str(error) if "expected" in str(error) or "has no" in str(error) else f"{number!r} is no number"
+        reason = (
+            str(error)
+            if "expected" in str(error) or "has no" in str(error)
+            else f"{number + more + branches!r} is no number"
+        )
         raise UsageError(
-            f"policy {text!r}: {reason}; write exact:0.5, confadapt:0.9, static:3 or next-token"
+            f"policy {text!r}: {reason}; write exact:0.5, exact:0.3:4, confadapt:0.9, static:3 or next-token"
         ) from error
 
 

@@ -117,7 +117,9 @@ def runs_of(
         for label, policy in chosen.items():
             k = policy.k if policy.k is not None else _trained_k(model)
             threshold = getattr(policy, "threshold", None)
-            runs.append(Run(Combination(model_label, label, policy.name, threshold, k, sampling), model, policy))
+            branches = getattr(policy, "branches", 0)
+            name = f"{policy.name}, {branches} branches" if branches else policy.name
+            runs.append(Run(Combination(model_label, label, name, threshold, k, sampling), model, policy))
     return runs
 
 

@@ -64,7 +64,8 @@ class Preparer:
         if body.stream_options is not None and not body.stream:
             raise refused("stream_options needs stream: true", "stream_options")
         try:
-            policy = varied(self.default, body.mtp.policy, threshold=body.mtp.threshold, k=body.mtp.k)
+            asked = body.mtp
+            policy = varied(self.default, asked.policy, threshold=asked.threshold, k=asked.k, branches=asked.branches)
             prompts = self._encode(body)
             return Intake(
                 [

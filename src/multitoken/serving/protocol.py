@@ -45,6 +45,9 @@ class MtpOptions(BaseModel):
     policy: Literal["exact", "confadapt", "static", "next-token"] | None = None
     threshold: float | None = Field(None, ge=0, le=1)
     k: int | None = Field(None, ge=1)
+    branches: int | None = Field(
+        None, ge=0, le=32, description="Further blocks a step, behind drafts that may be refused; exact."
+    )
     adaptive: bool = Field(True, description="Feed as many masks as pay, where that changes no output; false: all.")
     confidences: bool = Field(False, description="Have choices carry the texts of their tokens and the confidences.")
 

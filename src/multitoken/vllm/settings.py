@@ -31,8 +31,9 @@ KEY = "mtp"  # of config.json, of generation_config.json and of additional_confi
 RESOLVED = "mtp_resolved"  # where in additional_config every process of a server finds the whole of it
 ADAPTED = "mtp_adapted"  # where in it a digest of a gated adapter's config is
 _SWITCHES = ("enabled", "adaptive")
-_SERVER = (*POLICY_OPTIONS, *_SWITCHES)
-_REQUEST = tuple(f"mtp_{name}" for name in POLICY_OPTIONS)
+_POLICY = tuple(name for name in POLICY_OPTIONS if name != "branches")  # vLLM's attention has no place for them
+_SERVER = (*_POLICY, *_SWITCHES)
+_REQUEST = tuple(f"mtp_{name}" for name in _POLICY)
 _OFF = '--additional-config \'{"mtp": {"enabled": false}}\''
 
 
@@ -101,9 +102,9 @@ def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Se
         raise ModelError(
             f"generation_config.json: mtp is {generation!r}; expected an object, such as {{'policy': 'exact'}}"
         )
-    checkpoint = {name: value for name, value in (generation or {}).items() if name in POLICY_OPTIONS}
+    checkpoint = {name: value for name, value in (generation or {}).items() if name in _POLICY}
     options = _server_options(additional)
-    server = {name: value for name, value in options.items() if name in POLICY_OPTIONS}
+    server = {name: value for name, value in options.items() if name in _POLICY}
     try:
         policy = layered_policy({"policy": "exact"}, checkpoint, server)
         if isinstance(policy, NextToken):

@@ -2,6 +2,7 @@
 
 from multitoken.decoding.policies import ConfAdapt, Exact, NextToken, StaticK
 from multitoken.decoding.row import Request, Row
+from multitoken.decoding.step import Feed
 
 EOS = frozenset({9})
 SURE = 0.99
@@ -27,7 +28,8 @@ def test_exact_rejection_takes_the_models_own_token_and_drops_the_masks() -> Non
     """Masks behind a rejected draft were conditioned on a wrong token: keeping them would change the output."""
     r = row(Exact(0.5, 3))
     r.take([4, 5, 6], [SURE] * 3)
-    chunk = r.take([5, 7, 8, 8, 8], [SURE] * 5)  # 5 holds, 6 should have been 7
+    assert Feed(r, 1, 2).block(r.held([5, 7, 8, 8, 8])) == (0, 0)
+    chunk = r.take([5, 7], [SURE] * 2)  # 5 holds, 6 should have been 7
     assert chunk.token_ids == (5, 7)
     assert (r.drafts, r.cached, r.ids) == ([], 5, [1, 2, 3, 4, 5, 7])
 
