@@ -46,7 +46,9 @@ def test_a_batch_is_its_rows() -> None:
             sure = torch.tensor([rng.choice([0.2, 0.5, 0.8, 1.0]) for _ in range(n)])
             tokens[i, :n], confidences[i, :n] = torch.tensor(chosen), sure
             fed[i, : n - 1] = torch.tensor([*row.drafts, *[MASK] * masks])
-            chunks.append((row.remaining, row.take(chosen, sure.tolist())))
+            held = row.held(chosen)
+            front = n if held == len(row.drafts) else held + 1  # masks behind a refused draft say nothing
+            chunks.append((row.remaining, row.take(chosen[:front], sure.tolist()[:front])))
         rules = rules_of([row.policy for row in rows])
         accepted = accept(tokens, confidences, fed, MASK, rules)
         # vLLM itself ends an emission at EOS and at the length asked for; the rest must be the chunk's.
