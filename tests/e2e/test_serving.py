@@ -92,10 +92,10 @@ def test_every_policy_side_by_side_equals_the_engine_alone(server: Running, gate
     policies: list[tuple[dict[str, Any], Any]] = [
         ({}, mt.NextToken()),
         ({"policy": "exact", "threshold": 0.2, "k": 8}, mt.NextToken()),
-        ({"policy": "exact", "threshold": 0.2, "branches": 4}, mt.NextToken()),
         ({"policy": "next-token"}, mt.NextToken()),
         ({"policy": "confadapt", "threshold": 0.8}, mt.ConfAdapt(0.8)),
         ({"policy": "static", "k": 3}, mt.StaticK(3)),
+        ({"policy": "exact", "threshold": 0.2, "branches": 4}, mt.NextToken()),
     ]
 
     async def ask() -> list[Any]:
