@@ -111,7 +111,7 @@ def test_rounding_is_no_fault(dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_wrong_mask_is_a_fault_in_every_type(dtype, monkeypatch) -> None:
     """One visible position too many, of some forty, is far outside of rounding."""
-    look_up = AttentionRule._look_up
-    monkeypatch.setattr(AttentionRule, "_look_up", lambda rule, q, kv, allowed=None: look_up(rule, q + 1, kv, allowed))
+    look_up = AttentionRule.look_up
+    monkeypatch.setattr(AttentionRule, "look_up", lambda rule, q, kv, allowed=None: look_up(rule, q + 1, kv, allowed))
     with pytest.raises(UnsupportedModelError, match="would decode wrongly"):
         check_blocks(in_type(dtype), MASK)
