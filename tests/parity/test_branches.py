@@ -10,8 +10,6 @@ from multitoken.decoding.step import Feed, forward_rows
 from tests.parity.families import MASK, SUPPORTED
 from tests.parity.test_draft_head import SAMPLINGS, answers, head_for
 
-FAMILIES = ["llama", "mistral", "gemma2", "gpt2", "qwen3", "bloom"]
-
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("threshold", [0.0, 0.02])
@@ -24,14 +22,14 @@ def test_no_token_changes(sampling: Sampling | None, threshold: float, with_head
         assert answers(decoder, Exact(threshold, branches=branches), sampling) == plain
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name in SUPPORTED])
+@pytest.mark.parametrize("family", SUPPORTED)
 def test_every_kind_of_attention_keeps_its_text(family: str) -> None:
     model = SUPPORTED[family]()
     plain = answers(Decoder(model, mask_id=MASK, trained_k=6), NextToken(), None)
     assert answers(Decoder(model, mask_id=MASK, trained_k=6), Exact(0.0, branches=4), None) == plain
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name in SUPPORTED])
+@pytest.mark.parametrize("family", SUPPORTED)
 def test_a_branch_says_what_a_block_there_says(family: str) -> None:
     """Logits at a branch's masks equal those of a row that ends behind its front, rows of other lengths beside it."""
     model = SUPPORTED[family]()

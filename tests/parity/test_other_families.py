@@ -18,6 +18,7 @@ def test_exact_is_generate_in_a_ragged_batch(family: str) -> None:
     model = tiny_model(family)
     reference = [greedy(model, prompt) for prompt in PROMPTS[:3]]
     assert decoded(decoder_of(model), PROMPTS[:3], Exact(0.0)) == reference
+    assert decoded(decoder_of(model), PROMPTS[:3], Exact(0.0, branches=4)) == reference
     check_blocks(model, MASK)
 
 
@@ -39,6 +40,7 @@ def test_a_gate_leaves_the_original_models_text(family: str) -> None:
     plain = decoded(Decoder(bare, eos_ids=[EOS]), PROMPTS[:3], NextToken())
     ours = Decoder(model, mask_id=10_000, trained_k=6, eos_ids=[EOS])
     assert decoded(ours, PROMPTS[:3], Exact(0.0)) == plain
+    assert decoded(ours, PROMPTS[:3], Exact(0.0, branches=4)) == plain
     assert decoded(ours, PROMPTS[:3], ConfAdapt(0.0)) != plain
 
 
