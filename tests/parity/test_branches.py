@@ -94,3 +94,12 @@ def test_fronts_are_those_where_a_refusal_is_likely() -> None:
 def test_branches_that_are_no_number_are_refused(branches) -> None:
     with pytest.raises(Exception, match="branches is"):
         Exact(0.5, branches=branches)
+
+
+def test_memory_is_asked_for_with_the_branches_slots() -> None:
+    """A cache that holds the text and not the branches' masks is too small: said beforehand, not found out in a step."""
+    model = SUPPORTED["llama"]()
+    decoder = Decoder(model, mask_id=MASK, trained_k=6)
+    request = decoder.request([1, 2], policy=Exact(0.0, branches=9), max_new_tokens=20)
+    assert Row(0, request).most_slots == 22 + 5 * 3  # at most one behind each of five drafts
+    assert Row(0, decoder.request([1, 2], policy=NextToken(), max_new_tokens=20)).most_slots == 22

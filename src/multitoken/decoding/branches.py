@@ -2,7 +2,7 @@
 
 The masks of a step stand behind all of its drafts, and say nothing if one of them is refused: the next step then has no drafts. A branch is
 another block of masks in the same pass. It stands behind a front of the drafts and sees no more than that front and itself,
-as if the row ended there. Where exactly that front is confirmed, and no more, the branch is the next block. (arXiv 2507.11851, 3.3,
+as if the row ended there. Where exactly that front is confirmed, and no more, the branch is the next block. (arXiv 2507.11851
 has a block behind every draft; here they stand where a refusal is most likely.)
 """
 

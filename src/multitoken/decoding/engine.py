@@ -138,7 +138,7 @@ class Engine:
         """Why a cache for these rows, should all of them become as long as they may, is too large."""
         if self._max_bytes is None:
             return None
-        slots = max(len(row.ids) + row.remaining for row in rows)
+        slots = max(row.most_slots for row in rows)
         cache = self._batch.cache
         slot = cache.slot_bytes() or slot_bytes(self._batch.model)
         needed = len(rows) * (_up(slots) * slot + cache.line_bytes())
@@ -228,7 +228,7 @@ class Engine:
         # A compiler takes a cache of one line for a kind of its own.
         cache, rows = self._batch.cache, max(len(self._rows), 1 if self._batch.compiled is None else 2)
         if slots > cache.capacity:
-            most = _up(max(len(row.ids) + row.remaining for row in self._rows))
+            most = _up(max(row.most_slots for row in self._rows))
             slots = max(slots, min(2 * cache.capacity, most))
         lines = rows
         if rows > cache.lines and (size := cache.slot_bytes()) is not None:

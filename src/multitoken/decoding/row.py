@@ -95,17 +95,25 @@ class Row:
             room = min(room, max_positions - len(self.ids) - held)
         return max(0, min(self.policy.k - 1, room))
 
+    @property
+    def most_slots(self) -> int:
+        """Slots of the cache that it may come to need, its branches' among them."""
+        return len(self.ids) + self.remaining + self._most_branches() * self._branch_masks()
+
     def branches(self, max_positions: int | None) -> tuple[Branch, ...]:
         """The branches that its policy asks for, each half as long as a block."""
-        most: int = getattr(self.policy, "branches", 0)
-        if not most or not self.drafts:
-            return ()
-        assert self.policy.k is not None
         found = [
-            Branch(held, min(self.policy.k // 2, self.room_for_masks(max_positions, held)))
-            for held in likely_fronts(self.sure, most)
+            Branch(held, min(self._branch_masks(), self.room_for_masks(max_positions, held)))
+            for held in likely_fronts(self.sure, self._most_branches())
         ]
         return tuple(branch for branch in found if branch.masks)
+
+    def _most_branches(self) -> int:
+        """Each stands behind another number of its drafts, of which there are k - 1 at most."""
+        return min(getattr(self.policy, "branches", 0), (self.policy.k or 1) - 1)
+
+    def _branch_masks(self) -> int:
+        return (self.policy.k or 1) // 2
 
     def held(self, tokens: Sequence[int]) -> int:
         """How many drafts the model's own choices confirm."""

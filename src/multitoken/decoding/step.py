@@ -131,11 +131,8 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
                 row.error.__cause__ = error
                 continue
         masks, behind = feed.block(held := row.held(tokens))
-        if masks:
-            block = slice(n - behind - masks, n - behind)
-            tokens, certainty = tokens[: held + 1] + tokens[block], certainty[: held + 1] + certainty[block]
-        else:
-            tokens, certainty = tokens[: held + 1], certainty[: held + 1]
+        block = slice(n - behind - masks, n - behind)
+        tokens, certainty = tokens[: held + 1] + tokens[block], certainty[: held + 1] + certainty[block]
         picks.append(Picks(i, row, len(tokens) - held - 1, -behind, tokens, certainty))
         scored.append((raw, scores))
     if batch.drafter is not None and drafts:
@@ -249,24 +246,25 @@ def _with_branches(
     """Positions [B, S] and who sees whom, with branches. A branch's masks lie in slots behind everything else, where nobody looks in
     later steps; they stand at the positions behind their front, and see it and one another."""
     rows, ends = len(feeds), torch.tensor([[feed.row.cached + feed.width] for feed in feeds])
-    keys = torch.arange(view).repeat(rows, 1)
-    stands = (ends - width + torch.arange(width)).clamp_min(0)  # padding stands at 0, and is nobody's
-    last = stands.clone()  # the slots up to which a token sees, and those between which it sees again
-    again, own = torch.full((rows, width), view), stands.clone()
+    slots = torch.arange(view)
+    keys = slots.repeat(rows, 1)
+    own = ends - width + torch.arange(width)  # each token's slot
+    stands = own.clamp_min(0)  # padding stands at 0, and is nobody's
+    last, again = (
+        stands.clone(),
+        torch.full((rows, width), view),
+    )  # it sees the slots up to `last`, and those from `again` to its own
     for i, feed in enumerate(feeds):
         slot = feed.row.cached + feed.width - (feed.blind - feed.masks)
         for branch in feed.branches:
             front = len(feed.row.ids) + branch.held
             here = torch.arange(front, front + branch.masks)
-            at = width - (feed.row.cached + feed.width - slot)
+            at = slot - int(own[i, 0])
             keys[i, slot : slot + branch.masks] = here
             stands[i, at : at + branch.masks] = here
             last[i, at : at + branch.masks] = front - 1
             again[i, at : at + branch.masks] = slot
-            own[i, at : at + branch.masks] = torch.arange(slot, slot + branch.masks)
             slot += branch.masks
-        keys[i, slot:] = view  # of another row, or nobody's
-    slots = torch.arange(view)
     mine = (slots <= last[..., None]) | ((slots >= again[..., None]) & (slots <= own[..., None]))
     stands, keys, mine = (part.to(device) for part in (stands, keys, mine))
     return stands, rule.look_up(stands[:, :, None], keys[:, None, :], mine)

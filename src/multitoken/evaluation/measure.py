@@ -21,7 +21,7 @@ from .protocols import ModelLike
 from .report import RaceEntry, write_report
 from .results import results_table, write_results
 from .rows import Row
-from .run import evaluate
+from .run import branches_said, evaluate
 from .tasks import Task
 
 FILES = ("results.json", "tradeoff.png", "report.html")
@@ -37,27 +37,22 @@ def label_of(policy: Policy) -> str:
     """A policy as a person would name it: "Exact 0.5", "Exact 0.3, 4 branches", "ConfAdapt 0.9, k=8", "static 3"."""
     if isinstance(policy, Exact | ConfAdapt):
         k = f", k={policy.k}" if policy.k is not None else ""
-        branches = f", {branches} branches" if (branches := getattr(policy, "branches", 0)) else ""
-        return f"{type(policy).__name__} {policy.threshold:g}{k}{branches}"
+        return f"{type(policy).__name__} {policy.threshold:g}{k}{branches_said(policy)}"
     return f"static {policy.k}" if isinstance(policy, StaticK) else "next token"
 
 
 def parse_policy(text: str) -> Policy:
     """ "exact:0.5", "exact:0.3:4" (with 4 branches), "confadapt:0.9", "static:3" or a bare name -> the policy. Raises `UsageError`."""
-    name, colon, number = text.partition(":")
-    number, more, branches = number.partition(":")
+    name, colon, said = text.partition(":")
+    number, more, branches = said.partition(":")
     if not colon:
         return make_policy(name)
     try:
-        if more:
-            return make_policy(name, threshold=float(number), branches=int(branches))
-        return make_policy(name, k=int(number)) if name == StaticK.name else make_policy(name, threshold=float(number))
+        if name == StaticK.name:
+            return make_policy(name, k=int(said))
+        return make_policy(name, threshold=float(number), branches=int(branches) if more else None)
     except ValueError as error:  # a DecodingError says it better
-        reason = (
-            str(error)
-            if "expected" in str(error) or "has no" in str(error)
-            else f"{number + more + branches!r} is no number"
-        )
+        reason = str(error) if "expected" in str(error) or "has no" in str(error) else f"{said!r} is no number"
         raise UsageError(
             f"policy {text!r}: {reason}; write exact:0.5, exact:0.3:4, confadapt:0.9, static:3 or next-token"
         ) from error

@@ -104,6 +104,12 @@ def _original_of(models: Mapping[str, ModelLike]) -> str:
     return "original"
 
 
+def branches_said(policy: Policy) -> str:
+    """What names a policy's branches, if it has any: ", 4 branches"."""
+    branches = getattr(policy, "branches", 0)
+    return f", {branches} branches" if branches else ""
+
+
 def runs_of(
     models: Mapping[str, ModelLike], policies: Mapping[str, Policy], sampling: Sampling | None = None
 ) -> list[Run]:
@@ -117,8 +123,7 @@ def runs_of(
         for label, policy in chosen.items():
             k = policy.k if policy.k is not None else _trained_k(model)
             threshold = getattr(policy, "threshold", None)
-            branches = getattr(policy, "branches", 0)
-            name = f"{policy.name}, {branches} branches" if branches else policy.name
+            name = policy.name + branches_said(policy)
             runs.append(Run(Combination(model_label, label, name, threshold, k, sampling), model, policy))
     return runs
 

@@ -7,14 +7,14 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from multitoken.decoding.policies import POLICY_OPTIONS, Exact, Policy, make_policy
+from multitoken.decoding.policies import POLICY_OPTIONS, Exact, Policy, layered_policy
 from multitoken.errors import ModelError
 
 
 def stored_policy(hf: PreTrainedModel) -> Policy:
     """What the loaded model's generation config says, else Exact."""
     says: dict[str, Any] = getattr(hf.generation_config, "mtp", None) or {}
-    return make_policy(says.get("policy", Exact.name), **{name: says.get(name) for name in POLICY_OPTIONS[1:]})
+    return layered_policy({"policy": Exact.name}, {name: says[name] for name in POLICY_OPTIONS if name in says})
 
 
 def take_over(hf: PreTrainedModel, folder: Path) -> None:
