@@ -1,8 +1,9 @@
 """Has a step become slower? `python -m benchmarks.revisions BEFORE [AFTER]`: two git revisions' steps, interleaved (ten minutes).
 
 Each revision is checked out beside this one, and a process of its own runs its code: the embedded base under next-token decoding and
-the checkpoint of `full` under Exact 0.7, one prompt at a time and eight side by side. Counted are the median step, and in it what is
-not the model's forward pass. Ratios are medians over the rounds, with their range. The last line is JSON.
+the checkpoint of `full` under Exact 0.7, one prompt at a time and eight side by side. The two take turns of one prompt, or of eight, so
+that a machine that becomes slower does so for both. Counted are the median step of a turn, and in it what is not the model's forward
+pass. Ratios are medians over the turns, with their 95% intervals. The last line is JSON.
 """
 
 import argparse
@@ -12,67 +13,99 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks.rivals import rival
 from multitoken.checkpoints.provenance import provenance
+from multitoken.evaluation.statistics import ratio_interval
 from multitoken.quickstart.embedded import checkpoint, embedded_task
 
 ROOT = Path(__file__).parents[1]
 PROMPTS, NEW, AT_ONCE = 16, 80, (1, 8)
+KINDS = ("next-token", "exact")
 
-# What every revision understands.
+# What every revision understands. A line in is a turn: the kind, and the prompts; a line out is [milliseconds of a step, beside the pass].
 WORKER = """
 import json, sys, time
 from statistics import median
 from multitoken.decoding import Exact, NextToken
 from multitoken.models.model import Model
 
-given = json.loads(sys.stdin.read())
-found = {}
-for name, policy in (("base", NextToken()), ("full", Exact(0.7))):
-    model = Model.load(given[name], dtype="float32")
-    spent, forward = [0.0], model.hf.forward
-    def timed(*args, **options):
+given = json.loads(sys.stdin.readline())
+kinds, spent = {}, [0.0]
+for kind, policy in (("next-token", NextToken()), ("exact", Exact(0.7))):
+    model = Model.load(given[kind], dtype="float32")
+    def timed(*args, forward=model.hf.forward, **options):
         started = time.perf_counter()
         out = forward(*args, **options)
         spent[0] += time.perf_counter() - started
         return out
     model.hf.forward = timed
-    prompts = [model.encode(text) for text in given["prompts"]]
-    for at_once in given["at_once"]:
-        steps = []
-        for first in range(0, len(prompts), at_once):
-            engine = model.decoder.engine()
-            for prompt in prompts[first : first + at_once]:
-                engine.add(model.decoder.request(prompt, policy=policy, max_new_tokens=given["new"]))
-            engine.step()
-            while engine.busy:
-                spent[0], started = 0.0, time.perf_counter()
-                engine.step()
-                whole = time.perf_counter() - started
-                steps.append((whole, whole - spent[0]))
-        steps = steps[len(steps) // 4 :]
-        found[f"{policy.name}, {at_once}"] = [1e3 * median(step[i] for step in steps) for i in (0, 1)]
-print(json.dumps(found))
+    kinds[kind] = model, policy
+for line in sys.stdin:
+    kind, prompts = json.loads(line)
+    model, policy = kinds[kind]
+    engine, steps = model.decoder.engine(), []
+    for prompt in prompts:
+        engine.add(model.decoder.request(model.encode(prompt), policy=policy, max_new_tokens=given["new"]))
+    engine.step()
+    while engine.busy:
+        spent[0], started = 0.0, time.perf_counter()
+        engine.step()
+        whole = time.perf_counter() - started
+        steps.append((whole, whole - spent[0]))
+    print(json.dumps([1e3 * median(step[i] for step in steps) for i in (0, 1)]), flush=True)
 """
 
 
-def measure(source: Path, given: dict) -> dict[str, list[float]]:
-    """{kind: [milliseconds of a step, of them beside the forward pass]} with the code that lies there."""
-    environment = os.environ | {"PYTHONPATH": str(source)}
-    done = subprocess.run(
-        [sys.executable, "-c", WORKER],
-        input=json.dumps(given),
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=source,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    return json.loads(done.stdout.splitlines()[-1])
+@contextmanager
+def checked_out(revision: str) -> Iterator[Path]:
+    """The sources of a git revision, in a folder that is gone afterwards."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "tree"
+        subprocess.run([*git, "add", "--detach", "--quiet", str(place), revision], check=True)
+        try:
+            yield place / "src"
+        finally:
+            subprocess.run([*git, "remove", "--force", str(place)], check=True)
+
+
+class Worker:
+    """A process that runs the code that lies there."""
+
+    def __init__(self, source: Path, given: dict[str, Any]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            env=os.environ | {"PYTHONPATH": str(source)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=source,
+        )
+        self._send(given)
+
+    def _send(self, what: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+    def turn(self, kind: str, prompts: list[str]) -> list[float]:
+        """[milliseconds of a step, of them beside the forward pass]"""
+        assert self._process.stdout is not None
+        self._send([kind, prompts])
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a revision's process ended; its error is above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 def main() -> None:
@@ -82,39 +115,38 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     a = parser.parse_args()
     texts = [question.prompt for question in embedded_task("word-problems", PROMPTS).questions]
-    given = {"base": str(checkpoint("base")), "full": str(rival("full")), "prompts": texts, "new": NEW}
-    given |= {"at_once": AT_ONCE}
-    sources: dict[str, Path] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    given = {"next-token": str(checkpoint("base")), "exact": str(rival("full")), "new": NEW}
+    turns: dict[str, list[tuple[list[float], list[float]]]] = {}
+    with ExitStack() as stack:
+        workers = []
         for revision in (a.before, a.after):
-            place = Path(folder) / str(len(sources))
-            git = ["git", "-C", str(ROOT), "worktree", "add", "--detach", "--quiet", str(place), revision]
-            subprocess.run(git, check=True)
-            sources[revision] = place / "src"
-        try:
-            rounds = []
-            for number in range(a.rounds):
-                order = list(sources) if number % 2 else list(reversed(sources))
-                rounds.append({revision: measure(sources[revision], given) for revision in order})
-                print(f"round {number + 1} of {a.rounds}, {time.strftime('%H:%M')}", file=sys.stderr, flush=True)
-        finally:
-            for source in sources.values():
-                subprocess.run(
-                    ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(source.parent)], check=True
-                )
+            workers.append(Worker(stack.enter_context(checked_out(revision)), given))
+            stack.callback(workers[-1].close)
+        for number in range(a.rounds + 1):  # the first one warms up
+            for kind in KINDS:
+                for at_once in AT_ONCE:
+                    for first in range(0, PROMPTS, at_once):
+                        prompts = texts[first : first + at_once]
+                        if (number + first // at_once) % 2:
+                            after, before = (worker.turn(kind, prompts) for worker in reversed(workers))
+                        else:
+                            before, after = (worker.turn(kind, prompts) for worker in workers)
+                        if number:
+                            turns.setdefault(f"{kind}, {at_once}", []).append((before, after))
+            print(f"round {number} of {a.rounds}, {time.strftime('%H:%M')}", file=sys.stderr, flush=True)
     print(
         f"| policy, side by side | step at {a.before}, ms | at {a.after} | ratio | beside the pass, ms | then | ratio |"
     )
     print("|---|---|---|---|---|---|---|")
     results = {}
-    for kind in rounds[0][a.before]:
+    for kind, pairs in turns.items():
         cells = []
         for part in (0, 1):
-            pairs = [(each[a.before][kind][part], each[a.after][kind][part]) for each in rounds]
-            before, after = (median(pair[i] for pair in pairs) for i in (0, 1))
-            ratios = sorted(new / old for old, new in pairs)
-            cells.append(f"{before:.2f} | {after:.2f} | {median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
-            results[f"{kind}, {('step', 'beside the pass')[part]}"] = pairs
+            ratio = ratio_interval([(after[part], before[part]) for before, after in pairs])
+            old, new = (median(pair[i][part] for pair in pairs) for i in (0, 1))
+            low, high = ratio.interval or (float("nan"), float("nan"))
+            cells.append(f"{old:.2f} | {new:.2f} | {ratio.median:.3f} ({low:.3f} to {high:.3f})")
+            results[f"{kind}, {('step', 'beside the pass')[part]}"] = [[b[part], c[part]] for b, c in pairs]
         print(f"| {kind} | {cells[0]} | {cells[1]} |")
     print(json.dumps({"results": results, "revisions": [a.before, a.after], **provenance()}))
 

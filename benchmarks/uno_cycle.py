@@ -6,7 +6,7 @@
 UNO's linear, greedy cycle, as SGLang 0.5.23 runs it: a draft pass over [last token, noise, ...] of width F, whose first place gives one
 certain token and whose others give drafts; then a verify pass of the same width without the adapter, which keeps the drafts up to the
 first that is not the model's own next token, and one token more. Here it is written for counting passes: every pass reads the whole text
-anew, without a cache. Ours is `Exact` in the engine, all masks fed. The prefill's pass counts for both. The last line is JSON.
+anew, without a cache. Ours is `Exact` in the engine, all masks fed, without branches and with some. The prefill's pass counts for both. The last line is JSON.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from torch import Tensor
 from benchmarks.word_problems import answer_all
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import Exact, NextToken
+from multitoken.evaluation.measure import label_of
 from multitoken.evaluation.statistics import ratio_of_sums_interval
 from multitoken.models.model import Model
 from multitoken.quickstart.embedded import checkpoint, embedded_task
@@ -71,6 +72,8 @@ def main() -> None:
     parser.add_argument("--adapter", required=True)
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--threshold", type=float, default=0.7)
+    parser.add_argument("--branches", type=int, default=8)
+    parser.add_argument("--branches-threshold", type=float, default=0.3, help="with branches, a refusal costs less")
     a = parser.parse_args()
     model = Model.load(a.adapter, device="cpu")
     original = Model.load(checkpoint("base"), device="cpu")
@@ -82,10 +85,13 @@ def main() -> None:
         cycles = [uno(model, p, width) for p in track(prompts, f"UNO, width {width}", console=Console(stderr=True))]
         rows.append(_row(f"UNO, width {width}", [(tuple(ids), n) for ids, n in cycles], reference))
     for k in (8, model.mtp.k) if model.mtp.k > 8 else (model.mtp.k,):
-        answers = answer_all(model, prompts, Exact(a.threshold, k=k), 32, NEW, f"ours, k {k}")
-        rows.append(
-            _row(f"ours, Exact {a.threshold:g}, k {k}", [(ids, passes) for ids, _, passes in answers], reference)
-        )
+        for policy in (
+            Exact(a.threshold, k=k, branches=0),
+            Exact(a.branches_threshold, k=k, branches=a.branches),
+        ):
+            name = f"ours, {label_of(policy)}"
+            answers = answer_all(model, prompts, policy, 32, NEW, name)
+            rows.append(_row(name, [(ids, passes) for ids, _, passes in answers], reference))
     for row in rows:
         print(
             f"{row['name']}: {row['tokens_per_pass']:.2f} tokens a pass {row['interval']}, {row['identical']} of {a.prompts} the original's"

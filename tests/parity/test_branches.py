@@ -5,6 +5,7 @@ import torch
 
 from multitoken.decoding import Decoder, Exact, NextToken, Sampling
 from multitoken.decoding.branches import Branch, likely_fronts
+from multitoken.decoding.pace import Level, Pace
 from multitoken.decoding.row import Row
 from multitoken.decoding.step import Feed, forward_rows
 from tests.parity.families import MASK, SUPPORTED
@@ -101,5 +102,44 @@ def test_memory_is_asked_for_with_the_branches_slots() -> None:
     model = SUPPORTED["llama"]()
     decoder = Decoder(model, mask_id=MASK, trained_k=6)
     request = decoder.request([1, 2], policy=Exact(0.0, branches=9), max_new_tokens=20)
-    assert Row(0, request).most_slots == 22 + 5 * 3  # at most one behind each of five drafts
-    assert Row(0, decoder.request([1, 2], policy=NextToken(), max_new_tokens=20)).most_slots == 22
+    assert Row(0, request).most_slots(0) == 22 + 5 * 3  # at most one behind each of five drafts
+    assert Row(0, decoder.request([1, 2], policy=NextToken(), max_new_tokens=20)).most_slots(8) == 22
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_no_token_changes_where_the_pace_feeds_them(sampling: Sampling | None) -> None:
+    """Where a machine gains by branches they come unasked, in crowds and alone."""
+    model = SUPPORTED["llama"]()
+    plain = answers(Decoder(model, mask_id=MASK, trained_k=6), NextToken(), sampling)
+    decoder = Decoder(model, mask_id=MASK, trained_k=6, head=head_for(model))
+    decoder._pace = _Branching(5, 3)
+    fed = []
+    observe = Row.branches
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Row, "branches", lambda *given: fed.append(observe(*given)) or fed[-1])
+        assert answers(decoder, Exact(0.0), sampling, adaptive=True) == plain
+        assert max(map(len, fed)) == 3
+        fed.clear()
+        assert answers(decoder, Exact(0.0, branches=0), sampling, adaptive=True) == plain
+        assert not any(fed)
+
+
+class _Branching(Pace):
+    """As on a machine whose passes take as long whatever they are fed."""
+
+    def level(self, rows: int) -> Level:
+        return Level(5, 3)
+
+
+def test_a_policy_that_names_no_number_leaves_it_to_the_pace() -> None:
+    decoder = Decoder(SUPPORTED["llama"](), mask_id=MASK, trained_k=6)
+
+    def made(policy: Exact, **options) -> Row:
+        row = Row(0, decoder.request([1, 2], policy=policy, max_new_tokens=20, **options))
+        row.drafts, row.sure = [5, 6, 7], [0.5, 0.5, 0.5]
+        return row
+
+    left, asked, none = (made(Exact(0.5, branches=n)) for n in (None, 1, 0))
+    assert [len(row.branches(None, 2)) for row in (left, asked, none)] == [2, 1, 0]
+    assert [row.most_slots(2) for row in (left, asked, none)] == [22 + 2 * 3, 22 + 3, 22]
+    assert made(Exact(0.5), adaptive=False).branches(None, 2) == ()

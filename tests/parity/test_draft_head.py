@@ -24,9 +24,9 @@ def head_for(model, seed: int = 0, scale: float = 1.0) -> DraftHead:
     return head.requires_grad_(False)
 
 
-def answers(decoder: Decoder, policy, sampling, prompts=PROMPTS) -> list[list[int]]:
+def answers(decoder: Decoder, policy, sampling, prompts=PROMPTS, **options) -> list[list[int]]:
     out: list[list[int]] = [[] for _ in prompts]
-    for chunk in decoder.decode(prompts, policy=policy, max_new_tokens=30, sampling=sampling):
+    for chunk in decoder.decode(prompts, policy=policy, max_new_tokens=30, sampling=sampling, **options):
         out[chunk.row] += chunk.token_ids
     return out
 

@@ -33,7 +33,7 @@ class Engine:
     """Decodes any number of requests with one model, `max_rows` at a time.
 
     max_cache_bytes: what the cache may take; 80% of what is free if not given. prefill_tokens: the most prompt tokens of a
-    pass. pace: chooses how many masks are fed; verified policies only, so the output is the same.
+    pass. pace: chooses how many masks and branches are fed; verified policies only, so the output is the same.
     """
 
     def __init__(
@@ -62,6 +62,10 @@ class Engine:
         self._number = 0
         self._joined = 0
         self.failed: dict[int, DecodingError] = {}
+
+    @property
+    def _paced_branches(self) -> int:
+        return 0 if self._pace is None else self._pace.most_branches
 
     @property
     def busy(self) -> bool:
@@ -138,7 +142,7 @@ class Engine:
         """Why a cache for these rows, should all of them become as long as they may, is too large."""
         if self._max_bytes is None:
             return None
-        slots = max(row.most_slots for row in rows)
+        slots = max(row.most_slots(self._paced_branches) for row in rows)
         cache = self._batch.cache
         slot = cache.slot_bytes() or slot_bytes(self._batch.model)
         needed = len(rows) * (_up(slots) * slot + cache.line_bytes())
@@ -164,7 +168,7 @@ class Engine:
                 break
             part += 1
         pace = self._pace_of(self._rows[: first + part])
-        pays = sys.maxsize if pace is None else pace.most(first + part)
+        pays = sys.maxsize if pace is None else pace.level(first + part).masks
         feeds = []
         for row in joining[:part]:
             pending = min(row.pending(), self._prefill_tokens)
@@ -177,20 +181,21 @@ class Engine:
             return []
         rooms, pace = [self._masks_of(row) for row in started], self._pace_of(started)
         wanted = rooms if pace is None else pace.masks([row.record for row in started])
+        paced = 0 if pace is None else pace.level(len(started)).branches
         real = [row.pending() + len(row.drafts) for row in started]
         fed = zip(real, wanted, rooms, strict=True)
         width = max((n + min(want, room) for n, want, room in fed if want), default=0)
         feeds = []
         for row, n, room in zip(started, real, rooms, strict=True):
             masks = max(0, min(room, width - n))
-            feeds.append(Feed(row, row.pending(), masks, self._branches_of(row) if width else ()))
+            feeds.append(Feed(row, row.pending(), masks, self._branches_of(row, paced) if width else ()))
         return self._step(feeds, 0)
 
     def _pace_of(self, rows: list[Row]) -> Pace | None:
         """What paces these rows, if anything: only policies whose output does not depend on the number of masks are paced."""
         return self._pace if all(row.policy.verifies and row.request.adaptive for row in rows) else None
 
-    def _branches_of(self, row: Row) -> tuple[Branch, ...]:
+    def _branches_of(self, row: Row, paced: int) -> tuple[Branch, ...]:
         """None where a block's masks are not all that stands behind a row: in a recurrence, in compiled layers, and where each place
         is chosen by the text before it."""
         batch = self._batch
@@ -198,7 +203,7 @@ class Engine:
             return ()
         if row.way is None or (batch.drafter is None and row.request.seed is not None):
             return ()
-        return row.branches(self._max_positions)
+        return row.branches(self._max_positions, paced)
 
     def _masks_of(self, row: Row) -> int:
         return row.room_for_masks(self._max_positions) if self._batch.mask_id is not None else 0
@@ -228,7 +233,7 @@ class Engine:
         # A compiler takes a cache of one line for a kind of its own.
         cache, rows = self._batch.cache, max(len(self._rows), 1 if self._batch.compiled is None else 2)
         if slots > cache.capacity:
-            most = _up(max(row.most_slots for row in self._rows))
+            most = _up(max(row.most_slots(self._paced_branches) for row in self._rows))
             slots = max(slots, min(2 * cache.capacity, most))
         lines = rows
         if rows > cache.lines and (size := cache.slot_bytes()) is not None:

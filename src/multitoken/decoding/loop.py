@@ -8,6 +8,8 @@ from transformers import LogitsProcessorList, PreTrainedModel
 
 from .arguments import check_length
 from .attention import AttentionRule
+from .branches import PACED
+from .cache import SlotCache
 from .compiled import CompiledLayers
 from .draft_head import Drafter, DraftHead
 from .engine import Engine
@@ -71,11 +73,12 @@ class Decoder:
         return Request(list(prompt), policy, max_new_tokens, processors=processors, noise_row=row, **more)
 
     def engine(self, *, adaptive: bool = False, **options: Any) -> Engine:
-        """A new engine over this model. adaptive: have it choose the number of masks by what pays on this machine. options:
+        """A new engine over this model. adaptive: have it choose the numbers of masks and branches by what pays on this machine. options:
         those of `Engine`."""
         if adaptive and self.trained_k > 1:
             if self._pace is None:  # one for all engines: what was learnt from one answer serves the next
-                self._pace = Pace(self.trained_k - 1)
+                branched = self._compiled is None and SlotCache.of(self.model).recurrent is None
+                self._pace = Pace(self.trained_k - 1, PACED if branched else 0)
             options["pace"] = self._pace
         return Engine(
             self.model,
@@ -93,6 +96,7 @@ class Decoder:
         if self._compiled is not None:
             return
         self._compiled = layers = CompiledLayers(self.model, backend)
+        self._pace = None  # what steps took says nothing of theirs
         try:
             with layers.making():
                 self._visit_graphs()

@@ -1,12 +1,12 @@
-"""How many masks to feed: what gives most tokens a second on the live traffic itself. Nothing is predicted.
+"""How many masks and branches to feed: what gives most tokens a second on the live traffic itself. Nothing is predicted.
 
 Under Exact the output does not depend on the number of masks, so it may be chosen freely; a policy whose tokens are final
 would write another text, so only verified policies are paced.
 
-A *level* is the most masks that a row is fed: 0 (plain decoding), 1, 3, 7, ... For each level, and each size of the batch, the
-tokens a second of its own steps are kept, old ones forgotten. The best level is fed. In between, the levels beside it, all
-masks and plain decoding have trials of a few steps, the more often the less they cost: a trial that loses the time of one step
-is repeated after `_PRICE` steps. A *purse*, one for crowds and one for few rows, holds what masks have won against plain decoding, up
+A *level* is what a row is fed at most: 0 masks (plain decoding), 1, 3, 7, ..., all, and all with branches, which pay where
+a pass takes hardly longer for more tokens. For each level, and each size of the batch, the tokens a second of its own steps are
+kept, old ones forgotten. The best level is fed. In between, the levels beside it, all masks and plain decoding have trials of a
+few steps, the more often the less they cost: a trial that loses the time of one step is repeated after `_PRICE` steps. A *purse*, one for crowds and one for few rows, holds what masks have won against plain decoding, up
 to some steps' time, and a small allowance: while it is empty nothing but plain decoding is fed, whatever was measured. Sizes share it,
 for requests that come and go pass through all of them, and what each might lose would add up.
 
@@ -14,6 +14,7 @@ Within a level each row is fed what its own last blocks suggest (`Record`): one 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 _STRETCH = (
     4  # steps between two decisions; the first after a change is not counted, for its drafts are of another level
@@ -30,6 +31,7 @@ _MARGIN_OF_MANY, _MANY = (
     1.1,
     16,
 )  # the latter with so many rows, whose steps differ by who joins and leaves more than masks win
+_CHEAP = 1.5  # times a plain step: where one with all masks takes longer, branches cannot pay and have no trials
 _DOUBT = 0.4  # and, in steps, by what more while few of its own are known
 _TRIAL = 24.0  # steps after which a trial has shown what it can
 _MEMORY = 60  # steps that a level's average goes over
@@ -62,11 +64,17 @@ class Record:
         return masks or int(self.idle % _IDLE == 0)
 
 
-class _Level:
+class Level(NamedTuple):
+    """What a row is fed at most: masks behind all of its drafts, and blocks behind some of them (`branches`)."""
+
+    masks: int
+    branches: int = 0
+
+
+class _Tally:
     """Tokens of a row and seconds of a step, of the steps of one level at one size of the batch."""
 
-    def __init__(self, masks: int) -> None:
-        self.masks = masks
+    def __init__(self) -> None:
         self.steps = 0.0
         self.tokens = self.seconds = 0.0  # sums that forget
         self.due = 0  # step from which it may have a trial
@@ -96,8 +104,8 @@ class _Level:
 class _Size:
     """What is known of batches of one size."""
 
-    def __init__(self, ladder: Sequence[int]) -> None:
-        self.levels = [_Level(masks) for masks in ladder]
+    def __init__(self, levels: int) -> None:
+        self.levels = [_Tally() for _ in range(levels)]
 
     @property
     def plain_step(self) -> float | None:
@@ -107,13 +115,14 @@ class _Size:
 
 
 class Pace:
-    """Chooses the masks of each step. places: the most masks of a row."""
+    """Chooses what each step is fed. places: the most masks of a row; branches: of a row, worth a trial beside all masks."""
 
-    def __init__(self, places: int) -> None:
-        ladder = [0]
-        while ladder[-1] < places:
-            ladder.append(min(2 * ladder[-1] + 1, places))
-        self._ladder = ladder
+    def __init__(self, places: int, branches: int = 0) -> None:
+        ladder = [Level(0)]
+        while ladder[-1].masks < places:
+            ladder.append(Level(min(2 * ladder[-1].masks + 1, places)))
+        self._all = len(ladder) - 1  # index of all masks without branches
+        self._ladder = [*ladder, Level(places, branches)] if 0 < branches < places else ladder
         self._sizes: dict[int, _Size] = {}
         self._purses = [_PURSE_OF_FEW, _PURSE]  # in steps of plain decoding of the size that was there last
         self._now = 0
@@ -124,8 +133,13 @@ class Pace:
         self._left = 0  # steps of the stretch
         self._cost = 0.0  # of the trial so far
 
-    def most(self, rows: int) -> int:
-        """Masks of a row for a step of so many rows."""
+    @property
+    def most_branches(self) -> int:
+        """Branches that a row may be fed at some time."""
+        return self._ladder[-1].branches
+
+    def level(self, rows: int) -> Level:
+        """For a step of so many rows."""
         size = rows.bit_length()
         if size != self._size:
             self._change(size)
@@ -135,8 +149,10 @@ class Pace:
 
     def masks(self, rows: Sequence[Record]) -> list[int]:
         """Masks of each of these rows for the next step."""
-        most = self.most(len(rows))
-        return [min(most, row.wants()) for row in rows] if most else [0] * len(rows)
+        most, branches = self.level(len(rows))
+        if not most or branches:  # where branches pay, tokens cost next to nothing, and no row need be spared any
+            return [most] * len(rows)
+        return [min(most, row.wants()) for row in rows]
 
     def _change(self, size: int) -> None:
         """To another size. What is in the purse stays worth the same time."""
@@ -177,7 +193,7 @@ class Pace:
             self._cost += max(0.0, seconds - gained / best.rate) * best.steps / best.seconds if best.rate else 0.0
         self._before = self._present
 
-    def _add(self, levels: list[_Level], gained: float, seconds: float) -> None:
+    def _add(self, levels: list[_Tally], gained: float, seconds: float) -> None:
         """To the present level. Where the machine as a whole becomes slower or faster, the best level shows it, and what is known
         of the others moves along."""
         present = levels[self._present]
@@ -191,7 +207,7 @@ class Pace:
     def _here(self) -> _Size:
         """Of the present size. A new one begins with what the nearest known one found, as far as it goes: crowds tell of crowds."""
         if self._size not in self._sizes:
-            here = _Size(self._ladder)
+            here = _Size(len(self._ladder))
             alike = [known for known in self._sizes if _is_crowd(known) == _is_crowd(self._size)]
             near = min(alike, key=lambda known: abs(known - self._size), default=None)
             if near is not None:
@@ -201,9 +217,14 @@ class Pace:
             self._sizes[self._size] = here
         return self._sizes[self._size]
 
-    def _doubt(self, level: _Level) -> float:
+    def _doubt(self, levels: list[_Tally], i: int) -> float:
         """By what a level that few steps speak for must be better: a burst of other work on the machine is as long as they."""
-        return 1.0 if level.masks == self._ladder[self._best] else 1 + _DOUBT / level.steps
+        return 1.0 if i == self._best else 1 + _DOUBT / levels[i].steps
+
+    def _tries_branches(self, levels: list[_Tally]) -> bool:
+        plain, full = levels[0], levels[self._all]
+        cheap = plain.steps and full.steps and full.seconds / full.steps < _CHEAP * plain.seconds / plain.steps
+        return bool(self.most_branches and cheap)
 
     def _decide(self, rows: int) -> None:
         here = self._here()
@@ -214,20 +235,20 @@ class Pace:
             if (
                 self._purse > _DEBT
                 and trial.steps < _TRIAL
-                and trial.rate > best.rate > trial.rate / self._doubt(trial)
+                and trial.rate > best.rate > trial.rate / self._doubt(levels, self._present)
             ):
                 return  # it is ahead: let it go on until that is no chance
-            rivals = 2 if self._best else len(levels) - 1  # they share what trials may cost
+            rivals = 2 + self._tries_branches(levels) if self._best else self._all  # they share what trials may cost
             levels[self._present].due = self._now + int(rivals / 2 * _PRICE * min(max(self._cost, _LEAST), _MOST))
         known = [i for i, level in enumerate(levels) if level.steps]
         if not known:
             is_first = rows < _CROWD and len(self._sizes) == 1  # a first answer may be no longer than the stretch
-            self._present = self._best = len(levels) - 1 if is_first else 0
+            self._present = self._best = self._all if is_first else 0
             self._left = 2 * _STRETCH if is_first else _STRETCH
             return
         plain = _MARGIN_OF_MANY if rows >= _MANY else _MARGIN
         margins = {self._best: _MARGIN, 0: plain}
-        best = max(known, key=lambda i: levels[i].rate * margins.get(i, 1.0) / self._doubt(levels[i]))
+        best = max(known, key=lambda i: levels[i].rate * margins.get(i, 1.0) / self._doubt(levels, i))
         if best != self._best:  # its neighbours may be better still
             for i in (best - 1, best + 1):
                 if 0 <= i < len(levels):
@@ -235,12 +256,14 @@ class Pace:
         self._best, self._cost = best, 0.0
         self._present = 0 if self._purse <= _DEBT else best
         # From plain decoding on, speed need not climb with every mask: the first one may cost more than all others.
-        rivals = {0, best - 1, best + 1} - {best, -1, len(levels)} if best else set(range(1, len(levels)))
+        rivals = {0, best - 1, best + 1} - {best, -1, len(levels)} if best else set(range(1, self._all + 1))
         if rows < _CROWD:
-            rivals |= {len(levels) - 1} - {best}
+            rivals |= {self._all} - {best}
+        if not self._tries_branches(levels):
+            rivals -= {self._all + 1}
         due = [i for i in rivals if levels[i].due <= self._now and (i == 0 or self._purse > _FARE)]
         if due and self._present == best:
-            middle = len(levels) - 2
+            middle = self._all - 1
             self._present = min(due, key=lambda i: (levels[i].steps > 0, levels[i].due, abs(i - middle)))
             if not levels[self._present].steps:
                 self._left = _STRETCH + 2

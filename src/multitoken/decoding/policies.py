@@ -98,18 +98,19 @@ class Exact(_Thresholded):
     anyway, to overwrite the masks' cache entries, so the logits that confirm them cost nothing. `k=None`: as trained.
 
     branches: so many further blocks a step, each behind the place of a draft that may be refused (`branches`), so that a
-    refusal there leaves drafts as well. More tokens to compute in a pass, fewer passes; the threshold can be lower.
+    refusal there leaves drafts as well. More tokens to compute in a pass, fewer passes; the threshold can be lower. None: as many as
+    pay on the machine, found out while it decodes; none where nothing is found out.
     """
 
     threshold: float = 0.5
-    branches: int = 0
+    branches: int | None = None
 
     name: ClassVar[str] = "exact"
     verifies: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.branches, bool) or not isinstance(self.branches, int) or self.branches < 0:
+        if self.branches is not None and (type(self.branches) is not int or self.branches < 0):
             raise DecodingError(f"branches is {self.branches!r}; expected a whole number from 0 up, such as 4")
 
     def kept(self, confidences: Sequence[float]) -> int:
@@ -146,7 +147,7 @@ def as_options(policy: Policy) -> dict[str, Any]:
     """The policy as options say it, and `generation_config.json: mtp`: its name under "policy", and what it has. Undone by
     `layered_policy`."""
     options = {"policy": policy.name, **asdict(policy)}
-    if not options.get("branches", True):
+    if options.get("branches", 0) is None:
         del options["branches"]  # whoever reads it may be older than they are
     return options
 

@@ -10,7 +10,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from .branches import Branch, likely_fronts
 from .failures import DecodingError
 from .pace import Record
-from .policies import Policy
+from .policies import Exact, Policy
 from .records import Chunk, Finish
 from .sampling import scale_free
 
@@ -95,22 +95,24 @@ class Row:
             room = min(room, max_positions - len(self.ids) - held)
         return max(0, min(self.policy.k - 1, room))
 
-    @property
-    def most_slots(self) -> int:
-        """Slots of the cache that it may come to need, its branches' among them."""
-        return len(self.ids) + self.remaining + self._most_branches() * self._branch_masks()
+    def most_slots(self, paced: int) -> int:
+        """Slots of the cache that it may come to need, its branches' among them. paced: branches that a pace may feed."""
+        return len(self.ids) + self.remaining + self._most_branches(paced) * self._branch_masks()
 
-    def branches(self, max_positions: int | None) -> tuple[Branch, ...]:
-        """The branches that its policy asks for, each half as long as a block."""
+    def branches(self, max_positions: int | None, paced: int) -> tuple[Branch, ...]:
+        """The branches that its policy asks for, or the pace where it asks for none; each half as long as a block."""
         found = [
             Branch(held, min(self._branch_masks(), self.room_for_masks(max_positions, held)))
-            for held in likely_fronts(self.sure, self._most_branches())
+            for held in likely_fronts(self.sure, self._most_branches(paced))
         ]
         return tuple(branch for branch in found if branch.masks)
 
-    def _most_branches(self) -> int:
+    def _most_branches(self, paced: int) -> int:
         """Each stands behind another number of its drafts, of which there are k - 1 at most."""
-        return min(getattr(self.policy, "branches", 0), (self.policy.k or 1) - 1)
+        asked = self.policy.branches if isinstance(self.policy, Exact) else 0
+        if asked is None:
+            asked = paced if self.request.adaptive else 0
+        return min(asked, (self.policy.k or 1) - 1)
 
     def _branch_masks(self) -> int:
         return (self.policy.k or 1) // 2

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from multitoken.decoding.policies import NextToken, Policy
+from multitoken.decoding.policies import Exact, NextToken, Policy
 from multitoken.decoding.positions import position_limit
 from multitoken.decoding.sampling import Sampling
 from multitoken.errors import DataError, MultitokenError, UsageError
@@ -106,8 +106,7 @@ def _original_of(models: Mapping[str, ModelLike]) -> str:
 
 def branches_said(policy: Policy) -> str:
     """What names a policy's branches, if it has any: ", 4 branches"."""
-    branches = getattr(policy, "branches", 0)
-    return f", {branches} branches" if branches else ""
+    return f", {policy.branches} branches" if isinstance(policy, Exact) and policy.branches else ""
 
 
 def runs_of(
