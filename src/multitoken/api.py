@@ -117,6 +117,7 @@ def calibrate(
     max_drop: float | None = None,
     min_identical: float | None = None,
     policy: str | None = None,
+    thresholds: "Sequence[float] | None" = None,
     original: "Model | str | Path | None" = None,
     confidence: float = 0.95,
     prompts: int | None = None,
@@ -132,7 +133,7 @@ def calibrate(
 
     max_drop: the accuracy that may be lost against `original` (0.01 is one point; needs answers to grade against). min_identical: the
     share of outputs that must be the original's. Neither: only `policy="exact"`, which loses nothing. policy: "exact" or "confadapt",
-    if only that may be chosen. original: needed unless the adapter acts at masks only ("gated"), whose original is itself at one token
+    if only that may be chosen. thresholds: those that are tried, a dozen from 0.3 to 0.999 if not given. original: needed unless the adapter acts at masks only ("gated"), whose original is itself at one token
     a step. write: store what is chosen in the `generation_config.json` of a model given as a folder, so that everything that
     decodes it uses it. loading: of `mt.load`, for models given as folders. Raises `UsageError` and `DataError`, before anything is
     decoded.
@@ -157,6 +158,8 @@ def calibrate(
     else:
         allowed = Allowed("drop", max_drop) if max_drop is not None else None
     questions = task_of(task, prompts, grader, max_new_tokens)
+    tried_kinds = [kinds[policy]] if policy else list(kinds.values())
+    candidates_of(1, tried_kinds, thresholds)  # a threshold that is none is told before anything is loaded
     folder = None if isinstance(model, Model) else Path(model)
     if write and (folder is None or not folder.is_dir()):
         raise UsageError(f"{folder or model} is no folder to write to; give a folder, or write=False")
@@ -172,7 +175,7 @@ def calibrate(
     if original is not None and not isinstance(original, Model):
         original = Model.load(original, **{name: value for name, value in loading.items() if name != "base"})
     models = {"original": original, "adapted": model} if original is not None else {"adapted": model}
-    tried = candidates_of(model.mtp.k if model.mtp else 1, [kinds[policy]] if policy else list(kinds.values()))
+    tried = candidates_of(model.mtp.k if model.mtp else 1, tried_kinds, thresholds)
     console = console_of(console, verbose)
     with progress_bar(console, f"answering {questions.name}") as progress:
         found = calibrate(

@@ -26,6 +26,9 @@ def calibrate_command(
         float | None, typer.Option(help="The share of outputs that must be the original's, such as 0.99.")
     ] = None,
     policy: Annotated[str | None, typer.Option(help="exact or confadapt; both are tried if not given.")] = None,
+    threshold: Annotated[
+        list[float] | None, typer.Option(help="Try this one; may be given several times. A dozen if not given.")
+    ] = None,
     original: Annotated[str | None, typer.Option(help="The model it was made from (full and lora need it).")] = None,
     confidence: Annotated[float, typer.Option(help="How sure the promise must be.")] = 0.95,
     prompts: options.PromptsOption = None,
@@ -49,6 +52,7 @@ def calibrate_command(
         max_drop=max_drop,
         min_identical=min_identical,
         policy=policy,
+        thresholds=threshold,
         original=None if original is None else options.model_path(original, "base"),
         confidence=confidence,
         prompts=prompts,

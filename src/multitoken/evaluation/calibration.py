@@ -71,10 +71,13 @@ class Calibration:
     chosen: Candidate | None
 
 
-def candidates_of(trained_k: int, kinds: Sequence[type[ConfAdapt] | type[Exact]]) -> list[Policy]:
-    """Thresholds of these kinds of policy, each with all the places that the model was trained for and with half of them."""
+def candidates_of(
+    trained_k: int, kinds: Sequence[type[ConfAdapt] | type[Exact]], thresholds: Sequence[float] | None = None
+) -> list[Policy]:
+    """Thresholds of these kinds of policy, each with all the places that the model was trained for and with half of them. thresholds:
+    in the place of the usual ones."""
     ks = [trained_k, *([trained_k // 2] if trained_k >= 4 else [])]
-    return [kind(threshold=threshold, k=k) for kind in kinds for threshold in _THRESHOLDS[kind] for k in ks]
+    return [kind(threshold, k=k) for kind in kinds for threshold in thresholds or _THRESHOLDS[kind] for k in ks]
 
 
 def calibrate(

@@ -80,6 +80,7 @@ def test_without_a_loss_to_allow_the_fastest_wins() -> None:
 def test_candidates_try_half_the_places_too() -> None:
     assert candidates_of(8, [Exact])[:2] == [Exact(0.3, k=8), Exact(0.3, k=4)]
     assert all(policy.k == 2 for policy in candidates_of(2, [ConfAdapt]))
+    assert candidates_of(8, [ConfAdapt], [0.97]) == [ConfAdapt(0.97, k=8), ConfAdapt(0.97, k=4)]
 
 
 def test_bad_input_is_refused_before_anything_is_decoded() -> None:
