@@ -11,20 +11,18 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.checked_out import checked_out
 from benchmarks.rivals import rival
 from multitoken.checkpoints.provenance import provenance
 from multitoken.evaluation.statistics import ratio_interval
 from multitoken.quickstart.embedded import checkpoint, embedded_task
 
-ROOT = Path(__file__).parents[1]
 PROMPTS, NEW, AT_ONCE = 16, 80, (1, 8)
 KINDS = ("next-token", "exact")
 
@@ -60,19 +58,6 @@ for line in sys.stdin:
         steps.append((whole, whole - spent[0]))
     print(json.dumps([1e3 * median(step[i] for step in steps) for i in (0, 1)]), flush=True)
 """
-
-
-@contextmanager
-def checked_out(revision: str) -> Iterator[Path]:
-    """The sources of a git revision, in a folder that is gone afterwards."""
-    git = ["git", "-C", str(ROOT), "worktree"]
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "tree"
-        subprocess.run([*git, "add", "--detach", "--quiet", str(place), revision], check=True)
-        try:
-            yield place / "src"
-        finally:
-            subprocess.run([*git, "remove", "--force", str(place)], check=True)
 
 
 class Worker:

@@ -5,6 +5,7 @@
     python -m benchmarks.vllm_serving --gated runs/gated-export --domain letters --at-once 1 8 --temperature 0.8 --top-p 0.95
     python -m benchmarks.vllm_serving --gated DIR --base ../runs/held-out --label held-out      # another model
     python -m benchmarks.vllm_serving --gated runs/gated-export --only plain gated ngram suffix full
+    python -m benchmarks.vllm_serving --gated runs/gated-export --before REVISION   # served by another git revision's code as well
     python -m benchmarks.vllm_serving --show                  # table and picture of everything measured so far
 
 Each method has an engine in a process of its own (`vllm_engine`; `make .venv-vllm/.installed` builds its environment), warmed
@@ -20,8 +21,10 @@ line is JSON.
 
 import argparse
 import json
+import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import accumulate
@@ -33,6 +36,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.checked_out import checked_out
 from benchmarks.options import add_sampling, sampling_in
 from benchmarks.rivals import rival
 from benchmarks.speed_prompts import DOMAINS, NEW, prompts_of
@@ -51,6 +55,7 @@ METHODS = {
     "full": "multitoken, full",
     "sync": "vLLM, synchronous",  # what the plugin's servers are to be compared with where masks do not pay
     "next-token": "multitoken, gated, next token",
+    "before": "multitoken, gated, before",
 }
 PLAIN, GATED, ALONE = METHODS["plain"], METHODS["gated"], METHODS["next-token"]
 OPTIONS = {"dtype": "float32", "block_size": 32, "max_model_len": 1024, "max_num_seqs": 32}
@@ -63,9 +68,13 @@ _PROGRESS = Console(stderr=True)
 class Engine:
     """One of `vllm_engine`'s processes."""
 
-    def __init__(self, python: str, **options: Any) -> None:
+    def __init__(self, python: str, source: Path | None = None, **options: Any) -> None:
+        """source: whose code is served, if not this one's."""
         command = [python, "-m", "benchmarks.vllm_engine", json.dumps({**OPTIONS, **options})]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = os.environ | ({"PYTHONPATH": str(source)} if source else {})
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def ready(self) -> str:
         """vLLM's version."""
@@ -99,7 +108,7 @@ class Engine:
         self._process.wait()
 
 
-def engines_of(python: str, base: Path, gated: Path, only: list[str]) -> dict[str, Engine]:
+def engines_of(python: str, base: Path, gated: Path, only: list[str], before: Path | None) -> dict[str, Engine]:
     """By method, in the order of `METHODS`."""
     ngram = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2, "prompt_lookup_max": 5}
     kinds: dict[str, dict[str, Any]] = {
@@ -110,6 +119,7 @@ def engines_of(python: str, base: Path, gated: Path, only: list[str]) -> dict[st
         "full": {"model": str(rival("full"))},
         "sync": {"model": str(base), "async_scheduling": False},
         "next-token": {"model": str(gated)},
+        "before": {"model": str(gated), "source": before},
     }
     if "suffix" in only and subprocess.run([python, "-c", "import arctic_inference"], capture_output=True).returncode:
         _PROGRESS.print("arctic-inference is not installed: suffix decoding is left out")
@@ -233,7 +243,10 @@ def main() -> None:
     parser.add_argument("--gated", type=Path, help="folder that `multitoken export` wrote")
     parser.add_argument("--base", type=Path, default=checkpoint("base"), help="the model that the adapter was made for")
     parser.add_argument("--label", default="embedded", help="names the model in tables and in the results")
-    parser.add_argument("--only", nargs="+", choices=METHODS, default=["plain", "gated"], help="the methods to measure")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*METHODS][:-1], default=["plain", "gated"], help="the methods to measure"
+    )
+    parser.add_argument("--before", metavar="REVISION", help="serve --gated with this git revision's code too")
     parser.add_argument("--domain", choices=DOMAINS, default=DOMAINS[0])
     parser.add_argument("--at-once", type=int, nargs="+", choices=PROMPTS, default=list(PROMPTS))
     parser.add_argument("--rounds", type=int, default=12)
@@ -249,8 +262,10 @@ def main() -> None:
     record = read_results(a.results)
     if not a.show:
         check(parser, a)
-        engines = engines_of(a.python, a.base, a.gated, a.only)
-        (version,) = {engine.ready() for engine in engines.values()}
+        with checked_out(a.before) if a.before else nullcontext() as before:
+            only = [*a.only, *(["before"] if a.before else [])]
+            engines = engines_of(a.python, a.base, a.gated, only, before)
+            (version,) = {engine.ready() for engine in engines.values()}
         for engine in engines.values():
             engine.answer([[2, 3, 4, 5]] * 4, 4, sampling)
         record["provenance"].append(provenance(vllm=version, threads=torch.get_num_threads()))

@@ -8,6 +8,7 @@ a formula, which holds at any length; only a rule that is neither stays a table.
 Shapes: B rows, S queries, T keys, L length of the row asked for.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -72,7 +73,7 @@ class AttentionRule:
         use_grouped_attention(model)
         self._eager = model.config._attn_implementation == "eager"  # adds its mask; a boolean one is silently wrong
         self._kinds: _Kind | dict[str, _Kind | None] | None = None
-        self._holds = 0  # positions that the rules were found to hold for
+        self._holds = 0.0  # positions that the rules were found to hold for
         self._mixers = Mixers.of(model)
         self._counts = reads_true_positions(model)  # inside its attention
         self._forbidden = wants_forbidden(model)
@@ -84,13 +85,14 @@ class AttentionRule:
         """Know the rules for `length` positions. Raises `DecodingError` where the model's layers are not attention."""
         if length <= self._holds:
             return
-        limit = position_limit(self._model) or length
-        if self._kinds is not None and all(
-            not kind or kind.known is None or kind.known >= min(length, limit) for kind in _kinds(self._kinds)
-        ):
-            self._holds = length
-            return
-        length = min(-(-length // 128) * 128, max(limit, length))
+        limit = position_limit(self._model) or math.inf
+        if self._kinds is not None:
+            ends = [kind.known for kind in _kinds(self._kinds) if kind and kind.known is not None]
+            known = min(ends, default=math.inf)
+            if known >= min(length, limit):
+                self._holds = math.inf if known >= limit else known
+                return
+        length = int(min(-(-length // 128) * 128, max(limit, length)))
         # Every window and chunk shows in a row that is a little longer, and no table of the whole length need be drawn.
         short = max(self._limits(), default=length) + 128
         for asked in (short, length) if short < length else (length,):

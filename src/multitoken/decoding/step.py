@@ -68,7 +68,7 @@ class Feed:
     @property
     def blind(self) -> int:
         """Masks of the block and of all branches."""
-        return self.masks + sum(branch.masks for branch in self.branches)
+        return self.masks + sum(branch.masks for branch in self.branches) if self.branches else self.masks
 
     @property
     def width(self) -> int:

@@ -1,0 +1,22 @@
+"""The code of another git revision, for whoever compares two."""
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def checked_out(revision: str) -> Iterator[Path]:
+    """The sources of a git revision, in a folder that is gone afterwards."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "tree"
+        subprocess.run([*git, "add", "--detach", "--quiet", str(place), revision], check=True)
+        try:
+            yield place / "src"
+        finally:
+            subprocess.run([*git, "remove", "--force", str(place)], check=True)
