@@ -5,8 +5,7 @@
 
 UNO's linear, greedy cycle, as SGLang 0.5.23 runs it: a draft pass over [last token, noise, ...] of width F, whose first place gives one
 certain token and whose others give drafts; then a verify pass of the same width without the adapter, which keeps the drafts up to the
-first that is not the model's own next token, and one token more. Here it is written for counting passes: every pass reads the whole text
-anew, without a cache. Ours is `Exact` in the engine, all masks fed, without branches and with some. The prefill's pass counts for both. The last line is JSON.
+first that is not the model's own next token, and one token more. Here it is written for counting passes, one prompt at a time. Ours is `Exact` in the engine, all masks fed, without branches and with some. The prefill's pass counts for both. The last line is JSON.
 """
 
 import argparse
@@ -17,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+from transformers import DynamicCache
 
 from benchmarks.word_problems import answer_all
 from multitoken.checkpoints.provenance import provenance
@@ -31,34 +31,33 @@ NEW = 320
 
 
 @torch.inference_mode()
-def next_tokens(model: Model, rows: Sequence[Sequence[int]], masks: int, wanted: int) -> list[list[int]]:
-    """The likeliest token behind each of the last `wanted` places of every row, masks among them. Rows are read alone: no padding."""
-    found = []
-    for row in rows:
-        assert model.mtp is not None
-        ids = torch.tensor([[*row, *[model.mtp.mask_token_id] * masks]])
-        logits: Tensor = model.hf(
-            input_ids=ids, position_ids=torch.arange(ids.shape[1])[None], use_cache=False, logits_to_keep=wanted
-        ).logits[0]
-        if model.mtp.mask_token_id < logits.shape[-1]:
-            logits[:, model.mtp.mask_token_id] = -torch.inf
-        found.append(logits.argmax(-1).tolist())
-    return found
+def next_tokens(model: Model, cache: DynamicCache, tokens: Sequence[int], masks: int) -> list[int]:
+    """The likeliest token behind each of these tokens and masks, which are read behind what is cached."""
+    assert model.mtp is not None
+    known = cache.get_seq_length()
+    ids = torch.tensor([[*tokens, *[model.mtp.mask_token_id] * masks]])
+    positions = torch.arange(known, known + ids.shape[1])[None]
+    logits: Tensor = model.hf(input_ids=ids, position_ids=positions, past_key_values=cache).logits[0]
+    if model.mtp.mask_token_id < logits.shape[-1]:
+        logits[:, model.mtp.mask_token_id] = -torch.inf
+    return logits.argmax(-1).tolist()
 
 
 def uno(model: Model, prompt: Sequence[int], width: int, new: int = NEW) -> tuple[list[int], int]:
     """(tokens, forward passes) of UNO's cycle at this width, at most `new` tokens."""
     ends = model.decoder.eos_ids
-    written = next_tokens(model, [prompt], 0, 1)[0]  # the prefill's
+    cache = DynamicCache(config=model.hf.config)
+    written = next_tokens(model, cache, prompt, 0)[-1:]  # the prefill's
     passes = 1
     while len(written) < new and written[-1] not in ends:
-        text = [*prompt, *written]
-        drafted = next_tokens(model, [text], width - 1, width)[0]
-        sure, drafts = drafted[0], drafted[1:]
-        said = next_tokens(model, [[*text, sure, *drafts]], 0, width)[0]  # verify: behind the sure token and each draft
+        sure, *drafts = next_tokens(model, cache, written[-1:], width - 1)
+        cache.crop(-len(drafts))  # the masks
+        said = next_tokens(model, cache, [sure, *drafts], 0)  # verify: behind the sure token and each draft
         held = 0
         while held < len(drafts) and drafts[held] == said[held]:
             held += 1
+        if held < len(drafts):
+            cache.crop(held - len(drafts))  # those that failed
         passes += 2
         for token in (sure, *drafts[:held], said[held]):
             written.append(token)
@@ -71,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--adapter", required=True)
     parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="of UNO's passes")
     parser.add_argument("--threshold", type=float, default=0.7)
     parser.add_argument("--branches", type=int, default=8)
     parser.add_argument("--branches-threshold", type=float, default=0.3, help="with branches, a refusal costs less")
@@ -81,7 +81,7 @@ def main() -> None:
     reference = [ids for ids, _, _ in answer_all(original, prompts, NextToken(), 64, NEW, "original")]
     assert model.mtp is not None
     rows = []
-    for width in WIDTHS:
+    for width in a.widths:
         cycles = [uno(model, p, width) for p in track(prompts, f"UNO, width {width}", console=Console(stderr=True))]
         rows.append(_row(f"UNO, width {width}", [(tuple(ids), n) for ids, n in cycles], reference))
     for k in (8, model.mtp.k) if model.mtp.k > 8 else (model.mtp.k,):
