@@ -67,6 +67,7 @@ def taken(folder: Path, method: str, steps: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     a = parser.parse_args()
     context = multiprocessing.get_context("spawn")
@@ -78,7 +79,7 @@ def main() -> None:
             folder = Path(work) / name.replace(" ", "-")
             make(shape, folder / "base")
             write_rows(folder / "data.jsonl", 400)
-            for method in METHODS:
+            for method in a.methods:
                 both = []
                 for ask in (foretold, taken):
                     with context.Pool(1) as pool:

@@ -4,7 +4,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from .memory import bytes_of, free_memory, peak_memory
 from .optimizer import MuonAdamW
 from .responses import Written
 from .setup import Setup, make_ready, training_arguments
+from .stream import StreamOptions
 
-_STEPS = 4  # measured; the first, which warms up, is not counted
+_STEPS = 6  # measured; the first, which warms up, is not counted
 _RESPONSES = 16  # written to measure how long all would take
 _HEADROOM = 1.1  # what fragments and longer rows may add
 
@@ -69,7 +70,8 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
         raise UsageError("a dry run measures one process with the whole model: leave shard out")
     trial = config.model_copy(
         update={"steps": _STEPS, "minutes": None, "report_to": "none", "patience": None, "evaluate_every": _STEPS}
-        | {"checkpoint_every": _STEPS + 1, "resume": False, "k_growth": 0.0}  # blocks as long as they will be
+        # Where blocks grow, the last step has them as long as they will be.
+        | {"checkpoint_every": _STEPS + 1, "resume": False, "k_growth": (1 - 1 / _STEPS) * (config.k_growth > 0)}
     )
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -91,7 +93,7 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
                 why_not = str(error)
         memory = {} if why_not else _parts(setup, _bare(trainer.optimizer), peak.bytes)
     measured = len(timer.seconds)
-    per_step = statistics.median(timer.seconds[1:]) if measured > 1 else 0.0
+    per_step = _typical(timer.seconds, setup.stream, config.k_growth)
     steps, looks = _steps_and_looks(config, per_step, timer.look)
     if why_not is None and peak.bytes * _HEADROOM > free:
         why_not = f"{peak.bytes / 1e9:.1f} GB were taken, and {free / 1e9:.1f} GB were free: lower batch_size first"
@@ -112,6 +114,21 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
         seconds_of_responses=sampled.seconds_of_all,
         why_not=why_not,
     )
+
+
+def _typical(seconds: list[float], stream: StreamOptions, growth: float) -> float:
+    """Seconds of a step of the run, its first ones' shorter blocks in their share; from the trial's, the first aside. 0 where there are
+    none."""
+    times = seconds[1:]
+    if not times:
+        return 0.0
+    longest = [stream.longest(i / _STEPS) for i in range(1, len(seconds))]
+    if len(set(longest)) < 2:
+        return statistics.median(times)
+    run = replace(stream, growth=growth)
+    slope, start = statistics.linear_regression(longest, times)
+    mean = start + slope * statistics.fmean(run.longest(i / 100) for i in range(100))
+    return min(max(mean, min(times)), max(times))
 
 
 def _steps_and_looks(config: AdaptConfig, per_step: float, per_look: float) -> tuple[int, int]:

@@ -7,7 +7,8 @@ from rich.console import Console
 
 from multitoken.config import make_config
 from multitoken.errors import OutputError
-from multitoken.training.plan import _affordable_looks, plan, show
+from multitoken.training.plan import _STEPS, _affordable_looks, _typical, plan, show
+from multitoken.training.stream import StreamOptions
 from multitoken.training.trainer import BlockTrainer
 from tests.unit.training.project import PROMPTS, make_project
 
@@ -48,6 +49,17 @@ def test_counts_and_keeps_nothing(project, method: str) -> None:
     assert found.memory["gradients"] == 4 * found.trainable
     assert f"{found.samples} samples" in said and "took row 60" in said and "It fits" in said
     assert found.seconds_of_responses > 0 and found.seconds > 30 * found.seconds_per_step
+
+
+@pytest.mark.parametrize(("growth", "mean"), [(1.0, 9.5), (0.5, 12.8), (0.0, 16.0)])
+def test_short_blocks_of_the_beginning_count(growth: float, mean: float) -> None:
+    """A run whose blocks grow takes half as long as its last step says."""
+    stream = StreamOptions(seed=0, rows_per_step=4, blocks=8, k_max=16, growth=(1 - 1 / _STEPS) * (growth > 0))
+    seconds = [9.9, *(1 + 0.1 * stream.longest(i / _STEPS) for i in range(1, _STEPS))]
+    assert stream.longest(1 - 1 / _STEPS) == 16  # memory is that of the longest
+    assert _typical(seconds, stream, growth) == pytest.approx(1 + 0.1 * mean, abs=0.03)
+    assert _typical(seconds[:1], stream, growth) == 0.0 == _typical([], stream, growth)
+    assert _typical(seconds[:2], stream, growth) == seconds[1]
 
 
 def test_minutes_become_steps(project) -> None:
