@@ -7,8 +7,8 @@ from torch import nn
 from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken, Sampling
 from multitoken.decoding.blocks import pack_blocks
 from multitoken.decoding.draft_head import Drafter, DraftHead, columns
+from multitoken.decoding.likeliest import top_and_confidence
 from multitoken.decoding.sampling import gumbel
-from multitoken.decoding.step import likeliest
 from multitoken.training.head import Head
 from multitoken.training.left_to_right import moved_by, propose
 from tests.parity.families import MASK, SUPPORTED
@@ -74,7 +74,9 @@ def test_drafts_are_those_that_training_sees() -> None:
         _, sure = student.best_and_sure(hidden, moved_by(head, moves, student, batch, hidden, trained))
         blocks = hidden.view(2, 4, -1)
         logits = student.logits(blocks)[:, 1:]
-        drafts = Drafter.of(head, model).draft(blocks[:, 1:], logits, likeliest(logits)[1], trained.view(2, 4)[:, 0])
+        drafts = Drafter.of(head, model).draft(
+            blocks[:, 1:], logits, top_and_confidence(logits)[1], trained.view(2, 4)[:, 0]
+        )
     assert drafts.tokens.tolist() == trained.view(2, 4)[:, 1:].tolist()
     assert torch.allclose(drafts.confidences, sure.view(2, 4)[:, 1:].float(), atol=0.02)
 
@@ -88,7 +90,7 @@ def test_a_sampled_draft_is_drawn_by_the_noise_of_its_place() -> None:
     drafts = Drafter.of(head, model).draft(
         torch.randn(3, 5, model.config.hidden_size),
         logits,
-        likeliest(logits)[1],
+        top_and_confidence(logits)[1],
         torch.tensor([1, 2, 3]),
         warp=lambda s: s / 0.5,
         keys=keys,

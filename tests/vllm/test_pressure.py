@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from multitoken.decoding import ConfAdapt
-from multitoken.decoding.step import likeliest
+from multitoken.decoding.likeliest import top_and_confidence
 
 from .conftest import Case, Reference, engine
 
@@ -76,7 +76,7 @@ def replay(reference: Reference, case: Case, policy: ConfAdapt, masks: list[int]
     for n in masks:
         logits = decoder.model(torch.tensor([ids + [decoder.mask_id] * n])).logits[0, -(n + 1) :].float()
         logits[:, decoder.mask_id] = -torch.inf
-        tokens, confidences = likeliest(logits)
+        tokens, confidences = top_and_confidence(logits)
         ids = (ids + tokens[: policy.kept(confidences.tolist())].tolist())[:end]
     return ids[len(case.prompt) :]
 

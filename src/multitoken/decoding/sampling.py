@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from .failures import DecodingError
+from .likeliest import argmax
 from .nucleus import candidates, is_plain_top_p, nucleus
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def choose_alike(rows: Sequence["Row"], logits: Sequence[Tensor]) -> list[tuple[
     processors = rows[0].request.processors
     scores = without_prefix(processors, flat) if processors else flat
     if rows[0].request.seed is None:
-        tokens = scores.argmax(-1).tolist()
+        tokens = argmax(scores).tolist()
     else:
         seeds = [signed(seed_key(row.request.seed or 0, row.request.noise_row)) for row in rows]
         wanted = [len(mine) for mine in logits]
@@ -166,7 +167,7 @@ def choose(row: "Row", logits: Tensor) -> tuple[list[int], Tensor]:
 def _pick(row: "Row", scores: Tensor, start: int) -> list[int]:
     """The tokens at positions start, start + 1, ... scores: [N, V]."""
     if row.request.seed is None:
-        return scores.argmax(-1).tolist()
+        return argmax(scores).tolist()
     keys = [signed(noise_key(row.request.seed, row.request.noise_row, start + j)) for j in range(len(scores))]
     return with_noise(scores, torch.tensor(keys, device=scores.device)).tolist()
 

@@ -25,6 +25,7 @@ from .compiled import CompiledLayers
 from .draft_head import Drafter
 from .drafting import Picks, draft_blocks
 from .failures import DecodingError
+from .likeliest import top_and_confidence
 from .low_rank import expecting_masks
 from .records import Chunk
 from .recurrent import RecurrentSlots
@@ -102,7 +103,7 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
         logits = forward_rows(batch, feeds, first_line)
     if batch.mask_id is not None and batch.mask_id < logits.shape[-1]:  # a gated adapter's id may lie beyond
         logits[..., batch.mask_id] = -torch.inf
-    top, confidences = likeliest(logits)
+    top, confidences = top_and_confidence(logits)
     # One transfer, which waits for the device once: float32 holds every id of a vocabulary under 16 million.
     chosen, sure = torch.stack([top.float(), confidences]).tolist()
     picks: list[Picks] = []
@@ -177,12 +178,6 @@ def _heard(model: PreTrainedModel, listen: bool) -> Iterator[list[Tensor]]:
     finally:
         if hook is not None:
             hook.remove()
-
-
-def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The top token of each position and its probability, which is the confidence. logits: [..., V] float32."""
-    top = logits.argmax(-1)
-    return top, (logits.gather(-1, top[..., None])[..., 0] - logits.logsumexp(-1)).exp()
 
 
 def _with_scores(row: Row, chunk: Chunk, logits: Tensor, scores: Tensor) -> Chunk:

@@ -19,9 +19,9 @@ from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
 from vllm.v1.sample.ops.bad_words import apply_bad_words
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
+from multitoken.decoding.likeliest import top_and_confidence
 from multitoken.decoding.nucleus import nucleus
 from multitoken.decoding.sampling import noise_keys, with_noise, with_noise_in_nucleus
-from multitoken.decoding.step import likeliest
 
 from .accept import Accepted, Confirmed, accept, confirm, propose
 from .drafts import DraftsInVllm
@@ -74,7 +74,7 @@ class Sampler:
             return self._alone(logits, step, rows)
         grid = grid_of(metadata.num_draft_tokens, logits.device)
         raw = logits.float()
-        top, confidences = likeliest(raw)
+        top, confidences = top_and_confidence(raw)
         drafts = _drafts(metadata.draft_token_ids, grid)
         lengths = self._lengths(step)
         drawn = None
