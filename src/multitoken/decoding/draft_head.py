@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .likeliest import topk
 from .sampling import gumbel
 
 VERSION = 1  # of the formula above, as the `mtp` block of a checkpoint names it
@@ -131,7 +130,7 @@ class Drafter:
         A confidence is the probability of the token among the corrected scores. Where it is drawn, these include the noise: the
         confidence says how far the token is ahead of the next one, whatever its own probability.
         """
-        scores, candidates = topk(logits, CANDIDATES)  # [N, J, C]
+        scores, candidates = logits.topk(min(CANDIDATES, logits.shape[-1]), -1)  # [N, J, C]
         moves = F.embedding(candidates, self._columns)  # [N, J, C, R]
         noise = None
         if keys is not None:

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from transformers import TopPLogitsWarper
 
-from .likeliest import topk
-
 _LIKELIEST = 128  # tokens of a position that are looked at; nearly always the nucleus is among them
 _DOUBT = 1e-4  # a border this close to top-p depends on how sums are rounded
 
@@ -48,7 +46,7 @@ def _front(scores: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor, np.ndarray, n
 
     On the CPU, and few numbers: a call of numpy's takes a fraction of one of torch's.
     """
-    likeliest, tokens = topk(scores, _LIKELIEST)
+    likeliest, tokens = scores.topk(_LIKELIEST, -1)
     shares = scores.softmax(-1).gather(-1, tokens).numpy()
     before = shares.cumsum(-1) - shares - top_p[:, None].numpy()  # of the tokens that are likelier
     size = (before < 0).sum(-1).clip(min=1)
