@@ -99,3 +99,28 @@ def test_a_sampled_draft_is_drawn_by_the_noise_of_its_place() -> None:
     drawn = (logits.view(15, 96).double() / 0.5 + gumbel(keys.flatten(), everything)).argmax(-1)
     among = torch.isin(drawn, logits.view(15, 96).topk(32, -1).indices)
     assert (drafts.tokens.flatten() == drawn)[among].all() and among.float().mean() > 0.9
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_few_blocks_on_a_cpu_draft_as_many_do(sampled: bool, monkeypatch) -> None:
+    """Two ways to the same tokens: by torch, and by numpy, whose calls are shorter."""
+    model = SUPPORTED["llama"]()
+    drafter = Drafter.of(head_for(model), model)
+    hidden, logits = torch.randn(3, 5, model.config.hidden_size), torch.randn(3, 5, model.config.vocab_size)
+    more = {}
+    if sampled:
+        warpers = Sampling(0.8, top_p=0.9).processors()
+        more = {
+            "keys": torch.randint(1 << 40, (3, 5)),
+            "warp": lambda scores: warpers(torch.zeros(3, 1).long(), scores),
+        }
+
+    def draft():
+        with torch.inference_mode():
+            return drafter.draft(hidden, logits, logits.softmax(-1).amax(-1), torch.tensor([5, 6, 7]), **more)
+
+    few = draft()
+    monkeypatch.setattr(Drafter, "_are_few", lambda *_: False)
+    many = draft()
+    assert torch.equal(few.tokens, many.tokens)
+    assert torch.allclose(few.confidences, many.confidences, atol=1e-5)

@@ -94,6 +94,25 @@ class Drafts:
     confidences: Tensor
 
 
+@dataclass(frozen=True)
+class _Places:
+    """What the places of blocks bring to the choice of their tokens: H n(h) + b, fed [N, J, R]; the candidates' scores and ids [N, J, C]
+    and rows of W U, moves [N, J, C, R]; where tokens are drawn, their noise [N, J, C] and what goes before it."""
+
+    fed: Tensor
+    scores: Tensor
+    candidates: Tensor
+    moves: Tensor
+    noise: Tensor | None
+    warp: Warp | None
+
+    def drawn_by(self, scores: Tensor, j: int) -> Tensor:
+        """Corrected scores [N, C] of place j, with the noise if there is any."""
+        if self.noise is None:
+            return scores
+        return (scores if self.warp is None else self.warp(scores)) + self.noise[:, j]
+
+
 class Drafter:
     """A head at work in a model: the two products with the model's own matrices are made once.
 
@@ -131,13 +150,12 @@ class Drafter:
         confidence says how far the token is ahead of the next one, whatever its own probability.
         """
         scores, candidates = logits.topk(min(CANDIDATES, logits.shape[-1]), -1)  # [N, J, C]
-        moves = F.embedding(candidates, self._columns)  # [N, J, C, R]
         noise = None
         if keys is not None:
             noise = gumbel(keys.flatten(), candidates.flatten(0, 1)).view(scores.shape).float()
-        fed = self._head.inputs(hidden)
-        in_turn = self._in_turn_few if self._are_few(fed) else self._in_turn
-        chosen, final = in_turn(fed, scores, moves, candidates, first, noise, warp)
+        moves = F.embedding(candidates, self._columns)
+        places = _Places(self._head.inputs(hidden), scores, candidates, moves, noise, warp)
+        chosen, final = self._few_in_turn(places, first) if self._are_few(places) else self._in_turn(places, first)
         if noise is not None:
             final = final * _CALM
             weight = final.logsumexp(-1)
@@ -147,54 +165,34 @@ class Drafter:
             weight = torch.logaddexp(final.logsumexp(-1), rest)
         return Drafts(chosen, (final.amax(-1) - weight).exp())
 
-    def _in_turn(
-        self,
-        fed: Tensor,
-        scores: Tensor,
-        moves: Tensor,
-        candidates: Tensor,
-        first: Tensor,
-        noise: Tensor | None,
-        warp: Warp | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens [N, J], and the scores [N, J, C] of the candidates that they were chosen by."""
-        each = fed.unbind(1), scores[..., None].unbind(1), moves.unbind(1), candidates.unbind(1)
+    def _in_turn(self, places: _Places, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [N, J], and the scores [N, J, C] of the candidates that they were chosen by. first [N]: the tokens in front."""
+        each = (part.unbind(1) for part in (places.fed, places.scores[..., None], places.moves, places.candidates))
         state, token = self._state.new_zeros(len(first), self._head.rank), first
         tokens, chosen_by = [], []
-        for j, (brought, alone, moved, which) in enumerate(zip(*each, strict=True)):
-            state = torch.addmm(F.embedding(token, self._tokens) + brought, state, self._state).tanh_()
-            here = torch.baddbmm(alone, moved, state[:, :, None]).squeeze(-1)
-            if noise is not None:
-                here = (warp(here) if warp is not None else here) + noise[:, j]
-            token = which.gather(-1, here.argmax(-1, keepdim=True)).squeeze(-1)
+        for j, (fed, alone, moves, candidates) in enumerate(zip(*each, strict=True)):
+            state = torch.addmm(F.embedding(token, self._tokens) + fed, state, self._state).tanh_()
+            here = places.drawn_by(torch.baddbmm(alone, moves, state[:, :, None]).squeeze(-1), j)
+            token = candidates.gather(-1, here.argmax(-1, keepdim=True)).squeeze(-1)
             tokens.append(token)
             chosen_by.append(here)
         return torch.stack(tokens, 1), torch.stack(chosen_by, 1)
 
-    def _are_few(self, fed: Tensor) -> bool:
-        return fed.device.type == "cpu" and fed.dtype == self._tokens.dtype == torch.float32 and len(fed) <= _FEW
-
-    def _in_turn_few(
-        self,
-        fed: Tensor,
-        scores: Tensor,
-        moves: Tensor,
-        candidates: Tensor,
-        first: Tensor,
-        noise: Tensor | None,
-        warp: Warp | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The same for few blocks on a CPU: decoding waits for every call in here, and one of numpy's takes a fifth of one of torch's."""
-        by_token, by_state = self._tokens.numpy(), self._state.numpy()
-        brought, alone, moved, which = (part.detach().numpy() for part in (fed, scores, moves, candidates))
-        rows, final, chosen = np.arange(len(first)), np.empty_like(alone), np.empty(fed.shape[:2], np.int64)
-        state, token = np.zeros_like(brought[:, 0]), first.numpy()
+    def _few_in_turn(self, places: _Places, first: Tensor) -> tuple[Tensor, Tensor]:
+        """`_in_turn` for few blocks on a CPU. Decoding waits for every call in here, and one of numpy's takes a fifth of one of torch's."""
+        parts = (self._tokens, self._state, places.fed, places.scores, places.moves, places.candidates)
+        by_token, by_state, fed, alone, moves, candidates = (part.detach().numpy() for part in parts)
+        rows, tokens, chosen_by = np.arange(len(first)), np.empty(fed.shape[:2], np.int64), np.empty_like(alone)
+        state, token = np.zeros_like(fed[:, 0]), first.numpy()
         for j in range(fed.shape[1]):
-            state = np.tanh(by_token[token] + brought[:, j] + state @ by_state)
-            here = alone[:, j] + (moved[:, j] @ state[:, :, None])[..., 0]
-            if noise is not None:
-                warped = torch.from_numpy(here)
-                here = ((warp(warped) if warp is not None else warped) + noise[:, j]).numpy()
-            final[:, j] = here
-            chosen[:, j] = token = which[rows, j, here.argmax(-1)]
-        return torch.from_numpy(chosen), torch.from_numpy(final)
+            state = np.tanh(by_token[token] + fed[:, j] + state @ by_state)
+            here = alone[:, j] + (moves[:, j] @ state[:, :, None])[..., 0]
+            if places.noise is not None:
+                here = places.drawn_by(torch.from_numpy(here), j).numpy()
+            tokens[:, j] = token = candidates[rows, j, here.argmax(-1)]
+            chosen_by[:, j] = here
+        return torch.from_numpy(tokens), torch.from_numpy(chosen_by)
+
+    def _are_few(self, places: _Places) -> bool:
+        fed = places.fed
+        return fed.device.type == "cpu" and fed.dtype == self._tokens.dtype == torch.float32 and len(fed) <= _FEW
