@@ -8,16 +8,13 @@ pass. Ratios are medians over the turns, with their 95% intervals. The last line
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 from benchmarks.checked_out import checked_out
+from benchmarks.child import Child
 from benchmarks.rivals import rival
 from multitoken.checkpoints.provenance import provenance
 from multitoken.evaluation.statistics import ratio_interval
@@ -60,39 +57,6 @@ for line in sys.stdin:
 """
 
 
-class Worker:
-    """A process that runs the code that lies there."""
-
-    def __init__(self, source: Path, given: dict[str, Any]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", WORKER],
-            env=os.environ | {"PYTHONPATH": str(source)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=source,
-        )
-        self._send(given)
-
-    def _send(self, what: Any) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
-        self._process.stdin.flush()
-
-    def turn(self, kind: str, prompts: list[str]) -> list[float]:
-        """[milliseconds of a step, of them beside the forward pass]"""
-        assert self._process.stdout is not None
-        self._send([kind, prompts])
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("a revision's process ended; its error is above")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", help="a git revision")
@@ -105,17 +69,18 @@ def main() -> None:
     with ExitStack() as stack:
         workers = []
         for revision in (a.before, a.after):
-            workers.append(Worker(stack.enter_context(checked_out(revision)), given))
-            stack.callback(workers[-1].close)
+            workers.append(Child([sys.executable, "-c", WORKER], stack.enter_context(checked_out(revision))))
+            stack.callback(workers[-1].stop)
+            workers[-1].say(given)
         for number in range(a.rounds + 1):  # the first one warms up
             for kind in KINDS:
                 for at_once in AT_ONCE:
                     for first in range(0, PROMPTS, at_once):
                         prompts = texts[first : first + at_once]
                         if (number + first // at_once) % 2:
-                            after, before = (worker.turn(kind, prompts) for worker in reversed(workers))
+                            after, before = (worker.ask([kind, prompts]) for worker in reversed(workers))
                         else:
-                            before, after = (worker.turn(kind, prompts) for worker in workers)
+                            before, after = (worker.ask([kind, prompts]) for worker in workers)
                         if number:
                             turns.setdefault(f"{kind}, {at_once}", []).append((before, after))
             print(f"round {number} of {a.rounds}, {time.strftime('%H:%M')}", file=sys.stderr, flush=True)

@@ -5,7 +5,8 @@
 
 UNO's linear, greedy cycle, as SGLang 0.5.23 runs it: a draft pass over [last token, noise, ...] of width F, whose first place gives one
 certain token and whose others give drafts; then a verify pass of the same width without the adapter, which keeps the drafts up to the
-first that is not the model's own next token, and one token more. Here it is written for counting passes, one prompt at a time. Ours is `Exact` in the engine, all masks fed, without branches and with some. The prefill's pass counts for both. The last line is JSON.
+first that is not the model's own next token, and one token more. Here it is written for counting passes, one prompt at a time. Ours is
+`Exact` in the engine, all masks fed, without branches and with some. The prefill's pass counts for both. The last line is JSON.
 """
 
 import argparse
@@ -43,6 +44,11 @@ def next_tokens(model: Model, cache: DynamicCache, tokens: Sequence[int], masks:
     return logits.argmax(-1).tolist()
 
 
+def _forget(cache: DynamicCache, last: int) -> None:
+    if last:
+        cache.crop(-last)
+
+
 def uno(model: Model, prompt: Sequence[int], width: int, new: int = NEW) -> tuple[list[int], int]:
     """(tokens, forward passes) of UNO's cycle at this width, at most `new` tokens."""
     ends = model.decoder.eos_ids
@@ -51,13 +57,12 @@ def uno(model: Model, prompt: Sequence[int], width: int, new: int = NEW) -> tupl
     passes = 1
     while len(written) < new and written[-1] not in ends:
         sure, *drafts = next_tokens(model, cache, written[-1:], width - 1)
-        cache.crop(-len(drafts))  # the masks
+        _forget(cache, len(drafts))  # the masks
         said = next_tokens(model, cache, [sure, *drafts], 0)  # verify: behind the sure token and each draft
         held = 0
         while held < len(drafts) and drafts[held] == said[held]:
             held += 1
-        if held < len(drafts):
-            cache.crop(held - len(drafts))  # those that failed
+        _forget(cache, len(drafts) - held)  # those that failed
         passes += 2
         for token in (sure, *drafts[:held], said[held]):
             written.append(token)

@@ -21,7 +21,6 @@ line is JSON.
 
 import argparse
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -37,6 +36,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.checked_out import checked_out
+from benchmarks.child import Child
 from benchmarks.options import add_sampling, sampling_in
 from benchmarks.rivals import rival
 from benchmarks.speed_prompts import DOMAINS, NEW, prompts_of
@@ -57,6 +57,7 @@ METHODS = {
     "next-token": "multitoken, gated, next token",
     "before": "multitoken, gated, before",
 }
+BEFORE = "before"  # has an option of its own
 PLAIN, GATED, ALONE = METHODS["plain"], METHODS["gated"], METHODS["next-token"]
 OPTIONS = {"dtype": "float32", "block_size": 32, "max_model_len": 1024, "max_num_seqs": 32}
 PROMPTS = {1: 3, 2: 4, 4: 8, 8: 16, 16: 24, 32: 48}  # of a round
@@ -71,41 +72,26 @@ class Engine:
     def __init__(self, python: str, source: Path | None = None, **options: Any) -> None:
         """source: whose code is served, if not this one's."""
         command = [python, "-m", "benchmarks.vllm_engine", json.dumps({**OPTIONS, **options})]
-        environment = os.environ | ({"PYTHONPATH": str(source)} if source else {})
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        self._child = Child(command, source)
 
     def ready(self) -> str:
         """vLLM's version."""
-        return self._read()["vllm"]
+        return self._child.read()["vllm"]
 
     def answer(
         self, prompts: list[list[int]], at_once: int, sampling: Sampling | None = None, policy: str | None = None
     ) -> dict[str, Any]:
         """policy: of the plugin, where it is not to be the server's own."""
-        assert self._process.stdin is not None
         params: dict[str, Any] = {"max_tokens": NEW, "temperature": sampling.temperature if sampling else 0.0}
         if sampling and sampling.top_p is not None:
             params["top_p"] = sampling.top_p
         if policy:
             params["extra_args"] = {"mtp_policy": policy}
         question = {"prompts": prompts, "at_once": at_once, "params": params, "seed": sampling and sampling.seed}
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("an engine has ended; what it said stands above")
-        return json.loads(line)
+        return self._child.ask(question)
 
     def stop(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._child.stop()
 
 
 def engines_of(python: str, base: Path, gated: Path, only: list[str], before: Path | None) -> dict[str, Engine]:
@@ -244,7 +230,11 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=checkpoint("base"), help="the model that the adapter was made for")
     parser.add_argument("--label", default="embedded", help="names the model in tables and in the results")
     parser.add_argument(
-        "--only", nargs="+", choices=[*METHODS][:-1], default=["plain", "gated"], help="the methods to measure"
+        "--only",
+        nargs="+",
+        choices=[name for name in METHODS if name != BEFORE],
+        default=["plain", "gated"],
+        help="the methods to measure",
     )
     parser.add_argument("--before", metavar="REVISION", help="serve --gated with this git revision's code too")
     parser.add_argument("--domain", choices=DOMAINS, default=DOMAINS[0])
@@ -262,29 +252,33 @@ def main() -> None:
     record = read_results(a.results)
     if not a.show:
         check(parser, a)
-        with checked_out(a.before) if a.before else nullcontext() as before:
-            only = [*a.only, *(["before"] if a.before else [])]
-            engines = engines_of(a.python, a.base, a.gated, only, before)
-            (version,) = {engine.ready() for engine in engines.values()}
-        for engine in engines.values():
-            engine.answer([[2, 3, 4, 5]] * 4, 4, sampling)
-        record["provenance"].append(provenance(vllm=version, threads=torch.get_num_threads()))
-        a.results.parent.mkdir(parents=True, exist_ok=True)
-        order = {domain: i for i, domain in enumerate(DOMAINS)}
-        for new in measure(engines, a, sampling):
-            where = [new[0][key] for key in KEY]
-            kept = [r for r in record["results"] if [r[key] for key in KEY] != where]
-            record["results"] = sorted(
-                kept + new,
-                key=lambda r: (r["label"], order[r["domain"]], r["temperature"], r["top_p"] or 1.0, r["at_once"]),
-            )
-            a.results.write_text(json.dumps(record))
-        for engine in engines.values():
-            engine.stop()
+        with checked_out(a.before) if a.before else nullcontext() as before:  # its code may be imported at any time
+            measure_into(record, a, sampling, before)
     show(record["results"])
     if find_spec("matplotlib"):
         picture(record["results"], a.picture)
     print(json.dumps(record))
+
+
+def measure_into(record: dict[str, Any], a: argparse.Namespace, sampling: Sampling | None, before: Path | None) -> None:
+    """Add what is measured to the record, and keep it in its file after each number of requests."""
+    engines = engines_of(a.python, a.base, a.gated, [*a.only, *([BEFORE] if before else [])], before)
+    (version,) = {engine.ready() for engine in engines.values()}
+    for engine in engines.values():
+        engine.answer([[2, 3, 4, 5]] * 4, 4, sampling)
+    record["provenance"].append(provenance(vllm=version, threads=torch.get_num_threads()))
+    a.results.parent.mkdir(parents=True, exist_ok=True)
+    order = {domain: i for i, domain in enumerate(DOMAINS)}
+    for new in measure(engines, a, sampling):
+        where = [new[0][key] for key in KEY]
+        kept = [r for r in record["results"] if [r[key] for key in KEY] != where]
+        record["results"] = sorted(
+            kept + new,
+            key=lambda r: (r["label"], order[r["domain"]], r["temperature"], r["top_p"] or 1.0, r["at_once"]),
+        )
+        a.results.write_text(json.dumps(record))
+    for engine in engines.values():
+        engine.stop()
 
 
 def check(parser: argparse.ArgumentParser, a: argparse.Namespace) -> None:

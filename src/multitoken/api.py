@@ -133,8 +133,8 @@ def calibrate(
 
     max_drop: the accuracy that may be lost against `original` (0.01 is one point; needs answers to grade against). min_identical: the
     share of outputs that must be the original's. Neither: only `policy="exact"`, which loses nothing. policy: "exact" or "confadapt",
-    if only that may be chosen. thresholds: those that are tried, a dozen from 0.3 to 0.999 if not given. original: needed unless the adapter acts at masks only ("gated"), whose original is itself at one token
-    a step. write: store what is chosen in the `generation_config.json` of a model given as a folder, so that everything that
+    if only that may be chosen. thresholds: those that are tried, a dozen from 0.3 to 0.999 if not given. original: needed unless the
+    adapter acts at masks only ("gated"), whose original is itself at one token a step. write: store what is chosen in the `generation_config.json` of a model given as a folder, so that everything that
     decodes it uses it. loading: of `mt.load`, for models given as folders. Raises `UsageError` and `DataError`, before anything is
     decoded.
     """
@@ -159,7 +159,7 @@ def calibrate(
         allowed = Allowed("drop", max_drop) if max_drop is not None else None
     questions = task_of(task, prompts, grader, max_new_tokens)
     tried_kinds = [kinds[policy]] if policy else list(kinds.values())
-    candidates_of(1, tried_kinds, thresholds)  # a threshold that is none is told before anything is loaded
+    candidates_of(1, tried_kinds, thresholds)  # raises for a bad threshold, before anything is loaded
     folder = None if isinstance(model, Model) else Path(model)
     if write and (folder is None or not folder.is_dir()):
         raise UsageError(f"{folder or model} is no folder to write to; give a folder, or write=False")

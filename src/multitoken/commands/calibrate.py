@@ -27,7 +27,8 @@ def calibrate_command(
     ] = None,
     policy: Annotated[str | None, typer.Option(help="exact or confadapt; both are tried if not given.")] = None,
     threshold: Annotated[
-        list[float] | None, typer.Option(help="Try this one; may be given several times. A dozen if not given.")
+        list[float] | None,
+        typer.Option(help="Try only this threshold; repeat it for several. If not given, a dozen are tried."),
     ] = None,
     original: Annotated[str | None, typer.Option(help="The model it was made from (full and lora need it).")] = None,
     confidence: Annotated[float, typer.Option(help="How sure the promise must be.")] = 0.95,

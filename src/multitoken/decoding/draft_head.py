@@ -179,7 +179,7 @@ class Drafter:
         return torch.stack(tokens, 1), torch.stack(chosen_by, 1)
 
     def _few_in_turn(self, places: _Places, first: Tensor) -> tuple[Tensor, Tensor]:
-        """`_in_turn` for few blocks on a CPU. Decoding waits for every call in here, and one of numpy's takes a fifth of one of torch's."""
+        """`_in_turn` for few blocks on a CPU. Decoding waits for every call in here, and numpy's are shorter than torch's."""
         parts = (self._tokens, self._state, places.fed, places.scores, places.moves, places.candidates)
         by_token, by_state, fed, alone, moves, candidates = (part.detach().numpy() for part in parts)
         rows, tokens, chosen_by = np.arange(len(first)), np.empty(fed.shape[:2], np.int64), np.empty_like(alone)

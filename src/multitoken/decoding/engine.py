@@ -57,15 +57,12 @@ class Engine:
         free = available_memory(model.device)
         self._max_bytes = max_cache_bytes if max_cache_bytes is not None else free and int(free * _SHARE)
         self._pace = pace if mask_id is not None else None
+        self._paced_branches = 0 if self._pace is None else self._pace.most_branches
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
         self._number = 0
         self._joined = 0
         self.failed: dict[int, DecodingError] = {}
-
-    @property
-    def _paced_branches(self) -> int:
-        return 0 if self._pace is None else self._pace.most_branches
 
     @property
     def busy(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 def argmax(scores: Tensor) -> Tensor:
     """The place of the first maximum of each position. scores [..., V] -> [...] int64"""
     if scores.device.type == "cpu" and scores.dtype == torch.float32:
-        return torch.from_numpy(scores.numpy().argmax(-1))  # torch's takes ten to forty times as long
+        return torch.from_numpy(scores.numpy().argmax(-1))  # many times as fast as torch's
     return scores.argmax(-1)
 
 

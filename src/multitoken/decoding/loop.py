@@ -9,11 +9,11 @@ from transformers import LogitsProcessorList, PreTrainedModel
 from .arguments import check_length
 from .attention import AttentionRule
 from .branches import PACED
-from .cache import SlotCache
 from .compiled import CompiledLayers
 from .draft_head import Drafter, DraftHead
 from .engine import Engine
 from .failures import DecodingError, RowsFailed
+from .mixers import Mixers
 from .pace import Pace
 from .policies import NextToken, Policy, StaticK, with_trained_k
 from .positions import is_shortened, position_limit
@@ -77,7 +77,7 @@ class Decoder:
         those of `Engine`."""
         if adaptive and self.trained_k > 1:
             if self._pace is None:  # one for all engines: what was learnt from one answer serves the next
-                branched = self._compiled is None and SlotCache.of(self.model).recurrent is None
+                branched = self._compiled is None and Mixers.of(self.model) is None
                 self._pace = Pace(self.trained_k - 1, PACED if branched else 0)
             options["pace"] = self._pace
         return Engine(

@@ -6,7 +6,8 @@ would write another text, so only verified policies are paced.
 A *level* is what a row is fed at most: 0 masks (plain decoding), 1, 3, 7, ..., all, and all with branches, which pay where
 a pass takes hardly longer for more tokens. For each level, and each size of the batch, the tokens a second of its own steps are
 kept, old ones forgotten. The best level is fed. In between, the levels beside it, all masks and plain decoding have trials of a
-few steps, the more often the less they cost: a trial that loses the time of one step is repeated after `_PRICE` steps. A *purse*, one for crowds and one for few rows, holds what masks have won against plain decoding, up
+few steps, the more often the less they cost: a trial that loses the time of one step is repeated after `_PRICE` steps. Branches
+have trials only where a step with all masks takes little longer than a plain one. A *purse*, one for crowds and one for few rows, holds what masks have won against plain decoding, up
 to some steps' time, and a small allowance: while it is empty nothing but plain decoding is fed, whatever was measured. Sizes share it,
 for requests that come and go pass through all of them, and what each might lose would add up.
 

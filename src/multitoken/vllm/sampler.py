@@ -19,7 +19,7 @@ from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
 from vllm.v1.sample.ops.bad_words import apply_bad_words
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-from multitoken.decoding.likeliest import top_and_confidence
+from multitoken.decoding.likeliest import argmax, top_and_confidence
 from multitoken.decoding.nucleus import nucleus
 from multitoken.decoding.sampling import noise_keys, with_noise, with_noise_in_nucleus
 
@@ -230,7 +230,7 @@ class Sampler:
         """Tokens for rows of these owners: the likeliest (`top`, if known), except where a request samples and `drawn` [N] says so."""
         if metadata.all_random and drawn is None:
             return self._with_noise(scores, owner, positions, rows, metadata)
-        greedy = scores.argmax(-1) if top is None else top
+        greedy = argmax(scores) if top is None else top
         if metadata.all_greedy:
             return greedy
         samples = metadata.temperature[owner] >= _GREEDY
