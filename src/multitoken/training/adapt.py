@@ -151,6 +151,7 @@ def make_trainer(
         learning_rate=config.learning_rate,
         warmup=config.warmup,
         max_drift=config.max_drift,
+        fresh_head=setup.way.head if config.method == "full" else None,
         examine=partial(
             validate, setup.distillation, setup.data.validation, setup.validation_stream, _SAMPLES, _PLACES
         ),

@@ -135,6 +135,7 @@ class Distillation(nn.Module):
         self.trained = trained
         self._drafter = [drafter]  # in a list, as the passes: `trained` holds it
         self.objective = objective
+        self.steadiness = 1.0  # what `next_token_weight` is multiplied by at this point of the run
         self.mask_id = mask_id
         self._passes = [passes]  # in a list: out of nn.Module's sight
         self.register_buffer("eos_ids", torch.tensor(eos_ids, dtype=torch.long), persistent=False)
@@ -181,7 +182,7 @@ class Distillation(nn.Module):
             trainable = inputs["trainable"]
             weights = _mean_of_means(trainable, inputs["segments"])
             drift, _ = passes.student.divergence_from(passes.teacher, theirs.real[trainable], ours.real[trainable])
-            loss = loss + objective.next_token_weight * (drift * weights).sum()
+            loss = loss + self.steadiness * objective.next_token_weight * (drift * weights).sum()
         return loss, _statistics(batch, proposals, labels, self.eos_ids)
 
     def _propose(self, batch: BlockBatch, hidden: Tensor) -> tuple[Tensor, Moved | None]:

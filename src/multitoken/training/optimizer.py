@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from .muon import Muon
 
 _WIDTH = 256  # hidden size at which the default rates were found
+_FRESH = 5.0  # how many times faster an untrained draft head learns under AdamW than the trained weights beside it
+_STEADY = 10.0  # how much more the original's next tokens weigh at the end of a run, at most
 _RATES = {
     "muon": {"gated": 5e-3, "lora": 5e-3, "full": 3e-3},
     "adamw": {"gated": 2e-3, "lora": 2e-3, "full": 1e-3},
@@ -66,8 +68,11 @@ def default_rate(method: str, optimizer: str, width: int) -> float:
     return rate * min(1.0, _WIDTH / width) ** (0.5 if optimizer == "muon" else 1.0)
 
 
-def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: float) -> Optimizer:
-    """`weight_decay` pulls on matrices only, never on embeddings (the mask token's row among them), norms or biases."""
+def build_optimizer(
+    model: nn.Module, *, name: str, lr: float, weight_decay: float, fresh: nn.Module | None = None
+) -> Optimizer:
+    """`weight_decay` pulls on matrices only, never on embeddings (the mask token's row among them), norms or biases, nor on
+    `fresh`, an untrained module beside trained weights, which learns faster than they do."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and (output := module.get_output_embeddings()) is not None:
@@ -78,15 +83,28 @@ def build_optimizer(model: nn.Module, *, name: str, lr: float, weight_decay: flo
     others = [p for p in trained if id(p) not in chosen]
     if name == "muon":
         return MuonAdamW(matrices, others, lr=lr, weight_decay=weight_decay)
-    decayed = {"params": matrices, "weight_decay": weight_decay}
-    return AdamW([decayed, {"params": others, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.95))
+    untrained = list(fresh.parameters()) if fresh is not None else []
+    new = {id(p) for p in untrained}
+    groups = [
+        {"params": [p for p in matrices if id(p) not in new], "weight_decay": weight_decay},
+        {"params": [p for p in others if id(p) not in new], "weight_decay": 0.0},
+        {"params": untrained, "weight_decay": 0.0, "lr": _FRESH * lr},
+    ]
+    return AdamW(groups, lr=lr, betas=(0.9, 0.95))
+
+
+def rate_at(done: float, warmup: float) -> float:
+    """The share of the highest learning rate behind `done` of a run, both in [0, 1]: linear warm-up over its first `warmup`, then
+    linear to zero."""
+    return min(1.0, (done + 1e-3) / warmup) if done < warmup else max(0.0, (1.0 - done) / (1.0 - warmup))
+
+
+def weight_at(done: float, warmup: float) -> float:
+    """How much more than at the start the original's next tokens weigh behind `done` of a run: the more, the lower the rate, for
+    what the large steps have moved is put back by the small ones (docs/defaults.md)."""
+    return 1.0 if done < warmup else min(_STEADY, 1.0 / max(1e-9, rate_at(done, warmup)))
 
 
 def build_schedule(optimizer: Optimizer, progress: Callable[[], float], warmup: float) -> LambdaLR:
-    """Linear warm-up over the first `warmup` share of the run, then linear to zero. `progress()` is in [0, 1]."""
-
-    def factor(_: int) -> float:
-        done = progress()
-        return min(1.0, (done + 1e-3) / warmup) if done < warmup else max(0.0, (1.0 - done) / (1.0 - warmup))
-
-    return LambdaLR(optimizer, factor)
+    """The rates of all groups by `rate_at`. `progress()` is in [0, 1]."""
+    return LambdaLR(optimizer, lambda _: rate_at(progress(), warmup))

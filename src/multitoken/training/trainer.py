@@ -25,7 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .clock import Clock
 from .objective import BlockStatistics, Distillation
-from .optimizer import build_optimizer, build_schedule
+from .optimizer import build_optimizer, build_schedule, weight_at
 from .run_folder import COMPLETE, last_complete_checkpoint
 from .sharding import is_sharded, load_optimizer_state, load_whole, whole_optimizer_state, whole_state
 from .stream import collate
@@ -51,6 +51,7 @@ class BlockTrainer(Trainer):
         learning_rate: float,
         warmup: float,
         max_drift: float | None,
+        fresh_head: nn.Module | None,
         examine: Callable[[], Validation | None],
         callbacks: list[TrainerCallback],
     ) -> None:
@@ -71,6 +72,7 @@ class BlockTrainer(Trainer):
         self._learning_rate = learning_rate
         self._warmup = warmup
         self._max_drift = max_drift
+        self._fresh_head = fresh_head  # a draft head beside trained weights
         self._examine = examine
         self._tally = _Tally()
         self.tokens = 0  # of this process, in this run
@@ -82,6 +84,7 @@ class BlockTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
+        self.distillation.steadiness = weight_at(self.clock.progress(), self._warmup)
         loss, statistics = model(inputs)
         if not math.isfinite(loss.item()):
             kept = last_complete_checkpoint(Path(str(self.args.output_dir)))
@@ -125,6 +128,7 @@ class BlockTrainer(Trainer):
                 name=self._optimizer_name,
                 lr=self._learning_rate,
                 weight_decay=self.args.weight_decay,
+                fresh=self._fresh_head,
             )
         return self.optimizer
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from multitoken.training import muon
 from multitoken.training.muon import Muon, orthogonal
-from multitoken.training.optimizer import build_optimizer, build_schedule, default_rate
+from multitoken.training.optimizer import build_optimizer, build_schedule, default_rate, rate_at, weight_at
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 
@@ -20,6 +20,29 @@ def test_embeddings_and_norms_never_decay() -> None:
     for name, parameter in model.named_parameters():
         expected = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         assert (id(parameter) in decayed) == expected, name
+
+
+def test_an_untrained_head_learns_faster_than_the_weights_beside_it() -> None:
+    """Five times as far in one step of AdamW, whose steps are as long as its rate."""
+    weights, head = nn.Linear(4, 4), nn.Linear(4, 4)
+    both = nn.ModuleDict({"main": weights, "draft_head": head})
+    before = copy.deepcopy(both)
+    optimizer = build_optimizer(both, name="adamw", lr=1e-3, weight_decay=0.1, fresh=head)
+    sum(p.sum() for p in both.parameters()).backward()
+    optimizer.step()
+    for name, parameter in both.named_parameters():
+        old = before.get_parameter(name)
+        decay = 1 - 1e-4 if name == "main.weight" else 1.0
+        step = 5e-3 if name.startswith("draft_head") else 1e-3
+        torch.testing.assert_close(parameter.data, decay * old.data - step, rtol=0, atol=1e-6)
+
+
+def test_next_tokens_weigh_more_as_the_rate_falls() -> None:
+    """Their product stays as it is at the highest rate, until the weight is ten times what it was."""
+    assert [weight_at(done, 0.1) for done in (0.0, 0.05, 0.1)] == [1.0] * 3
+    for done in (0.2, 0.5, 0.9):
+        assert weight_at(done, 0.1) * rate_at(done, 0.1) == pytest.approx(1.0)
+    assert weight_at(0.99, 0.1) == weight_at(1.0, 0.1) == 10.0
 
 
 def test_the_default_rate_falls_with_width_where_every_weight_moves() -> None:
