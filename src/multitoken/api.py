@@ -141,8 +141,9 @@ def calibrate(
     from multitoken.checkpoints.save import store_decoding
     from multitoken.decoding.policies import ConfAdapt, Exact, as_options
     from multitoken.evaluation.calibration import Allowed, calibrate, candidates_of
-    from multitoken.evaluation.measure import label_of, progress_bar
+    from multitoken.evaluation.measure import label_of
     from multitoken.models.model import Model
+    from multitoken.progress import counting_bar
 
     kinds = {"exact": Exact, "confadapt": ConfAdapt}
     if policy is not None and policy not in kinds:
@@ -177,7 +178,7 @@ def calibrate(
     models = {"original": original, "adapted": model} if original is not None else {"adapted": model}
     tried = candidates_of(model.mtp.k if model.mtp else 1, tried_kinds, thresholds)
     console = console_of(console, verbose)
-    with progress_bar(console, f"answering {questions.name}") as progress:
+    with counting_bar(console, f"answering {questions.name}") as progress:
         found = calibrate(
             models,
             questions,

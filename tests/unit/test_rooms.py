@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "multitoken"
-OPEN = {"adapt_options", "config", "errors", "processes"}
+OPEN = {"adapt_options", "config", "errors", "processes", "progress"}
 MAY_IMPORT = {
     "decoding": set(),
     "models": {"decoding"},

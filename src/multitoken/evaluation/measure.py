@@ -1,18 +1,17 @@
 """From models, a task and policies to a folder with numbers, a picture and a page."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from multitoken.checkpoints.atomic import disk_errors
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding.policies import ConfAdapt, Exact, Policy, StaticK, make_policy
 from multitoken.decoding.sampling import Sampling
 from multitoken.errors import UsageError
+from multitoken.progress import counting_bar
 
 from .identity import HALF
 from .journal import Journal
@@ -69,7 +68,7 @@ def measure(
     journal: Journal | None = None,
 ) -> list[Row]:
     """`evaluate` with a bar and the table afterwards."""
-    with progress_bar(console, f"answering {task.name}") as progress:
+    with counting_bar(console, f"answering {task.name}") as progress:
         rows = evaluate(
             models,
             task,
@@ -81,15 +80,6 @@ def measure(
         )
     console.print(results_table(rows))
     return rows
-
-
-@contextmanager
-def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for as long as the block runs; what it yields takes (done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
 def of_type(models: Mapping[str, ModelLike]) -> str:

@@ -1,22 +1,22 @@
-"""Bars: for training (share done, steps, loss, tokens a second, time left), and for whatever can be counted."""
+"""The bar of a training run: share done, steps, loss, tokens a second, time left."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from multitoken.progress import Lines
 
 from .clock import Clock
 
 
 class TrainingBar(TrainerCallback):
-    """Draws the bar; leaves one line behind."""
+    """Draws the bar; leaves one line behind. Where there is no terminal: a line a minute."""
 
     def __init__(self, clock: Clock, console: Console) -> None:
-        self._clock = clock
+        self._clock, self._lines = clock, Lines(console)
         self._progress = Progress(
             TextColumn("[bold]training[/bold]", table_column=Column(min_width=8)),
             BarColumn(8),
@@ -41,7 +41,9 @@ class TrainingBar(TrainerCallback):
             parts.append(f"{self._logs['tokens_per_second']:,.0f} tokens/s")
             parts.append(f"{self._logs['accepted']:.2f} right per block")
         assert self._task is not None
-        self._progress.update(self._task, completed=done, status=" · ".join(parts))
+        status = " · ".join(parts)
+        self._progress.update(self._task, completed=done, status=status)
+        self._lines.say(f"training {done:.0%} · {status}")
 
     def on_log(
         self,
@@ -60,12 +62,3 @@ class TrainingBar(TrainerCallback):
     def close(self) -> None:
         """Stop drawing; also called when training is interrupted."""
         self._progress.stop()
-
-
-@contextmanager
-def counting_bar(console: Console, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is told `(done, total)`."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

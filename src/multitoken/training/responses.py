@@ -42,14 +42,14 @@ def write_missing(
     cache_file: Path,
     *,
     key: str,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
     processes: Processes | None = None,
 ) -> list[Written]:
     """A response for each prompt, from the cache or from `write`; equal prompts are written once.
 
     Prompts go from long to short: batches need little padding, and one that does not fit in memory fails first. They are numbered in
-    that order, so that noise keyed by the number is the same in a resumed call and among several processes. `progress(done, total)`
-    counts different prompts, those of other processes by what this one has done.
+    that order, so that noise keyed by the number is the same in a resumed call and among several processes. `progress(done, total, tokens)`
+    counts different prompts, and the tokens of this call; those of other processes by what this one has done.
     Raises `DataError` for a damaged cache and `OutputError` when it cannot be read or written.
     """
     names = [fingerprint(ids, salt=key) for ids in prompts]
@@ -60,7 +60,7 @@ def write_missing(
     written, whole_bytes = _read_all(cache_file, own, wanted.keys())
     known = len(written)
     if progress:
-        progress(known, len(wanted))
+        progress(known, len(wanted), 0)
     if known < len(wanted):
         processes.wait()  # none writes before all have read
         missing = processes.mine([(number, name) for number, name in enumerate(order) if name not in written])
@@ -71,7 +71,8 @@ def write_missing(
             _append(own, fresh)
             mine |= fresh
             if progress:
-                progress(min(known + len(mine) * processes.number, len(wanted)), len(wanted))
+                tokens = processes.number * sum(len(ids) for ids, _ in mine.values())
+                progress(min(known + len(mine) * processes.number, len(wanted)), len(wanted), tokens)
         for theirs in processes.gather(mine):
             written |= theirs
         assert len(written) == len(wanted), "the writer left prompts without a response"

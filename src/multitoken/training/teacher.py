@@ -10,8 +10,8 @@ from multitoken.config import AdaptConfig
 from multitoken.decoding.loop import Decoder
 from multitoken.decoding.policies import NextToken
 from multitoken.decoding.sampling import Sampling
+from multitoken.progress import counting_bar
 
-from .progress import counting_bar
 from .responses import Write, Written, is_sampled, teacher_key, write_missing
 from .run_folder import RESPONSES
 from .server import ResponseServer

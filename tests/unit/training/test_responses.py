@@ -169,9 +169,11 @@ def test_disk_that_fills_keeps_the_batches_before(tmp_path: Path, monkeypatch: p
 def test_progress_counts_different_prompts_from_what_is_there(tmp_path: Path):
     cache = tmp_path / "cache.jsonl"
     write_missing(PROMPTS[:1], Writer(), cache, key="k")
-    seen: list[tuple[int, int]] = []
-    write_missing(PROMPTS, Writer(), cache, key="k", progress=lambda *counts: seen.append(counts))
-    assert seen == [(1, 4), (3, 4), (4, 4)]
+    seen: list[tuple[int, int, int]] = []
+    written = write_missing(PROMPTS, Writer(), cache, key="k", progress=lambda *counts: seen.append(counts))
+    assert [counts[:2] for counts in seen] == [(1, 4), (3, 4), (4, 4)]
+    fresh = {tuple(prompt): len(ids) for prompt, (ids, _) in zip(PROMPTS, written, strict=True)}
+    assert seen[0][2] == 0 and seen[-1][2] == sum(fresh.values()) - fresh[tuple(PROMPTS[0])]
 
 
 def test_unended_response_keeps_its_flag(tmp_path: Path):
