@@ -50,17 +50,15 @@ def evaluate(
     folder for results.json, tradeoff.png and report.html, and answers.jsonl, from which an interrupted measurement goes on with
     `resume`. Raises `UsageError`, `DataError` and `OutputError`, before anything is decoded.
     """
-    from multitoken.evaluation.journal import Journal, prepare_output
+    from multitoken.evaluation.journal import journal_of, prepare_output
     from multitoken.evaluation.measure import DEFAULT_POLICIES, label_of, measure, of_type, parse_policy, publish
     from multitoken.evaluation.sampled import in_words, sampling_of
     from multitoken.evaluation.samples import samples_of
 
     sampling = sampling_of(temperature, top_p, top_k, seed)
     chosen = [parse_policy(each) if isinstance(each, str) else each for each in policies or DEFAULT_POLICIES]
-    if output is not None:
-        prepare_output(Path(output), overwrite=overwrite, resume=resume)
-    elif resume:
-        raise UsageError("resume needs the output folder of the measurement that goes on; name it as output")
+    folder = None if output is None else Path(output)
+    prepare_output(folder, overwrite=overwrite, resume=resume)
     questions = task_of(task, prompts, grader, max_new_tokens)
     console = console_of(console, verbose)
     models = {"original": original} if original is not None else {}
@@ -69,23 +67,14 @@ def evaluate(
         if name in models:
             raise UsageError(f"two models are named {name!r}; name each one differently")
         models[name] = other
-    journal = None
-    if output is not None:
-        facts = {
-            "task": questions.name,
-            "questions": questions.hash,
-            "max_new_tokens": questions.max_new_tokens,
-            "models": {label: each.name for label, each in models.items()},
-            "sampling": in_words(sampling),
-            "batch_size": batch_size,
-        }
-        journal = Journal(Path(output), facts)
+    names = {label: each.name for label, each in models.items()}
+    journal = journal_of(folder, questions, names, sampling=in_words(sampling), batch_size=batch_size)
     rows = measure(models, questions, chosen, console, sampling, batch_size=batch_size, journal=journal)
-    if output is not None and Processes.here().first:
+    if folder is not None and Processes.here().first:
         against = f", against {original.name}" if original is not None else ""
         how = f", {in_words(sampling)}" if sampling else ""
         publish(
-            Path(output),
+            folder,
             rows,
             console,
             title=f"{model.name} on {questions.name}{how}",
@@ -125,6 +114,9 @@ def calibrate(
     max_new_tokens: int = 256,
     batch_size: int = 32,
     write: bool = True,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
     console: "Console | None" = None,
     verbose: bool = True,
     **loading: Any,
@@ -135,12 +127,13 @@ def calibrate(
     share of outputs that must be the original's. Neither: only `policy="exact"`, which loses nothing. policy: "exact" or "confadapt",
     if only that may be chosen. thresholds: those that are tried, a dozen from 0.3 to 0.999 if not given. original: needed unless the
     adapter acts at masks only ("gated"), whose original is itself at one token a step. write: store what is chosen in the `generation_config.json` of a model given as a folder, so that everything that
-    decodes it uses it. loading: of `mt.load`, for models given as folders. Raises `UsageError` and `DataError`, before anything is
-    decoded.
+    decodes it uses it. output: a folder that keeps the answers, from which an interrupted calibration goes on with `resume`. loading: of
+    `mt.load`, for models given as folders. Raises `UsageError`, `DataError` and `OutputError`, before anything is decoded.
     """
     from multitoken.checkpoints.save import store_decoding
     from multitoken.decoding.policies import ConfAdapt, Exact, as_options
-    from multitoken.evaluation.calibration import Allowed, calibrate, candidates_of
+    from multitoken.evaluation.calibration import Allowed, calibrate, candidates_of, shuffled
+    from multitoken.evaluation.journal import journal_of, prepare_output
     from multitoken.evaluation.measure import label_of
     from multitoken.models.model import Model
     from multitoken.progress import counting_bar
@@ -164,6 +157,8 @@ def calibrate(
     folder = None if isinstance(model, Model) else Path(model)
     if write and (folder is None or not folder.is_dir()):
         raise UsageError(f"{folder or model} is no folder to write to; give a folder, or write=False")
+    kept = None if output is None else Path(output)
+    prepare_output(kept, overwrite=overwrite, resume=resume)
     if not isinstance(model, Model):
         model = Model.load(model, **loading)
     elif loading:
@@ -177,6 +172,8 @@ def calibrate(
         original = Model.load(original, **{name: value for name, value in loading.items() if name != "base"})
     models = {"original": original, "adapted": model} if original is not None else {"adapted": model}
     tried = candidates_of(model.mtp.k if model.mtp else 1, tried_kinds, thresholds)
+    names = {label: each.name for label, each in models.items()}
+    journal = journal_of(kept, shuffled(questions), names, batch_size=batch_size)
     console = console_of(console, verbose)
     with counting_bar(console, f"answering {questions.name}") as progress:
         found = calibrate(
@@ -186,6 +183,7 @@ def calibrate(
             allowed,
             confidence=confidence,
             batch_size=batch_size,
+            journal=journal,
             progress=progress,
         )
     if found.chosen is not None and write and folder is not None and Processes.here().first:

@@ -99,7 +99,7 @@ class AdaptConfig(BaseModel):
     """How places of a block count: evenly, or each with the probability that all places before it are right."""
     next_token_weight: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the original model's next-token predictions on real tokens (methods lora and full: 10, if
-    not given)."""
+    not given). It rises as the learning rate falls, up to ten times as much."""
     max_drift: float | None = Field(default=None, gt=0, lt=1)
     """Share of next tokens on unseen prompts that may differ from the original's (methods lora and full): next_token_weight is
     doubled at each look that finds more."""

@@ -41,6 +41,11 @@ def calibrate_command(
     device: options.DeviceOption = "auto",
     dtype: options.DtypeOption = "auto",
     trust_remote_code: options.TrustFlag = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Keep the answers in this folder, so that an interrupted calibration can go on.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the answers in --output.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted calibration in --output.")] = False,
     json_output: options.JsonFlag = False,
 ) -> None:
     """Find the fastest policy, threshold and k of MODEL within a loss that you allow, and store it."""
@@ -61,6 +66,9 @@ def calibrate_command(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         write=write and model != "demo",
+        output=output,
+        overwrite=overwrite,
+        resume=resume,
         base=base,
         device=device,
         dtype=dtype,

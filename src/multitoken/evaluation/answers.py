@@ -40,11 +40,12 @@ def answer_all(
     runs: Sequence[Run],
     task: Task,
     *,
+    questions: range | None = None,
     batch_size: int = 1,
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> dict[Combination, list[Outcome]]:
-    """Every question's answer by every run, in the questions' order.
+    """Every question's answer by every run, in the questions' order. questions: the places of those that are asked, all if not given.
 
     What the `journal` holds already is not answered again, and what is answered is written there at once. Every process gets all
     answers.
@@ -52,13 +53,14 @@ def answer_all(
     processes = Processes.here()
     known = journal.outcomes() if journal is not None else {}
     size = batch_size * _PART if batch_size > 1 else 1
-    parts = [range(at, min(at + size, len(task.questions))) for at in range(0, len(task.questions), size)]
+    asked = range(len(task.questions)) if questions is None else questions
+    parts = [asked[at : at + size] for at in range(0, len(asked), size)]
     found: dict[tuple[Combination, int], Outcome] = {}
-    total, done = len(task.questions) * len(runs), 0
+    total, done = len(asked) * len(runs), 0
     # Not counted: the first answer pays for allocations and kernels. A policy that a model refuses is refused here.
     for run in runs:
-        if any((run.what.key, i) not in known for i in range(len(task.questions))):
-            _decode(run, task, range(min(1, len(task.questions))), min(task.max_new_tokens, _WARM_UP_TOKENS), 1)
+        if any((run.what.key, i) not in known for i in asked):
+            _decode(run, task, asked[:1], min(task.max_new_tokens, _WARM_UP_TOKENS), 1)
     for number, part in processes.mine(list(enumerate(parts))):
         turn = number % len(runs)
         for run in [*runs[turn:], *runs[:turn]]:
@@ -75,7 +77,7 @@ def answer_all(
         found |= theirs
     if journal is not None:
         journal.complete({(what.key, i): outcome for (what, i), outcome in found.items()})
-    return {run.what: [found[run.what, i] for i in range(len(task.questions))] for run in runs}
+    return {run.what: [found[run.what, i] for i in asked] for run in runs}
 
 
 def _outcomes(run: Run, task: Task, part: range, number: int, batch_size: int) -> list[Outcome]:

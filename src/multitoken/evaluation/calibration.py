@@ -17,6 +17,7 @@ from multitoken.errors import DataError, UsageError
 
 from .answers import Progress, Run, answer_all
 from .identity import Identity, Judge, compare
+from .journal import Journal
 from .promise import p_value, prompts_needed, upper_bound
 from .protocols import ModelLike
 from .rows import Outcome
@@ -88,12 +89,14 @@ def calibrate(
     *,
     confidence: float = 0.95,
     batch_size: int = 32,
+    journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """The fastest of `policies` (by label) for the model "adapted" that loses at most what is `allowed` against "original" (if that is
     missing: against its own next-token decoding, which is the original's where the adapter acts at masks only).
 
-    allowed=None: the policies change no output, and the fastest of them is chosen on all prompts. Raises `UsageError` and `DataError`
+    allowed=None: the policies change no output, and the fastest of them is chosen on all prompts. journal: where answers are written as
+    they come, and those that are there already are taken from; numbers of questions are those of `shuffled(task)`. Raises `UsageError` and `DataError`
     before anything is decoded.
     """
     if not 0.5 <= confidence < 1:
@@ -105,42 +108,56 @@ def calibrate(
             "a drop in accuracy needs answers to grade against; give them, or allow differences by min_identical=0.99"
         )
     plain, runs = _runs(models, policies)
-    order = list(range(len(task.questions)))
-    Random(0).shuffle(order)
-    middle = len(order) if allowed is None else len(order) // 2
-    searching, confirming = _part(task, order[:middle]), _part(task, order[middle:])
-    losses = _losses(models, allowed, searching)
-    answers = len(searching.questions) * (1 + len(runs))
-    found = answer_all([plain, *runs], searching, batch_size=batch_size, progress=progress)
-    tried = [(run, _candidate(run, found[plain.what], found[run.what], losses)) for run in runs]
+    task = shuffled(task)
+    number = len(task.questions)
+    middle = number if allowed is None else number // 2
+    searching, confirming = range(middle), range(middle, number)
+    loss = _loss(models, allowed, task)
+
+    def lost(places: range, original: Sequence[Outcome], ours: Sequence[Outcome]) -> list[float]:
+        return [loss(*each) for each in zip(places, original, ours, strict=True)]
+
+    answers = len(searching) * (1 + len(runs))
+    found = answer_all(
+        [plain, *runs], task, questions=searching, batch_size=batch_size, journal=journal, progress=progress
+    )
+    tried = [
+        (run, _candidate(run, found[run.what], lost(searching, found[plain.what], found[run.what]))) for run in runs
+    ]
     tried.sort(key=lambda pair: -pair[1].tokens_per_second)
     if allowed is None:
-        return Calibration(None, confidence, len(order), tuple(c for _, c in tried), tried[0][1])
+        return Calibration(None, confidence, number, tuple(c for _, c in tried), tried[0][1])
 
     known = {c.label: _lossless(c) for run, c in tried if run.policy.verifies and "original" not in models}
     chosen = next((known[c.label] for _, c in tried if c.label in known), None)
     line = [(run, c) for run, c in _undominated(tried) if c.loss <= allowed.share and c.label not in known]
-    losses = _losses(models, allowed, confirming)
-    more = len(confirming.questions)
+    more = len(confirming)
 
-    def confirm(run: Run, number: int) -> list[Outcome]:
+    def confirm(run: Run, before: int) -> list[Outcome]:
         def told(done: int, _: int) -> None:
             if progress is not None:
-                progress(answers + number * more + done, answers + (1 + len(line)) * more)
+                progress(answers + before * more + done, answers + (1 + len(line)) * more)
 
-        return answer_all([run], confirming, batch_size=batch_size, progress=told)[run.what]
+        return answer_all([run], task, questions=confirming, batch_size=batch_size, journal=journal, progress=told)[
+            run.what
+        ]
 
     original = confirm(plain, 0) if line else []
-    for number, (run, candidate) in enumerate(reversed(line), 1):  # the slowest, which loses least, first
-        ours = confirm(run, number)
-        lost = [losses(i, *pair) for i, pair in enumerate(zip(original, ours, strict=True))]
-        tested = _tested(candidate, lost, allowed, confidence)
+    for before, (run, candidate) in enumerate(reversed(line), 1):  # the slowest, which loses least, first
+        tested = _tested(candidate, lost(confirming, original, confirm(run, before)), allowed, confidence)
         known[tested.label] = tested
         if not tested.promised:
             break
         if chosen is None or tested.tokens_per_second > chosen.tokens_per_second:
             chosen = tested
-    return Calibration(allowed, confidence, len(order), tuple(known.get(c.label, c) for _, c in tried), chosen)
+    return Calibration(allowed, confidence, number, tuple(known.get(c.label, c) for _, c in tried), chosen)
+
+
+def shuffled(task: Task) -> Task:
+    """In the order of a calibration: by chance, and always the same. Its front half is searched with, the rest confirms."""
+    order = list(task.questions)
+    Random(0).shuffle(order)
+    return replace(task, questions=tuple(order))
 
 
 def _lossless(candidate: Candidate) -> Candidate:
@@ -180,15 +197,10 @@ def _runs(models: Mapping[str, ModelLike], policies: Mapping[str, Policy]) -> tu
     return plain, mine
 
 
-def _part(task: Task, places: Sequence[int]) -> Task:
-    return replace(task, questions=tuple(task.questions[i] for i in places))
-
-
-def _candidate(run: Run, original: Sequence[Outcome], ours: Sequence[Outcome], loss: Loss) -> Candidate:
+def _candidate(run: Run, ours: Sequence[Outcome], lost: Sequence[float]) -> Candidate:
     tokens, seconds = sum(len(o.token_ids) for o in ours), sum(o.seconds for o in ours)
     steps = sum(o.forward_passes - 1 for o in ours)
     behind = sum(len(o.token_ids) - o.prefill_tokens for o in ours)
-    lost = [loss(i, *pair) for i, pair in enumerate(zip(original, ours, strict=True))]
     return Candidate(
         policy=run.policy,
         label=run.what.label,
@@ -198,7 +210,7 @@ def _candidate(run: Run, original: Sequence[Outcome], ours: Sequence[Outcome], l
     )
 
 
-def _losses(models: Mapping[str, ModelLike], allowed: Allowed | None, task: Task) -> Loss:
+def _loss(models: Mapping[str, ModelLike], allowed: Allowed | None, task: Task) -> Loss:
     """How one answer's loss is counted. A tie between two tokens is no difference."""
     if allowed is not None and allowed.kind == "drop":
         return lambda i, original, ours: float(original.correct or 0) - float(ours.correct or 0)

@@ -12,16 +12,24 @@ from multitoken.errors import OutputError, UsageError
 from multitoken.processes import Processes
 
 from .rows import Outcome
+from .tasks import Task
 
 NAME = "answers.jsonl"
 _ALL = "answers*.jsonl"
 
 
-def prepare_output(folder: Path, *, overwrite: bool, resume: bool) -> None:
-    """Refuse a folder that holds something, unless it is to be replaced or to go on. With `overwrite` its old answers go.
+def prepare_output(folder: Path | None, *, overwrite: bool, resume: bool) -> None:
+    """Refuse a folder that holds something, unless it is to be replaced or to go on. With `overwrite` its old answers go. None: nothing
+    is kept.
 
     Raises `UsageError` and, as `check_output` does, `OutputError`.
     """
+    if folder is None:
+        if resume or overwrite:
+            raise UsageError(
+                f"{'resume' if resume else 'overwrite'} needs the output folder of the measurement: name it as output"
+            )
+        return
     processes = Processes.here()
     if processes.first:
         _prepare(folder, overwrite=overwrite, resume=resume)
@@ -104,6 +112,23 @@ class Journal:
                 values[name] = tuple(row[name])
             self._found[row["run"], row["question"]] = Outcome(**values)
         return "\n".join(whole) + "\n"
+
+
+def journal_of(
+    folder: Path | None, task: Task, models: Mapping[str, str], *, batch_size: int, **facts: Any
+) -> Journal | None:
+    """The journal in a prepared folder, of these questions by models of these names, by their labels; None: none is kept. facts: what else makes the answers."""
+    if folder is None:
+        return None
+    told = {
+        "task": task.name,
+        "questions": task.hash,
+        "max_new_tokens": task.max_new_tokens,
+        "models": dict(models),
+        **facts,
+        "batch_size": batch_size,
+    }
+    return Journal(folder, told)
 
 
 def _lines(outcomes: Mapping[tuple[str, int], Outcome]) -> str:

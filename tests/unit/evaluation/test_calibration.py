@@ -9,6 +9,7 @@ from multitoken.decoding.policies import ConfAdapt, Exact, as_options
 from multitoken.errors import DataError, UsageError
 from multitoken.evaluation.calibration import Allowed, calibrate, candidates_of
 from multitoken.evaluation.graders import grader_named
+from multitoken.evaluation.journal import Journal
 from multitoken.evaluation.tasks import Question, Task
 
 
@@ -67,6 +68,40 @@ def test_progress_reaches_its_total_only_at_the_end() -> None:
     confirming = [at for at in told if at[0] > 3 * 30]
     assert confirming and len({total for _, total in confirming}) == 1
     assert confirming[-1][0] == confirming[-1][1]
+
+
+def test_an_interrupted_calibration_goes_on(tmp_path) -> None:
+    """Guards against losing an hour of answers, in either half, and against answers of the one half taken for the other's."""
+    task = Task("many", tuple(Question(str(i), str(RIGHT)) for i in range(60)), grader_named("exact"), 4)
+    policies = {"safe": ConfAdapt(0.99), "fast": ConfAdapt(0.3)}
+    asked: list[str] = []
+
+    class Counting(FakeModel):
+        dies_at = 10**9
+
+        def generate(self, prompt, **options):
+            if not isinstance(prompt, list):
+                asked.append(prompt)
+                if len(asked) > self.dies_at:
+                    raise KeyboardInterrupt
+            return super().generate(prompt, **options)
+
+    def run(model: FakeModel, folder):
+        asked.clear()
+        journal = Journal(folder, {"x": 1})
+        return calibrate({"adapted": model}, task, policies, Allowed("different", 0.5), batch_size=1, journal=journal)
+
+    whole = run(Counting(0), tmp_path / "whole")
+    number = len(asked)
+    dying = Counting(0)
+    dying.dies_at = number - 20  # in the confirming half: the searching one takes 3 x 30 answers
+    with pytest.raises(KeyboardInterrupt):
+        run(dying, tmp_path / "cut")
+    resumed = run(Counting(0), tmp_path / "cut")
+    assert len(asked) < 30
+    assert [(c.label, c.loss, c.confirmed_loss, c.promised) for c in resumed.candidates] == [
+        (c.label, c.loss, c.confirmed_loss, c.promised) for c in whole.candidates
+    ]
 
 
 def test_without_a_loss_to_allow_the_fastest_wins() -> None:
