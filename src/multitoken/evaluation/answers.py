@@ -52,8 +52,9 @@ def answer_all(
     """
     processes = Processes.here()
     known = journal.outcomes() if journal is not None else {}
-    size = batch_size * _PART if batch_size > 1 else 1
     asked = range(len(task.questions)) if questions is None else questions
+    share = max(1, -(-len(asked) // processes.number))  # so that none has nothing to do
+    size = min(batch_size * _PART, share) if batch_size > 1 else 1
     parts = [asked[at : at + size] for at in range(0, len(asked), size)]
     found: dict[tuple[Combination, int], Outcome] = {}
     total, done = len(asked) * len(runs), 0

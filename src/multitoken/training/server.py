@@ -22,7 +22,7 @@ from multitoken.models.prompts import tokenize_continuation
 from .encoding import fingerprint
 from .responses import Written
 
-IN_FLIGHT = 64
+IN_FLIGHT = 256
 _TRIES, _FIRST_PAUSE = 6, 0.5  # seconds, doubled after each try: half a minute in all
 _TIMEOUT = 600  # seconds: a long response on a busy server
 _CHECKED, _CHECKED_TOKENS = 8, 32

@@ -1,13 +1,15 @@
 import pytest
 
-from multitoken.decoding.policies import ConfAdapt, Exact, StaticK
+from multitoken.decoding.policies import ConfAdapt, Exact, NextToken, StaticK
 from multitoken.decoding.sampling import Sampling
 from multitoken.errors import DataError, UsageError
 from multitoken.evaluation import answers
 from multitoken.evaluation.graders import grader_named
+from multitoken.evaluation.rows import Combination
 from multitoken.evaluation.run import evaluate
 from multitoken.evaluation.statistics import Interval
 from multitoken.evaluation.tasks import Question, Task
+from multitoken.processes import Processes
 from tests.unit.evaluation.scripted import ScriptedLM, ScriptedModel
 
 EOS = 2
@@ -182,6 +184,24 @@ def test_parts_are_one_observation_of_the_clock_each(monkeypatch: pytest.MonkeyP
     assert exact.heading == "sums, 3 prompts, batches of 2"
     with pytest.raises(UsageError, match="batch_size is 0"):
         evaluate(models, task, {}, batch_size=0)
+
+
+def test_few_questions_are_shared_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a process that answers all of them, side by side in one part, while the other ones wait."""
+    names = ("a", "bb", "ccc", "dddd", "eeeee")
+    task = make_task(*((name, "3") for name in names))
+    asked: list[list[str]] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        model = ScriptedModel({("next-token", name): [[3]] for name in names})
+        monkeypatch.setenv("RANK", str(rank))
+        run = answers.Run(Combination("original", "next-token", "next-token", None, 1), model, NextToken())
+        monkeypatch.setattr(
+            Processes, "gather", lambda self, found, run=run: [{(run.what, i): None for i in range(5)}, found]
+        )
+        answers.answer_all([run], task, batch_size=4)
+        asked.append([prompt for _, prompt, most in model.calls if most == task.max_new_tokens])
+    assert asked == [["a", "bb", "ccc"], ["dddd", "eeeee"]]
 
 
 def test_answers_without_a_grader_have_a_perplexity_under_the_original() -> None:
