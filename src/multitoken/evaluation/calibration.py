@@ -96,8 +96,8 @@ def calibrate(
     missing: against its own next-token decoding, which is the original's where the adapter acts at masks only).
 
     allowed=None: the policies change no output, and the fastest of them is chosen on all prompts. journal: where answers are written as
-    they come, and those that are there already are taken from; numbers of questions are those of `shuffled(task)`. Raises `UsageError` and `DataError`
-    before anything is decoded.
+    they come, and those that are there already are taken from; numbers of questions are those of `shuffled(task)`. Raises `UsageError`
+    and `DataError` before anything is decoded.
     """
     if not 0.5 <= confidence < 1:
         raise UsageError(f"confidence is {confidence}; expected a number from 0.5 to below 1, such as 0.95")

@@ -117,7 +117,8 @@ class Journal:
 def journal_of(
     folder: Path | None, task: Task, models: Mapping[str, str], *, batch_size: int, **facts: Any
 ) -> Journal | None:
-    """The journal in a prepared folder, of these questions by models of these names, by their labels; None: none is kept. facts: what else makes the answers."""
+    """The journal in a prepared folder, of these questions by models of these names, by their labels; None: none is kept. facts: what else
+    makes the answers."""
     if folder is None:
         return None
     told = {
