@@ -67,8 +67,7 @@ def evaluate(
         if name in models:
             raise UsageError(f"two models are named {name!r}; name each one differently")
         models[name] = other
-    names = {label: each.name for label, each in models.items()}
-    journal = journal_of(folder, questions, names, sampling=in_words(sampling), batch_size=batch_size)
+    journal = journal_of(folder, questions, models, sampling=in_words(sampling), batch_size=batch_size)
     rows = measure(models, questions, chosen, console, sampling, batch_size=batch_size, journal=journal)
     if folder is not None and Processes.here().first:
         against = f", against {original.name}" if original is not None else ""
@@ -132,7 +131,7 @@ def calibrate(
     """
     from multitoken.checkpoints.save import store_decoding
     from multitoken.decoding.policies import ConfAdapt, Exact, as_options
-    from multitoken.evaluation.calibration import Allowed, calibrate, candidates_of, shuffled
+    from multitoken.evaluation.calibration import ORDER, Allowed, calibrate, candidates_of
     from multitoken.evaluation.journal import journal_of, prepare_output
     from multitoken.evaluation.measure import label_of
     from multitoken.models.model import Model
@@ -172,8 +171,7 @@ def calibrate(
         original = Model.load(original, **{name: value for name, value in loading.items() if name != "base"})
     models = {"original": original, "adapted": model} if original is not None else {"adapted": model}
     tried = candidates_of(model.mtp.k if model.mtp else 1, tried_kinds, thresholds)
-    names = {label: each.name for label, each in models.items()}
-    journal = journal_of(kept, shuffled(questions), names, batch_size=batch_size)
+    journal = journal_of(kept, questions, models, order=ORDER, batch_size=batch_size)
     console = console_of(console, verbose)
     with counting_bar(console, f"answering {questions.name}") as progress:
         found = calibrate(

@@ -29,6 +29,8 @@ _THRESHOLDS: Mapping[type[ConfAdapt] | type[Exact], tuple[float, ...]] = {
     Exact: (0.3, 0.5, 0.7, 0.9),
 }
 _FEWEST_PROMPTS = 20
+ORDER = "calibration"
+"""What a journal says of the order of a calibration's questions: by chance, and always the same."""
 Loss = Callable[[int, Outcome, Outcome], float]
 """`loss(question, the original's outcome, ours)`."""
 
@@ -96,8 +98,8 @@ def calibrate(
     missing: against its own next-token decoding, which is the original's where the adapter acts at masks only).
 
     allowed=None: the policies change no output, and the fastest of them is chosen on all prompts. journal: where answers are written as
-    they come, and those that are there already are taken from; numbers of questions are those of `shuffled(task)`. Raises `UsageError`
-    and `DataError` before anything is decoded.
+    they come, and those that are there already are taken from; its questions are numbered in `ORDER`. Raises `UsageError` and
+    `DataError` before anything is decoded.
     """
     if not 0.5 <= confidence < 1:
         raise UsageError(f"confidence is {confidence}; expected a number from 0.5 to below 1, such as 0.95")
@@ -108,8 +110,10 @@ def calibrate(
             "a drop in accuracy needs answers to grade against; give them, or allow differences by min_identical=0.99"
         )
     plain, runs = _runs(models, policies)
-    task = shuffled(task)
-    number = len(task.questions)
+    questions = list(task.questions)
+    Random(0).shuffle(questions)
+    task = replace(task, questions=tuple(questions))
+    number = len(questions)
     middle = number if allowed is None else number // 2
     searching, confirming = range(middle), range(middle, number)
     loss = _loss(models, allowed, task)
@@ -151,13 +155,6 @@ def calibrate(
         if chosen is None or tested.tokens_per_second > chosen.tokens_per_second:
             chosen = tested
     return Calibration(allowed, confidence, number, tuple(known.get(c.label, c) for _, c in tried), chosen)
-
-
-def shuffled(task: Task) -> Task:
-    """In the order of a calibration: by chance, and always the same. Its front half is searched with, the rest confirms."""
-    order = list(task.questions)
-    Random(0).shuffle(order)
-    return replace(task, questions=tuple(order))
 
 
 def _lossless(candidate: Candidate) -> Candidate:

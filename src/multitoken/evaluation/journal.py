@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multitoken.checkpoints.atomic import check_output, disk_errors, write_text
 from multitoken.errors import OutputError, UsageError
@@ -13,6 +13,9 @@ from multitoken.processes import Processes
 
 from .rows import Outcome
 from .tasks import Task
+
+if TYPE_CHECKING:
+    from multitoken.models.model import Model
 
 NAME = "answers.jsonl"
 _ALL = "answers*.jsonl"
@@ -115,17 +118,17 @@ class Journal:
 
 
 def journal_of(
-    folder: Path | None, task: Task, models: Mapping[str, str], *, batch_size: int, **facts: Any
+    folder: Path | None, task: Task, models: "Mapping[str, Model]", *, batch_size: int, **facts: Any
 ) -> Journal | None:
-    """The journal in a prepared folder, of these questions by models of these names, by their labels; None: none is kept. facts: what else
-    makes the answers."""
+    """The journal in a prepared folder, of these questions by these models, by their labels; None: none is kept. facts: what else makes
+    the answers."""
     if folder is None:
         return None
     told = {
         "task": task.name,
         "questions": task.hash,
         "max_new_tokens": task.max_new_tokens,
-        "models": dict(models),
+        "models": {label: each.name for label, each in models.items()},
         **facts,
         "batch_size": batch_size,
     }

@@ -72,24 +72,22 @@ def build_optimizer(
     model: nn.Module, *, name: str, lr: float, weight_decay: float, fresh: nn.Module | None = None
 ) -> Optimizer:
     """`weight_decay` pulls on matrices only, never on embeddings (the mask token's row among them), norms or biases, nor on
-    `fresh`, an untrained module beside trained weights, which learns faster than they do."""
+    `fresh`, an untrained module beside trained weights, which AdamW trains faster than these."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and (output := module.get_output_embeddings()) is not None:
             embeddings |= {id(p) for p in output.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim == 2 and id(p) not in embeddings]
-    chosen = {id(p) for p in matrices}
+    untrained = list(fresh.parameters()) if fresh is not None and name == "adamw" else []
+    apart = {id(p) for p in untrained}
+    matrices = [p for p in trained if p.ndim == 2 and id(p) not in embeddings | apart]
+    chosen = {id(p) for p in matrices} | apart
     others = [p for p in trained if id(p) not in chosen]
     if name == "muon":
         return MuonAdamW(matrices, others, lr=lr, weight_decay=weight_decay)
-    untrained = list(fresh.parameters()) if fresh is not None else []
-    new = {id(p) for p in untrained}
-    groups = [
-        {"params": [p for p in matrices if id(p) not in new], "weight_decay": weight_decay},
-        {"params": [p for p in others if id(p) not in new], "weight_decay": 0.0},
-        {"params": untrained, "weight_decay": 0.0, "lr": _FRESH * lr},
-    ]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if untrained:
+        groups.append({"params": untrained, "weight_decay": 0.0, "lr": _FRESH * lr})
     return AdamW(groups, lr=lr, betas=(0.9, 0.95))
 
 

@@ -66,13 +66,15 @@ def write_missing(
         missing = processes.mine([(number, name) for number, name in enumerate(order) if name not in written])
         _open_cache(own, whole_bytes)
         mine: dict[str, Written] = {}
+        tokens = 0
         for finished in write([wanted[name] for _, name in missing], [number for number, _ in missing]):
             fresh = {missing[place][1]: response for place, response in finished.items()}
             _append(own, fresh)
             mine |= fresh
+            tokens += sum(len(ids) for ids, _ in fresh.values())
             if progress:
-                tokens = processes.number * sum(len(ids) for ids, _ in mine.values())
-                progress(min(known + len(mine) * processes.number, len(wanted)), len(wanted), tokens)
+                done = min(known + len(mine) * processes.number, len(wanted))
+                progress(done, len(wanted), tokens * processes.number)
         for theirs in processes.gather(mine):
             written |= theirs
         assert len(written) == len(wanted), "the writer left prompts without a response"
