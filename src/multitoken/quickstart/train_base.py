@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from multitoken.checkpoints.atomic import write_text
 from multitoken.models.model import Model
 from multitoken.models.placement import cpu_gains_by_bf16
+from multitoken.training.muon import Muon
 
 from .base_text import END, PAD, TOKENIZER_SIZE, batches, train_tokenizer
 from .corpus import GENERATOR_VERSION, examples
@@ -174,7 +175,7 @@ def train(
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=lr, weight_decay=0.05),
         torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     first, used, tokens, spent = 0, 0, 0, 0.0
