@@ -13,7 +13,13 @@ and the tokens per step. A rule is better where it writes more tokens per step a
                    as often right
 
 The draft head is left out: its corrected confidences are probabilities alone. `--policy exact` compares the rules as drafting rules
-instead, where nothing is lost. The last line is JSON.
+instead, where nothing is lost. `--with-head` leaves the head in, and compares what its probabilities suffice for:
+
+    per token, product      as above
+    stricter behind         the probability, with a threshold that is 0.1 lower at the first three places and 0.1 higher behind the eighth
+    most tokens             as many drafts as promise most tokens: those that hold, and t / (1 - t) more where all hold, at threshold t
+
+The last line is JSON.
 """
 
 import argparse
@@ -43,12 +49,14 @@ PLACES_OF_A_PROMPT = 16
 
 @dataclass(frozen=True)
 class Rule:
-    """score: of logits [..., V], the top token's [...]. thresholds: of the mask places 1, 2, ... at a threshold; None: the same."""
+    """score: of logits [..., V], the top token's [...]. thresholds: of the mask places 1, 2, ... at a threshold; None: the same.
+    front: of scores and a threshold, how many at the front suffice, for a rule that has its own way of telling."""
 
     name: str
     score: Callable[[Tensor], Tensor]
     multiplies: bool = False
     thresholds: Callable[[float], Sequence[float]] | None = None
+    front: Callable[[Sequence[float], float], int] | None = None
 
 
 def probability(logits: Tensor) -> Tensor:
@@ -68,6 +76,8 @@ def certainty(logits: Tensor) -> Tensor:
 
 def prefix(rule: Rule, scores: Sequence[float], threshold: float) -> int:
     """How many scores at the front suffice."""
+    if rule.front:
+        return rule.front(scores, threshold)
     limits = rule.thresholds(threshold) if rule.thresholds else [threshold] * len(scores)
     so_far = 1.0
     for i, (score, limit) in enumerate(zip(scores, limits, strict=False)):
@@ -75,6 +85,18 @@ def prefix(rule: Rule, scores: Sequence[float], threshold: float) -> int:
         if so_far < limit:
             return i
     return min(len(scores), len(limits))
+
+
+def most_tokens(scores: Sequence[float], threshold: float) -> int:
+    """The front that promises most tokens, where a block that holds as a whole is worth t / (1 - t) more: single scores above t pay."""
+    block = threshold / (1.0 - threshold)
+    best, most, so_far, tokens = 0, block, 1.0, 0.0
+    for i, score in enumerate(scores, 1):
+        so_far *= score
+        tokens += so_far
+        if tokens + so_far * block > most:
+            best, most = i, tokens + so_far * block
+    return best
 
 
 @dataclass(frozen=True)
@@ -158,6 +180,18 @@ def rules_of(logits: Tensor, tokens: Tensor) -> list[Rule]:
     ]
 
 
+def rules_with_head(places: int) -> list[Rule]:
+    def stricter(threshold: float) -> Sequence[float]:
+        return [threshold + (-0.1 if place < 3 else 0.0 if place < 8 else 0.1) for place in range(places)]
+
+    return [
+        Rule("per token", probability),
+        Rule("product", probability, multiplies=True),
+        Rule("stricter behind", probability, thresholds=stricter),
+        Rule("most tokens", probability, front=most_tokens),
+    ]
+
+
 def measure(
     model: Model, rules: list[Rule], prompts: list[list[int]], plain: list[tuple], a: argparse.Namespace, new: int
 ) -> Iterator[dict[str, Any]]:
@@ -167,7 +201,7 @@ def measure(
         def likeliest(logits: Tensor, rule: Rule = rule) -> tuple[Tensor, Tensor]:
             return logits.argmax(-1), rule.score(logits)
 
-        with patch.object(step, "likeliest", likeliest):
+        with patch.object(step, "top_and_confidence", likeliest):
             for threshold in a.thresholds:
                 assert model.mtp is not None
                 policy = kind(threshold, k=model.mtp.k, rule=rule)
@@ -212,21 +246,30 @@ def main() -> None:
     parser.add_argument("--model", default=str(checkpoint("gated")))
     parser.add_argument("--task", default="word-problems")
     parser.add_argument("--policy", choices=("confadapt", "exact"), default="confadapt")
+    parser.add_argument(
+        "--with-head", action="store_true", help="rules of the draft head's probabilities (--policy exact)"
+    )
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--fitted-on", type=int, default=60, help="other prompts, for the temperature and the places")
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS)
     a = parser.parse_args()
+    if a.with_head and a.policy != "exact":
+        parser.error("--with-head compares drafting rules: add --policy exact")
     model = Model.load(a.model, dtype="float32")
     if model.mtp is None:
         parser.error(f"{a.model} is not adapted: it has no blocks to commit")
-    model = Model(model.hf, model.tokenizer, model.mtp, model.name)  # without its draft head
+    if not a.with_head:
+        model = Model(model.hf, model.tokenizer, model.mtp, model.name)  # without its draft head
     task = embedded_task(a.task, a.prompts)
     prompts = [model.encode(question.prompt) for question in task.questions]
     others = [model.encode(q.prompt) for q in embedded_task(a.task, a.fitted_on, split="valid").questions]
     plain = answer_all(model, prompts, NextToken(), a.batch, task.max_new_tokens, "next token")
-    fitted = answer_all(model, others, NextToken(), a.batch, task.max_new_tokens, "next token, other prompts")
-    rules = rules_of(*observed(model, others, fitted))
+    if a.with_head:
+        rules = rules_with_head(model.mtp.k - 1)
+    else:
+        fitted = answer_all(model, others, NextToken(), a.batch, task.max_new_tokens, "next token, other prompts")
+        rules = rules_of(*observed(model, others, fitted))
     results = []
     for point in measure(model, rules, prompts, plain, a, task.max_new_tokens):
         results.append(point)

@@ -44,6 +44,30 @@ def test_a_command_of_the_docs_exists(line: str) -> None:
 
 def test_commands_were_found() -> None:
     assert len(WRITTEN) > 30
+    assert len(BENCHMARKS) > 100
+
+
+def benchmarks_in(text: str) -> Iterator[tuple[str, str]]:
+    """(module, option) of calls of our modules, in blocks and in sentences; "" for the call itself."""
+    for call in re.split(r"python\s+-m\s+", text.replace("\\\n", " "))[1:]:
+        module, _, rest = re.split(r"[`#|)]|multitoken |\n\n", call)[0].partition(" ")
+        if re.fullmatch(r"(benchmarks|multitoken\.quickstart)\.\w+", module.strip()):
+            for option in ("", *re.findall(r"(?<!\S)--[a-z-]+", rest)):
+                yield module.strip(), option
+
+
+BENCHMARKS = sorted({call for page in PAGES for call in benchmarks_in(page.read_text(encoding="utf-8"))})
+
+
+@pytest.mark.parametrize(("name", "option"), BENCHMARKS)
+def test_a_benchmark_of_the_docs_exists(name: str, option: str) -> None:
+    """Every number comes with the command that prints it: its module is there, and its options stand in it or in what it shares."""
+    room, _, module = name.rpartition(".")
+    folder = ROOT / "benchmarks" if room == "benchmarks" else ROOT / "src" / "multitoken" / "quickstart"
+    source = (folder / f"{module}.py").read_text(encoding="utf-8")
+    shared = [folder / f"{m}.py" for m in re.findall(r"from benchmarks\.(\w+) import", source)]
+    texts = [source, *(file.read_text(encoding="utf-8") for file in shared)]
+    assert not option or any(f'"{option}"' in text for text in texts), f"python -m {name} has no {option}"
 
 
 def found(page: str, pattern: str) -> tuple[str, ...]:
