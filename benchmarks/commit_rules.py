@@ -257,16 +257,17 @@ def main() -> None:
     if a.with_head and a.policy != "exact":
         parser.error("--with-head compares drafting rules: add --policy exact")
     model = Model.load(a.model, dtype="float32")
-    if model.mtp is None:
+    mtp = model.mtp
+    if mtp is None:
         parser.error(f"{a.model} is not adapted: it has no blocks to commit")
     if not a.with_head:
-        model = Model(model.hf, model.tokenizer, model.mtp, model.name)  # without its draft head
+        model = Model(model.hf, model.tokenizer, mtp, model.name)  # without its draft head
     task = embedded_task(a.task, a.prompts)
     prompts = [model.encode(question.prompt) for question in task.questions]
     others = [model.encode(q.prompt) for q in embedded_task(a.task, a.fitted_on, split="valid").questions]
     plain = answer_all(model, prompts, NextToken(), a.batch, task.max_new_tokens, "next token")
     if a.with_head:
-        rules = rules_with_head(model.mtp.k - 1)
+        rules = rules_with_head(mtp.k - 1)
     else:
         fitted = answer_all(model, others, NextToken(), a.batch, task.max_new_tokens, "next token, other prompts")
         rules = rules_of(*observed(model, others, fitted))
