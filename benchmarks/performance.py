@@ -235,7 +235,8 @@ def main() -> None:
         contest = [(entrant, a.policy or entrant.adapted.default_policy) for entrant in entrants]
     else:
         base, gated, full = map(Model.load, (checkpoint("base"), checkpoint("gated"), rival("full")))
-        contest = [(Entrant("gated", gated, base), Exact(0.7)), (Entrant("full", full, full), Exact(0.5))]
+        entrants = [Entrant("gated", gated, base), Entrant("full", full, full)]
+        contest = [(entrant, entrant.adapted.default_policy) for entrant in entrants]
         if a.part in (None, "single"):
             draft = AutoModelForCausalLM.from_pretrained(rival("draft"), dtype=torch.float32)
             tables.append(single({"base": base, "gated": gated, "full": full}, draft, a.pairs))
