@@ -19,6 +19,7 @@ def speed_picture(domains: dict[str, dict[str, list[Point]]], ylabel: str, path:
     panels: Any = figure.subplots(1, len(domains), sharey=True, squeeze=False)[0]
     for axes, (domain, curves) in zip(panels, domains.items(), strict=True):
         _draw_panel(axes, domain, {m: (*STYLES[methods.index(m) % len(STYLES)], curves[m]) for m in curves})
+    panels[0].set_ylim(bottom=0)  # of all, once each has its curves
     panels[0].set_ylabel(ylabel)
     panels[0].legend(fontsize=8, frameon=False)
     figure.savefig(path, format="png")
@@ -26,8 +27,9 @@ def speed_picture(domains: dict[str, dict[str, list[Point]]], ylabel: str, path:
 
 def _draw_panel(axes: Any, domain: str, curves: dict[str, tuple[str, str, list[Point]]]) -> None:
     axes.axhline(1, color="#1f2328", linestyle="--", linewidth=1)
-    for label, (color, marker, points) in curves.items():
-        at, values = [n for n, _, _ in points], [ratio for _, ratio, _ in points]
+    for i, (label, (color, marker, points)) in enumerate(curves.items()):
+        aside = 2 ** (0.08 * (i - (len(curves) - 1) / 2))  # intervals stand side by side
+        at, values = [n * aside for n, _, _ in points], [ratio for _, ratio, _ in points]
         bars = [[v - low for _, v, (low, _) in points], [high - v for _, v, (_, high) in points]]
         axes.errorbar(at, values, yerr=bars, color=color, marker=marker, capsize=3, label=label)
     axes.set_xscale("log", base=2)
@@ -36,4 +38,3 @@ def _draw_panel(axes: Any, domain: str, curves: dict[str, tuple[str, str, list[P
     axes.set_xlabel("requests at once")
     axes.grid(axis="y", color="#e6e8eb")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_ylim(bottom=0)
