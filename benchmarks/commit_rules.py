@@ -25,8 +25,9 @@ The last line is JSON.
 import argparse
 import itertools
 import json
+import operator
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -47,16 +48,18 @@ IDENTICAL = (0.9, 0.95, 0.99)  # shares at which rules are compared
 PLACES_OF_A_PROMPT = 16
 
 
+Front = Callable[[Sequence[float], float], int]
+
+
 @dataclass(frozen=True)
 class Rule:
-    """score: of logits [..., V], the top token's [...]. thresholds: of the mask places 1, 2, ... at a threshold; None: the same.
-    front: of scores and a threshold, how many at the front suffice, for a rule that has its own way of telling."""
+    """score: of logits [..., V], the top token's [...]. front: of scores and a threshold, how many at the front suffice. tests_anchor:
+    whether the anchor's token must suffice too; not where thresholds are fitted at masks, for it is the model's own."""
 
     name: str
     score: Callable[[Tensor], Tensor]
-    multiplies: bool = False
-    thresholds: Callable[[float], Sequence[float]] | None = None
-    front: Callable[[Sequence[float], float], int] | None = None
+    front: Front
+    tests_anchor: bool = True
 
 
 def probability(logits: Tensor) -> Tensor:
@@ -74,17 +77,27 @@ def certainty(logits: Tensor) -> Tensor:
     return (logs.exp() * logs.masked_fill(logs == -torch.inf, 0.0)).sum(-1).exp()
 
 
-def prefix(rule: Rule, scores: Sequence[float], threshold: float) -> int:
-    """How many scores at the front suffice."""
-    if rule.front:
-        return rule.front(scores, threshold)
-    limits = rule.thresholds(threshold) if rule.thresholds else [threshold] * len(scores)
-    so_far = 1.0
-    for i, (score, limit) in enumerate(zip(scores, limits, strict=False)):
-        so_far = so_far * score if rule.multiplies else score
-        if so_far < limit:
-            return i
-    return min(len(scores), len(limits))
+def leading(flags: Iterable[bool]) -> int:
+    return sum(1 for _ in itertools.takewhile(bool, flags))
+
+
+def each(scores: Sequence[float], threshold: float) -> int:
+    """Those at the front that reach the threshold."""
+    return leading(score >= threshold for score in scores)
+
+
+def product(scores: Sequence[float], threshold: float) -> int:
+    """Those at the front whose product reaches the threshold."""
+    return each(list(itertools.accumulate(scores, operator.mul)), threshold)
+
+
+def by_place(thresholds: Callable[[float], Sequence[float]]) -> Front:
+    """Those at the front that reach a threshold of their own. thresholds: of the places 1, 2, ..., at the rule's."""
+
+    def front(scores: Sequence[float], threshold: float) -> int:
+        return leading(score >= limit for score, limit in zip(scores, thresholds(threshold), strict=False))
+
+    return front
 
 
 def most_tokens(scores: Sequence[float], threshold: float) -> int:
@@ -107,9 +120,9 @@ class Committing(ConfAdapt):
 
     def kept(self, confidences: Sequence[float]) -> int:
         assert self.rule is not None
-        if self.rule.thresholds:  # fitted at masks: the anchor's token is the model's own
-            return 1 + prefix(self.rule, confidences[1:], self.threshold)
-        return max(1, prefix(self.rule, confidences, self.threshold))
+        if not self.rule.tests_anchor:
+            return 1 + self.rule.front(confidences[1:], self.threshold)
+        return max(1, self.rule.front(confidences, self.threshold))
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,7 @@ class Drafting(Exact):
 
     def kept(self, confidences: Sequence[float]) -> int:
         assert self.rule is not None
-        return 1 + prefix(self.rule, confidences[1:], self.threshold)
+        return 1 + self.rule.front(confidences[1:], self.threshold)
 
 
 @torch.inference_mode()
@@ -171,12 +184,12 @@ def place_thresholds(logits: Tensor, tokens: Tensor) -> Callable[[float], Sequen
 def rules_of(logits: Tensor, tokens: Tensor) -> list[Rule]:
     temperature = best_temperature(logits, tokens)
     return [
-        Rule("per token", probability),
-        Rule("product", probability, multiplies=True),
-        Rule("margin", margin),
-        Rule("entropy", certainty),
-        Rule(f"temperature {temperature:.2f}", lambda x: probability(x / temperature)),
-        Rule("by place", probability, thresholds=place_thresholds(logits, tokens)),
+        Rule("per token", probability, each),
+        Rule("product", probability, product),
+        Rule("margin", margin, each),
+        Rule("entropy", certainty, each),
+        Rule(f"temperature {temperature:.2f}", lambda x: probability(x / temperature), each),
+        Rule("by place", probability, by_place(place_thresholds(logits, tokens)), tests_anchor=False),
     ]
 
 
@@ -185,10 +198,10 @@ def rules_with_head(places: int) -> list[Rule]:
         return [threshold + (-0.1 if place < 3 else 0.0 if place < 8 else 0.1) for place in range(places)]
 
     return [
-        Rule("per token", probability),
-        Rule("product", probability, multiplies=True),
-        Rule("stricter behind", probability, thresholds=stricter),
-        Rule("most tokens", probability, front=most_tokens),
+        Rule("per token", probability, each),
+        Rule("product", probability, product),
+        Rule("stricter behind", probability, by_place(stricter)),
+        Rule("most tokens", probability, most_tokens),
     ]
 
 
@@ -264,11 +277,11 @@ def main() -> None:
         model = Model(model.hf, model.tokenizer, mtp, model.name)  # without its draft head
     task = embedded_task(a.task, a.prompts)
     prompts = [model.encode(question.prompt) for question in task.questions]
-    others = [model.encode(q.prompt) for q in embedded_task(a.task, a.fitted_on, split="valid").questions]
     plain = answer_all(model, prompts, NextToken(), a.batch, task.max_new_tokens, "next token")
     if a.with_head:
         rules = rules_with_head(mtp.k - 1)
     else:
+        others = [model.encode(q.prompt) for q in embedded_task(a.task, a.fitted_on, split="valid").questions]
         fitted = answer_all(model, others, NextToken(), a.batch, task.max_new_tokens, "next token, other prompts")
         rules = rules_of(*observed(model, others, fitted))
     results = []
