@@ -131,7 +131,7 @@ def calibrate(
     """
     from multitoken.checkpoints.save import store_decoding
     from multitoken.decoding.policies import ConfAdapt, Exact, as_options
-    from multitoken.evaluation.calibration import ORDER, Allowed, calibrate, candidates_of
+    from multitoken.evaluation.calibration import ORDER, Allowed, calibrate, candidates_of, check_calibration
     from multitoken.evaluation.journal import journal_of, prepare_output
     from multitoken.evaluation.measure import label_of
     from multitoken.models.model import Model
@@ -152,7 +152,9 @@ def calibrate(
         allowed = Allowed("drop", max_drop) if max_drop is not None else None
     questions = task_of(task, prompts, grader, max_new_tokens)
     tried_kinds = [kinds[policy]] if policy else list(kinds.values())
-    candidates_of(1, tried_kinds, thresholds)  # raises for a bad threshold, before anything is loaded
+    # Both raise for bad values before anything is written or loaded.
+    candidates_of(1, tried_kinds, thresholds)
+    check_calibration(questions, allowed, confidence)
     folder = None if isinstance(model, Model) else Path(model)
     if write and (folder is None or not folder.is_dir()):
         raise UsageError(f"{folder or model} is no folder to write to; give a folder, or write=False")

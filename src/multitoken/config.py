@@ -53,8 +53,8 @@ class AdaptConfig(BaseModel):
     """What method gated feeds in the places of masks: vector, one that trains; noise, random tokens, so that SGLang serves the adapter
     as UNO's (docs/uno.md)."""
     start_from: PathOrName | None = None
-    """Begin method gated with the adapter in this folder and its draft head, of the same rank and base (or an earlier version of the base),
-    in place of untrained ones."""
+    """Begin method gated with the adapter in this folder and its draft head, of the same rank or a smaller one, and of the same base (or an
+    earlier version of it), in place of untrained ones."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """Hold the frozen model of method gated in 8-bit weights (int8, torchao) or in 4-bit ones (nf4, bitsandbytes) while the adapter
     trains."""

@@ -83,6 +83,18 @@ def candidates_of(
     return [kind(threshold, k=k) for kind in kinds for threshold in thresholds or _THRESHOLDS[kind] for k in ks]
 
 
+def check_calibration(task: Task, allowed: Allowed | None, confidence: float) -> None:
+    """Raises `UsageError` or `DataError` for what no calibration can answer."""
+    if not 0.5 <= confidence < 1:
+        raise UsageError(f"confidence is {confidence}; expected a number from 0.5 to below 1, such as 0.95")
+    if len(task.questions) < _FEWEST_PROMPTS:
+        raise DataError(f"{task.name} has {len(task.questions)} prompts; calibration needs at least {_FEWEST_PROMPTS}")
+    if allowed is not None and allowed.kind == "drop" and task.grader.name == "none":
+        raise UsageError(
+            "a drop in accuracy needs answers to grade against; give them, or allow differences by min_identical=0.99"
+        )
+
+
 def calibrate(
     models: Mapping[str, ModelLike],
     task: Task,
@@ -101,14 +113,7 @@ def calibrate(
     they come, and those that are there already are taken from; its questions are numbered in `ORDER`. Raises `UsageError` and
     `DataError` before anything is decoded.
     """
-    if not 0.5 <= confidence < 1:
-        raise UsageError(f"confidence is {confidence}; expected a number from 0.5 to below 1, such as 0.95")
-    if len(task.questions) < _FEWEST_PROMPTS:
-        raise DataError(f"{task.name} has {len(task.questions)} prompts; calibration needs at least {_FEWEST_PROMPTS}")
-    if allowed is not None and allowed.kind == "drop" and task.grader.name == "none":
-        raise UsageError(
-            "a drop in accuracy needs answers to grade against; give them, or allow differences by min_identical=0.99"
-        )
+    check_calibration(task, allowed, confidence)
     plain, runs = _runs(models, policies)
     questions = list(task.questions)
     Random(0).shuffle(questions)

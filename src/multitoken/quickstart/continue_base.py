@@ -42,6 +42,23 @@ class Stage:
     end_weight: float
 
 
+@dataclass(frozen=True)
+class Curriculum:
+    """Stages one after the other. flat: the share of the run at which the learning rate begins to fall."""
+
+    stages: tuple[Stage, ...]
+    flat: float
+
+    def at(self, share: float) -> Stage:
+        """The stage of this share (0 to 1) of the run."""
+        return next((stage for stage in self.stages if share < stage.until), self.stages[-1])
+
+    def learning_rate_factor(self, step: int, share: float, floor: float = 0.01) -> float:
+        """Short warm-up, flat up to the share `flat` of the run, then linear to `floor`."""
+        warm = min(1.0, (step + 1) / WARMUP)
+        return warm * (1.0 if share < self.flat else max(floor, (1 - share) / (1 - self.flat)))
+
+
 _TASKS = ("short-counting", "short-repeating", "counting", "repeating", "word-problems", "letters", "sums")
 
 
@@ -51,34 +68,31 @@ def _mix(*weights: float) -> dict[str, float]:
 
 # One after the other: "toys" makes a model that solves word problems count, "copying" makes it repeat words that it never saw, and
 # "finish" lets everything settle under a falling learning rate.
-CURRICULA: dict[str, tuple[Stage, ...]] = {
-    "toys": (
-        Stage(0.10, _mix(0.50, 0.30, 0.00, 0.00, 0.12, 0.03, 0.05), 5.0),
-        Stage(0.25, _mix(0.25, 0.15, 0.25, 0.15, 0.13, 0.03, 0.04), 5.0),
-        Stage(0.60, _mix(0.12, 0.06, 0.36, 0.22, 0.16, 0.03, 0.05), 3.0),
-        Stage(1.00, _mix(0.06, 0.04, 0.26, 0.17, 0.35, 0.05, 0.07), 1.0),
+CURRICULA = {
+    "toys": Curriculum(
+        (
+            Stage(0.10, _mix(0.50, 0.30, 0.00, 0.00, 0.12, 0.03, 0.05), 5.0),
+            Stage(0.25, _mix(0.25, 0.15, 0.25, 0.15, 0.13, 0.03, 0.04), 5.0),
+            Stage(0.60, _mix(0.12, 0.06, 0.36, 0.22, 0.16, 0.03, 0.05), 3.0),
+            Stage(1.00, _mix(0.06, 0.04, 0.26, 0.17, 0.35, 0.05, 0.07), 1.0),
+        ),
+        flat=0.5,
     ),
-    "copying": (
-        Stage(0.55, _mix(0.05, 0.22, 0.26, 0.16, 0.21, 0.03, 0.07), 2.0),
-        Stage(1.00, _mix(0.04, 0.10, 0.25, 0.16, 0.33, 0.05, 0.07), 1.0),
+    "copying": Curriculum(
+        (
+            Stage(0.55, _mix(0.05, 0.22, 0.26, 0.16, 0.21, 0.03, 0.07), 2.0),
+            Stage(1.00, _mix(0.04, 0.10, 0.25, 0.16, 0.33, 0.05, 0.07), 1.0),
+        ),
+        flat=0.3,
     ),
-    "finish": (
-        Stage(0.50, _mix(0.04, 0.16, 0.27, 0.16, 0.27, 0.03, 0.07), 1.0),
-        Stage(1.00, _mix(0.03, 0.12, 0.25, 0.15, 0.34, 0.04, 0.07), 1.0),
+    "finish": Curriculum(
+        (
+            Stage(0.50, _mix(0.04, 0.16, 0.27, 0.16, 0.27, 0.03, 0.07), 1.0),
+            Stage(1.00, _mix(0.03, 0.12, 0.25, 0.15, 0.34, 0.04, 0.07), 1.0),
+        ),
+        flat=0.15,
     ),
 }
-FLAT = {"toys": 0.5, "copying": 0.3, "finish": 0.15}  # the share of the run at which the learning rate begins to fall
-
-
-def stage_at(stages: tuple[Stage, ...], share: float) -> Stage:
-    """The stage of this share (0 to 1) of the run."""
-    return next((stage for stage in stages if share < stage.until), stages[-1])
-
-
-def learning_rate_factor(step: int, share: float, flat: float, floor: float = 0.01) -> float:
-    """Short warm-up, flat up to the share `flat` of the run, then linear to `floor`."""
-    warm = min(1.0, (step + 1) / WARMUP)
-    return warm * (1.0 if share < flat else max(floor, (1 - share) / (1 - flat)))
 
 
 def join_turns(rows: list[Row], share: float, rng: random.Random) -> list[Row]:
@@ -165,7 +179,7 @@ def continue_base(
 
     judge_every: minutes between two looks at `judged` validation examples of every task; their time does not count.
     """
-    stages, flat = CURRICULA[curriculum], FLAT[curriculum]
+    plan = CURRICULA[curriculum]
     output.mkdir(parents=True, exist_ok=True)
     if (output / "model.safetensors").exists():
         raise OutputError(f"{output} holds a finished model; choose another output")
@@ -183,9 +197,9 @@ def continue_base(
 
         share, average, looked = run.seconds / 60 / minutes, 0.0, run.seconds
         while share < 1:
-            for ids, weights in batches(tokenizer, stage_at(stages, share), tokens_per_batch, run.used, curriculum):
+            for ids, weights in batches(tokenizer, plan.at(share), tokens_per_batch, run.used, curriculum):
                 started = time.time()
-                loss = run.learn(ids, weights, lr * learning_rate_factor(run.step, share, flat))
+                loss = run.learn(ids, weights, lr * plan.learning_rate_factor(run.step, share))
                 average = 0.98 * average + 0.02 * loss
                 run.seconds += time.time() - started
                 share = run.seconds / 60 / minutes

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multitoken.checkpoints.adapter import save_adapter
@@ -119,13 +119,24 @@ def _begin_with(adapter: GatedAdapter, head: DraftHead | None, folder: Path) -> 
     """Take over the numbers of a trained adapter, and of its draft head where both have one. Raises `UsageError` where they do not
     fit."""
     try:
-        adapter.load_state_dict(from_peft(load_file(folder / WEIGHTS), adapter.names))
+        adapter.load_state_dict(_grown(from_peft(load_file(folder / WEIGHTS), adapter.names), adapter.state_dict()))
         if head is not None and (folder / HEAD_WEIGHTS).exists():
             head.load_state_dict(load_file(folder / HEAD_WEIGHTS))
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise UsageError(
             f"start_from is {folder}, which does not fit rank {adapter.rank} and these layers: {error}"
         ) from error
+
+
+def _grown(given: dict[str, Tensor], untrained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Directions that an adapter of smaller rank lacks begin untrained. They add nothing yet, so the adapter still does what it did."""
+    for name, fresh in untrained.items():
+        axis = {"down": -2, "up": -1}.get(name.rpartition(".")[2])
+        if axis is not None and name in given:
+            rank = given[name].shape[axis]
+            more = fresh.narrow(axis, rank, fresh.shape[axis] - rank)
+            given[name] = torch.cat([given[name].to(more), more], axis)
+    return given
 
 
 def _draft_head(model: PreTrainedModel, config: AdaptConfig) -> DraftHead | None:

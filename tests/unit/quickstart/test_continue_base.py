@@ -12,12 +12,9 @@ from multitoken.quickstart import continue_base as module
 from multitoken.quickstart.base_text import END
 from multitoken.quickstart.continue_base import (
     CURRICULA,
-    FLAT,
     batches,
     continue_base,
     join_turns,
-    learning_rate_factor,
-    stage_at,
 )
 from multitoken.quickstart.corpus import make_example
 from multitoken.quickstart.embedded import checkpoint
@@ -29,13 +26,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_stages_follow_each_other_to_the_end() -> None:
-    for name, stages in CURRICULA.items():
+    for plan in CURRICULA.values():
+        stages = plan.stages
         assert [s.until for s in stages] == sorted(s.until for s in stages) and stages[-1].until == 1
-        assert stage_at(stages, 0) is stages[0] and stage_at(stages, stages[0].until) is stages[1]
-        assert stage_at(stages, 1.2) is stages[-1]
+        assert plan.at(0) is stages[0] and plan.at(stages[0].until) is stages[1]
+        assert plan.at(1.2) is stages[-1]
         assert all(abs(sum(s.mixture.values()) - 1) < 1e-9 for s in stages)
-        assert learning_rate_factor(10_000, FLAT[name] - 0.01, FLAT[name]) == 1
-        assert learning_rate_factor(10_000, 1.0, FLAT[name]) == pytest.approx(0.01)
+        assert plan.learning_rate_factor(10_000, plan.flat - 0.01) == 1
+        assert plan.learning_rate_factor(10_000, 1.0) == pytest.approx(0.01)
 
 
 def test_joined_turns_lose_nothing() -> None:

@@ -61,8 +61,26 @@ def test_a_run_goes_on_with_an_adapter_and_its_head(project) -> None:
         before, after = load_file(project / "first" / file), load_file(project / "next" / file)
         assert before.keys() == after.keys()
         assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before), file
-    with pytest.raises(UsageError, match="does not fit rank 8"):
-        run(project, "other", steps=1, rank=8, start_from=str(project / "first"))
+    with pytest.raises(UsageError, match="does not fit rank 2"):
+        run(project, "other", steps=1, rank=2, start_from=str(project / "first"))
+
+
+def test_an_adapter_grows_in_rank_and_drafts_as_before(project) -> None:
+    """What a smaller rank has learned is kept to the number; the directions that come with the larger one add nothing yet, and learn."""
+    run(project, "small", steps=6)
+    run(project, "same", steps=1, rank=12, learning_rate=1e-12, start_from=str(project / "small"))
+    small, same = mt.load(project / "small"), mt.load(project / "same")
+    prompt = "w7 w8 w20"
+    chunks = [
+        [c.confidences for c in model.generate(prompt, policy=mt.StaticK(4), max_new_tokens=12).chunks]
+        for model in (small, same)
+    ]
+    for before, after in zip(*chunks, strict=True):
+        assert after == pytest.approx(before, abs=1e-5)
+    run(project, "grown", steps=2, rank=12, start_from=str(project / "small"))
+    weights = load_file(project / "grown" / "adapter_model.safetensors")
+    ups = [tensor for name, tensor in weights.items() if name.endswith("lora_B.weight")]
+    assert ups and all(up.shape[1] == 12 and (up[:, 4:] != 0).any() for up in ups)
 
 
 def test_adapter_moves_with_its_base_and_refuses_another(project) -> None:
