@@ -16,6 +16,7 @@ from multitoken.checkpoints.export import export  # noqa: E402
 from multitoken.errors import UsageError  # noqa: E402
 from multitoken.evaluation.harness import MultitokenLM  # noqa: E402
 from multitoken.quickstart.embedded import checkpoint, embedded_task  # noqa: E402
+from tests.e2e.command import run as command  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning"),  # the harness's and its libraries'
@@ -50,13 +51,18 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> TaskManager:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     rows = folder / "rows.jsonl"
     questions = embedded_task("word-problems", 6).questions
     rows.write_text("".join(json.dumps({"question": q.prompt, "answer": q.answer}) + "\n" for q in questions))
     for name, text in {"generate": GENERATE, "choose": CHOOSE}.items():
         (folder / f"{name}.yaml").write_text(text % rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tasks(folder: Path) -> TaskManager:
     return TaskManager(include_path=str(folder), include_defaults=False)
 
 
@@ -91,6 +97,18 @@ def test_exact_answers_the_same_in_fewer_passes(tasks: TaskManager, reference: t
     assert (said["policy"], said["threshold"], said["k"]) == ("exact", 0.7, 16)
     assert said["tasks"]["sums-local"]["answers"] == 6
     assert said["tasks"]["sums-local"]["tokens_per_step"] > 3
+
+
+def test_the_command_is_the_harness_s_own_with_our_model(folder: Path, reference: tuple, tmp_path: Path) -> None:
+    model = f"pretrained={checkpoint('gated')},policy=exact,threshold=0.7,dtype=float32"
+    arguments = ["--model_args", model, "--tasks", "sums-local", "--include_path", folder]
+    arguments += ["--device", "cpu", "--apply_chat_template", "--output_path", tmp_path, "--log_samples"]
+    assert command("lm-eval", *arguments) == 0
+    results = json.loads(next(tmp_path.rglob("results_*.json")).read_text())
+    assert (results["config"]["model"], str(results["config"]["batch_size"])) == ("multitoken", "32")
+    assert results["config"]["multitoken"]["tasks"]["sums-local"]["tokens_per_step"] > 3
+    samples = next(tmp_path.rglob("samples_sums-local_*.jsonl")).read_text().splitlines()
+    assert [row["resps"] for row in map(json.loads, samples)] == reference[1]["sums-local"]
 
 
 def test_an_unknown_argument_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
