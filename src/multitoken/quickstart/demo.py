@@ -128,10 +128,11 @@ def _adapt(options: DemoOptions, console: Console) -> Model:
 
 def demo_recipe() -> dict[str, object]:
     """As the embedded adapter was made, in minutes: shorter blocks, for minutes do not teach the places beyond (docs/ablations.md),
-    and a little faster, for the learning rate falls to zero sooner. The demo decodes greedily, so all responses are greedy."""
+    a smaller rank, and a little faster, for the learning rate falls to zero sooner. The demo decodes greedily, so all responses are greedy."""
     return {
         **recipe("gated"),
         "k_max": 8,
+        "rank": 128,
         "learning_rate": 6e-3,
         "responses": "greedy",
         "temperature": 1.0,
