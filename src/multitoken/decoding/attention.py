@@ -104,16 +104,19 @@ class AttentionRule:
         """The rules as a plain row of so many tokens shows them."""
         ids = torch.zeros(1, length, dtype=torch.long, device=self._model.device)
         build = getattr(self._model, "create_masks_for_generate", create_masks_for_generate)
-        inputs = {
-            "config": self._model.config.get_text_config(),
-            "inputs_embeds": self._model.get_input_embeddings()(ids),
-            "attention_mask": torch.ones_like(ids),
-            "past_key_values": None,
-            "position_ids": torch.arange(length, device=ids.device)[None],
-        }
-        masks = build(**inputs)
+        # In order, for the fourth, the cache, has two names: `past_key_values` up to transformers 5.23, `cache` since then.
+        inputs = (
+            self._model.config.get_text_config(),
+            self._model.get_input_embeddings()(ids),
+            torch.ones_like(ids),
+            None,
+        )
+        positions = torch.arange(length, device=ids.device)[None]
+        masks = build(*inputs, position_ids=positions)
         if self._mixers is not None and isinstance(masks, Tensor) and masks.ndim == 2:
-            masks = create_causal_mask(**inputs)  # a model whose kinds of layers transformers has no masks for
+            masks = create_causal_mask(
+                *inputs, position_ids=positions
+            )  # a model whose kinds of layers transformers has no masks for
         return (
             {n: None if n in _RECURRENT and self._mixers else self._kind(m, length, n) for n, m in masks.items()}
             if isinstance(masks, dict)

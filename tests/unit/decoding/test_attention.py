@@ -48,8 +48,7 @@ def transformers_masks(model, length: int) -> dict[str, torch.Tensor]:
     """[length, length] bool by kind of layer, as transformers draws them for a plain row."""
     ids = torch.zeros(1, length, dtype=torch.long)
     masks = create_masks_for_generate(
-        config=model.config, inputs_embeds=model.get_input_embeddings()(ids), attention_mask=torch.ones_like(ids),
-        past_key_values=None, position_ids=torch.arange(length)[None],
+        model.config, model.get_input_embeddings()(ids), torch.ones_like(ids), None, position_ids=torch.arange(length)[None]
     )  # fmt: skip
     named = masks if isinstance(masks, dict) else {"": masks}
     causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -113,9 +112,9 @@ def test_no_table_as_long_as_the_text_is_drawn(name: str, monkeypatch: pytest.Mo
     """At 131,072 positions it would have 17 billion entries."""
     model, asked = MODELS[name]("sdpa"), []
 
-    def note(**inputs):
-        asked.append(inputs["inputs_embeds"].shape[1])
-        return create_masks_for_generate(**inputs)
+    def note(config, embeds, *more, **named):
+        asked.append(embeds.shape[1])
+        return create_masks_for_generate(config, embeds, *more, **named)
 
     monkeypatch.setattr("multitoken.decoding.attention.create_masks_for_generate", note)
     AttentionRule(model).grow(20_000)
