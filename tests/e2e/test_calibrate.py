@@ -6,29 +6,22 @@ import pytest
 
 import multitoken as mt
 from tests.e2e.command import run
-from tests.tiny import tiny_llama, tiny_tokenizer
-
-PROMPTS = 24
+from tests.unit.training.project import PROMPTS, make_project
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A base, prompts, a gated adapter of the base, and a copy of it whose own weights were trained."""
-    folder = tmp_path_factory.mktemp("project")
-    tokenizer = tiny_tokenizer()
-    tiny_llama(tokenizer).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
-    prompts = [f"w{4 + i} w{5 + i}" for i in range(PROMPTS)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
+    folder = make_project(tmp_path_factory.mktemp("project"), PROMPTS)
     for method in ("gated", "full"):
-        code = run("adapt", folder / "base", "--data", folder / "prompts.jsonl", "--output", folder / method, "--method", method,
+        code = run("adapt", folder / "base", "--data", folder / "data.jsonl", "--output", folder / method, "--method", method,
                    "--steps", 3, "--k-max", 4, "--batch-size", 2, "--blocks-per-row", 2, "--max-new-tokens", 8)  # fmt: skip
         assert code == 0
     return folder
 
 
 def calibrate(project, model: str, *more) -> int:
-    return run("calibrate", project / model, "--data", project / "prompts.jsonl", "--max-new-tokens", 8, *more)
+    return run("calibrate", project / model, "--data", project / "data.jsonl", "--max-new-tokens", 8, *more)
 
 
 def stored(project, model: str):
@@ -64,12 +57,12 @@ def test_an_interrupted_calibration_goes_on(project, capsys) -> None:
     assert calibrate(project, "gated", *wanted) == 0
     journal = kept / "answers.jsonl"
     lines = journal.read_text().splitlines()
-    assert len(lines) == 1 + 3 * PROMPTS  # next token, k 4, k 2
+    assert len(lines) == 1 + 3 * len(PROMPTS)  # next token, k 4, k 2
     journal.write_text("\n".join(lines[:40]) + "\n" + lines[40][:20])
     assert calibrate(project, "gated", *wanted) == 1, "the answers of a run must not be replaced unasked"
     assert calibrate(project, "gated", *wanted, "--resume") == 0
     keys = [(row["run"], row["question"]) for row in map(json.loads, journal.read_text().splitlines()[1:])]
-    assert len(set(keys)) == 3 * PROMPTS
+    assert len(set(keys)) == 3 * len(PROMPTS)
     whole = keys[: 3 * 8]  # eight questions by every candidate; of the next eight some answers are missing
     assert [keys.count(key) for key in whole] == [1] * len(whole)
     assert calibrate(project, "gated", *wanted, "--threshold", 0.7, "--resume") == 0, "further thresholds may come"

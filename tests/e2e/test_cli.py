@@ -12,21 +12,17 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.command import run
-from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.unit.training.project import make_project
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A base model, data, a task, and the model adapted from it by the command itself."""
-    folder = tmp_path_factory.mktemp("project")
-    tokenizer = tiny_tokenizer()
-    tiny_llama(tokenizer).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
     rows = [
         {"prompt": f"w{4 + i} w{5 + i}", "response": " ".join(f"w{4 + (i + j) % 40}" for j in range(8))}
         for i in range(20)
     ]
-    (folder / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    folder = make_project(tmp_path_factory.mktemp("project"), rows)
     (folder / "task.jsonl").write_text(
         "".join(json.dumps({"prompt": r["prompt"], "answer": "w7"}) + "\n" for r in rows[:4])
     )
