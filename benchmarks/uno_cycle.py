@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from benchmarks.word_problems import answer_all
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import Exact, NextToken
+from multitoken.decoding.mixers import cache_inputs
 from multitoken.evaluation.measure import label_of
 from multitoken.evaluation.statistics import ratio_of_sums_interval
 from multitoken.models.model import Model
@@ -38,7 +39,7 @@ def next_tokens(model: Model, cache: DynamicCache, tokens: Sequence[int], masks:
     known = cache.get_seq_length()
     ids = torch.tensor([[*tokens, *[model.mtp.mask_token_id] * masks]])
     positions = torch.arange(known, known + ids.shape[1])[None]
-    logits: Tensor = model.hf(input_ids=ids, position_ids=positions, past_key_values=cache).logits[0]
+    logits: Tensor = model.hf(input_ids=ids, position_ids=positions, **cache_inputs(model.hf, cache)).logits[0]
     if model.mtp.mask_token_id < logits.shape[-1]:
         logits[:, model.mtp.mask_token_id] = -torch.inf
     return logits.argmax(-1).tolist()

@@ -4,6 +4,7 @@
     python -m benchmarks.word_problems --full                the full adaptation
     python -m benchmarks.word_problems --model DIR --prompts 300 --policy exact:0.5 --pairs 0
     python -m benchmarks.word_problems --prompts 0           the speed alone
+    python -m benchmarks.word_problems --prompts 0 --adaptive   with as many masks as pay here, too: what `generate` does by default
 
 Accuracy, identity and tokens per step need no clock, so they are measured in batches on all prompts. Speed is measured
 at batch 1, in pairs: the original under transformers' greedy `generate` and ours on the same prompt, in turn, warmed up,
@@ -112,8 +113,11 @@ def measure_all(
     ]
 
 
-def race_generate(original: Model, adapted: Model, policies: Sequence[Policy], pairs: int) -> list[dict]:
-    """Speed-ups over transformers' greedy `generate` of the original, in interleaved pairs."""
+def race_generate(
+    original: Model, adapted: Model, policies: Sequence[Policy], pairs: int, *, adaptive: bool = False
+) -> list[dict]:
+    """Speed-ups over transformers' greedy `generate` of the original, in interleaved pairs, all masks fed; adaptive: verified
+    policies with as many masks as pay, too."""
     task = embedded_task("word-problems", pairs + 3, split="speed")
 
     def generate(ids: list[int]) -> tuple[int, float]:
@@ -127,15 +131,18 @@ def race_generate(original: Model, adapted: Model, policies: Sequence[Policy], p
         )
         return out.shape[1] - len(ids), time.perf_counter() - started
 
-    seconds: dict[str, list[float]] = {"generate": [], **{label_of(p): [] for p in policies}}
+    ways = {label_of(policy): (policy, False) for policy in policies}
+    if adaptive:
+        ways |= {f"{label_of(policy)}, adaptive": (policy, True) for policy in policies if policy.verifies}
+    seconds: dict[str, list[float]] = {label: [] for label in ("generate", *ways)}
     for i, question in enumerate(track(task.questions, description="racing generate", console=Console(stderr=True))):
         n, spent = generate(original.encode(question.prompt))
         measured = {"generate": (n, spent)}
-        for policy in policies:
+        for label, (policy, paced) in ways.items():
             answer = adapted.generate(
-                question.prompt, policy=policy, max_new_tokens=task.max_new_tokens, adaptive=False
+                question.prompt, policy=policy, max_new_tokens=task.max_new_tokens, adaptive=paced
             )
-            measured[label_of(policy)] = (len(answer.token_ids), answer.seconds)
+            measured[label] = (len(answer.token_ids), answer.seconds)
         if i >= 3:  # the first three warm up
             for label, (n, spent) in measured.items():
                 seconds[label].append(spent / n)
@@ -180,6 +187,7 @@ def main() -> None:
     parser.add_argument("--task", default="word-problems")
     parser.add_argument("--prompts", type=int, default=1500, help="0: measure the speed alone")
     parser.add_argument("--pairs", type=int, default=60, help="of the race on the clock; 0: none")
+    parser.add_argument("--adaptive", action="store_true", help="race with as many masks as pay, too")
     parser.add_argument("--policy", type=parse_policy, action="append", help="besides next-token; several times")
     parser.add_argument("--batch", type=int, default=32)
     a = parser.parse_args()
@@ -188,7 +196,8 @@ def main() -> None:
     rows = measure_all(original, adapted, policies, a.prompts, a.batch, a.task) if a.prompts else []
     if rows:
         print_rows(rows, f"{a.prompts} {a.task}")
-    speeds = race_generate(original, adapted, (NextToken(), *policies), a.pairs) if a.pairs else []
+    raced = (NextToken(), *policies)
+    speeds = race_generate(original, adapted, raced, a.pairs, adaptive=a.adaptive) if a.pairs else []
     if speeds:
         print_speeds(speeds, a.pairs)
     facts = provenance(threads=torch.get_num_threads())

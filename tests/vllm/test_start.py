@@ -165,10 +165,17 @@ def test_an_unsupported_vllm(monkeypatch) -> None:
     """Its private names may mean something else."""
     import vllm
 
-    monkeypatch.setattr(vllm, "__version__", "0.33.1")
-    with pytest.raises(MultitokenError, match=r"vLLM is 0\.33\.1; multi-token decoding needs 0\.32\.\*"):
+    monkeypatch.setattr(vllm, "__version__", "0.31.1")
+    with pytest.raises(MultitokenError, match=r"vLLM is 0\.31\.1; multi-token decoding needs 0\.32\.\* or 0\.33\.\*"):
         config_of()
     assert config_of(additional_config={"mtp": {"enabled": False}}).speculative_config is None
+
+
+def test_the_v2_runner(monkeypatch) -> None:
+    """It has no place for the plugin's sampler; vLLM takes V1 for a plugin's drafts by itself, unless it is told otherwise."""
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    with pytest.raises(MultitokenError, match=r"V2 model runner, .*leave out VLLM_USE_V2_MODEL_RUNNER=1"):
+        config_of()
 
 
 def test_recurrent_models_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .mixers import cache_argument
+from .mixer_state import cache_argument
 
 
 @torch.no_grad()

@@ -94,7 +94,7 @@ class SlotCache(Cache):
         super().__init__(layers=list(self._slot_layers))
         self.lines, self.capacity = lines, capacity
         self.recurrent = RecurrentSlots(mixers, lines) if mixers is not None else None
-        self.inputs: dict[str, Any] = {"past_key_values": self, "use_cache": True}
+        self.inputs: dict[str, Any] = {}
         self.first = 0
         self.view = 0
         self.slots: Tensor | None = None

@@ -12,7 +12,7 @@ def _matches(module: nn.Module) -> bool:
 
 
 def _continued(module: Any) -> Call:
-    return own_forward(module, "past_key_values")
+    return own_forward(module)
 
 
-KIND = Kind("short convolution", _matches, "past_key_values", _continued)
+KIND = Kind("short convolution", _matches, _continued)

@@ -16,7 +16,7 @@ def _matches(module: nn.Module) -> bool:
 
 def _continued(module: Any) -> Call:
     scans = {name: in_short_chunks(own_function(module, name), lambda x: x.shape[1]) for name in _SCANS}
-    return own_forward(module, "cache_params", **scans)
+    return own_forward(module, **scans)
 
 
-KIND = Kind("gated delta net", _matches, "cache_params", _continued)
+KIND = Kind("gated delta net", _matches, _continued)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .mixer_state import Call, Kind, State, holds
+from .mixer_state import Call, Kind, State, cache_argument, holds
 
 
 class _LinearCache:
@@ -25,10 +25,12 @@ def _matches(module: nn.Module) -> bool:
 
 
 def _continued(module: Any) -> Call:
+    argument = cache_argument(module)
+
     def run(x: Tensor, state: State) -> Tensor:
-        return type(module).forward(module, x, None, None, past_key_values=_LinearCache(state))[0]
+        return type(module).forward(module, x, None, None, **{argument: _LinearCache(state)})[0]
 
     return run
 
 
-KIND = Kind("lightning attention", _matches, "past_key_values", _continued, pairs=True)
+KIND = Kind("lightning attention", _matches, _continued, pairs=True)

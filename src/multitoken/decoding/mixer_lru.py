@@ -62,4 +62,4 @@ def _continued(module: Any) -> Call:
     return run
 
 
-KIND = Kind("RG-LRU", _matches, "past_key_values", _continued, pairs=True)
+KIND = Kind("RG-LRU", _matches, _continued, pairs=True)

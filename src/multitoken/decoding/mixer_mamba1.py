@@ -28,7 +28,7 @@ def _continued(module: Any) -> Call:
     def run(x: Tensor, state: State) -> Tensor:
         before = state.parts.get(("recurrent", 0))
         if before is None or x.shape[1] == 1:
-            return own_forward(module, "cache_params")(x, state)
+            return own_forward(module)(x, state)
 
         heads = iter(before.unbind(1) if before.ndim == 4 else [before])  # Zamba scans head by head
 
@@ -42,9 +42,9 @@ def _continued(module: Any) -> Call:
             y = y + torch.einsum("besn,bns->bes", carried, C.float()).to(y.dtype) + u * skip[None, :, None]
             return y * F.silu(gate), last + carried[:, :, -1].to(last.dtype)
 
-        return own_forward(module, "cache_params", mamba_selective_scan=from_state)(x, state)
+        return own_forward(module, mamba_selective_scan=from_state)(x, state)
 
     return run
 
 
-KIND = Kind("Mamba-1", _matches, "cache_params", _continued)
+KIND = Kind("Mamba-1", _matches, _continued)

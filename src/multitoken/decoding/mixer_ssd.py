@@ -41,12 +41,10 @@ def _continued(module: Any) -> Call:
         replaced["mamba2_selective_state_update"] = partial(_one_token, update, (low, high))
     theirs = own_function(module, "mamba2_chunk_scan")
     calls = {
-        goes_on: own_forward(
-            module, "cache_params", mamba2_chunk_scan=partial(_scan, theirs, goes_on=goes_on), **replaced
-        )
+        goes_on: own_forward(module, mamba2_chunk_scan=partial(_scan, theirs, goes_on=goes_on), **replaced)
         for goes_on in (True, False)
     }
     return lambda x, state: calls[state.goes_on](x, state)
 
 
-KIND = Kind("Mamba-2", _matches, "cache_params", _continued)
+KIND = Kind("Mamba-2", _matches, _continued)

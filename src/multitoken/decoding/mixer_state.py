@@ -6,6 +6,7 @@ nets, short convolutions. Its own forward, transformers' code, is given a `State
 Shapes: B rows, S tokens, D hidden.
 """
 
+import inspect
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from .position_bias import with_globals
 
 Parts = dict[tuple[str, int], Tensor]
+
+# Since transformers 5.24 there is one name; before, models and mixers of Mamba's kin had the second and all others the third.
+CACHE_NAMES = ("cache", "cache_params", "past_key_values")
 
 _STATES = 3  # of either sort that a layer may have: queries, keys and values of their own convolution
 
@@ -92,16 +96,20 @@ Call = Callable[[Tensor, State], Tensor]
 class Kind:
     """One kind of mixer. A newcomer is one file that makes one of these, and a line in `mixers.KINDS`.
 
-    matches: whether a module is one, by what it holds. argument: what its forward calls its cache. continued: of a module, what
-    runs x [B, S, D] from a state, any number of tokens, and leaves the state behind the last of them -> [B, S, D]; a state
+    matches: whether a module is one, by what it holds. continued: of a module, what runs x [B, S, D] from a state, any number of tokens, and leaves the state behind the last of them -> [B, S, D]; a state
     without parts is that before the first token, and so is one of zeros. pairs: its forward gives a pair, the output first.
     """
 
     name: str
     matches: Callable[[nn.Module], bool]
-    argument: str
     continued: Callable[[Any], Call]
     pairs: bool = False
+
+
+def cache_argument(module: nn.Module) -> str:
+    """What a model's or a layer's forward calls its cache."""
+    known = inspect.signature(type(module).forward).parameters
+    return next((name for name in CACHE_NAMES if name in known), CACHE_NAMES[-1])
 
 
 def holds(module: nn.Module, *names: str) -> bool:
@@ -112,10 +120,11 @@ def axes(parameter: Any) -> int:
     return parameter.ndim
 
 
-def own_forward(module: Any, argument: str, **replaced: Any) -> Call:
+def own_forward(module: Any, **replaced: Any) -> Call:
     """The module's own forward with a state for its cache, and with these functions in place of those that it calls."""
     known = {name: function for name, function in replaced.items() if name in _globals(module)}
     forward = types.MethodType(with_globals(type(module).forward, **known), module)
+    argument = cache_argument(module)
 
     def run(x: Tensor, state: State) -> Tensor:
         y = forward(x, **{argument: state})

@@ -7,7 +7,6 @@ blocks. Any other pass finds the mixers as they were.
 """
 
 import copy
-import inspect
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Protocol
@@ -21,7 +20,7 @@ from .mixer_lightning import KIND as LIGHTNING_ATTENTION
 from .mixer_lru import KIND as RG_LRU
 from .mixer_mamba1 import KIND as MAMBA_1
 from .mixer_ssd import KIND as MAMBA_2
-from .mixer_state import Call, Kind, State
+from .mixer_state import CACHE_NAMES, Call, Kind, State, cache_argument
 
 KINDS = (MAMBA_2, MAMBA_1, GATED_DELTA_NET, SHORT_CONVOLUTION, RG_LRU, LIGHTNING_ATTENTION)
 
@@ -69,7 +68,8 @@ class Mixer:
 
 def _enter(mixer: Mixer, hidden_states: Tensor, *args: Any, **named: Any) -> Any:
     """Stands for a mixer's forward."""
-    layout: Layout | None = getattr(named.get(mixer.kind.argument), "recurrent", None)
+    cache = next((named[name] for name in CACHE_NAMES if named.get(name) is not None), None)
+    layout: Layout | None = getattr(cache, "recurrent", None)
     if layout is None:
         return mixer._plain(hidden_states, *args, **named)
     y = layout.run(mixer, hidden_states)
@@ -95,11 +95,6 @@ class Mixers:
             found = [(m, kind) for m in model.modules() for kind in KINDS if kind.matches(m)]
             model.__dict__["_mtp_mixers"] = cls(found) if found else None
         return model.__dict__["_mtp_mixers"]
-
-
-def cache_argument(model: nn.Module) -> str:
-    """What the model's forward calls its cache."""
-    return "cache_params" if "cache_params" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
 
 def cache_inputs(model: PreTrainedModel, cache: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from multitoken.errors import MultitokenError
 
-SUPPORTED = ("0.32",)  # releases of vLLM, as MAJOR.MINOR
+SUPPORTED = ("0.32", "0.33")  # releases of vLLM, as MAJOR.MINOR
 
 _CALLS = {  # module, then the qualified name: the parameters that we call it by, or that it calls us by
     "vllm.engine.arg_utils:EngineArgs.create_engine_config": ("self",),
@@ -107,6 +107,7 @@ _READ = {  # attributes of instances, by the class whose source must speak of th
         "self.quant_method.embedding(self, ",
     ),
     "vllm.v1.worker.gpu_worker:Worker": ("def init_device", "def load_model", "def compile_or_warm_up_model"),
+    "vllm.config:VllmConfig": ("def use_v2_model_runner",),
     "vllm.v1.core.sched.scheduler:Scheduler": ("request.num_computed_tokens -= num_rejected",),
 }
 
