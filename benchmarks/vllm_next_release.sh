@@ -12,6 +12,7 @@ bin=$(cd .venv-vllm/bin && pwd)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "$bin/pip" download --quiet --disable-pip-version-check --no-deps --dest "$folder" "vllm==$release"
+"$bin/pip" install --quiet --disable-pip-version-check --no-deps --target "$folder" orjson # vLLM 0.33's server needs it, 0.32's does not
 "$bin/python" - "$folder" "$release" <<'PY'
 import pathlib, shutil, sys, sysconfig, zipfile
 

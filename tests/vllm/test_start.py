@@ -171,13 +171,6 @@ def test_an_unsupported_vllm(monkeypatch) -> None:
     assert config_of(additional_config={"mtp": {"enabled": False}}).speculative_config is None
 
 
-def test_the_v2_runner(monkeypatch) -> None:
-    """It has no place for the plugin's sampler; vLLM takes V1 for a plugin's drafts by itself, unless it is told otherwise."""
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    with pytest.raises(MultitokenError, match=r"V2 model runner, .*leave out VLLM_USE_V2_MODEL_RUNNER=1"):
-        config_of()
-
-
 def test_recurrent_models_are_refused(tmp_path: Path) -> None:
     """vLLM rolls attention's cache back behind a refused draft; what a mask has written to a recurrent state stays there."""
     from transformers import Mamba2Config

@@ -59,11 +59,6 @@ def _create_engine_config(original: Any, args: Any, *more: Any, **named: Any) ->
             f"{args.model} has recurrent layers, whose states masks would write to in vLLM; serve it with `multitoken serve`, or "
             f'as an ordinary model with --additional-config \'{{"mtp": {{"enabled": false}}}}\''
         )
-    if config.use_v2_model_runner:
-        raise UsageError(
-            "this server would use vLLM's V2 model runner, which takes no drafts of a plugin; leave out VLLM_USE_V2_MODEL_RUNNER=1 "
-            "and options that only the V2 runner has, such as watermarks"
-        )
     _check_budget(config.scheduler_config, settings)
     return config
 

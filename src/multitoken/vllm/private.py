@@ -107,7 +107,6 @@ _READ = {  # attributes of instances, by the class whose source must speak of th
         "self.quant_method.embedding(self, ",
     ),
     "vllm.v1.worker.gpu_worker:Worker": ("def init_device", "def load_model", "def compile_or_warm_up_model"),
-    "vllm.config:VllmConfig": ("def use_v2_model_runner",),
     "vllm.v1.core.sched.scheduler:Scheduler": ("request.num_computed_tokens -= num_rejected",),
 }
 
