@@ -85,15 +85,15 @@ SAME = {  # a figure that stands in two places: where, as what, and the same of 
     ),
     "vLLM, one": (
         ("README.md", rf"with eight requests on two threads, {NUMBER} times with one"),
-        ("docs/vllm.md", rf"The embedded adapter, before.*?\| 1 \| 2 \| \d+ \| \d+ \| {NUMBER} \("),
+        ("docs/vllm.md", rf"The embedded adapter of 132.*?\| 1 \| 2 \| \d+ \| \d+ \| {NUMBER} \("),
     ),
     "vLLM, one on one thread": (
         ("README.md", rf"times with one \({NUMBER} on one thread\)"),
-        ("docs/vllm.md", rf"The embedded adapter, before.*?\| 1 \| 1 \| \d+ \| \d+ \| {NUMBER} \("),
+        ("docs/vllm.md", rf"The embedded adapter of 132.*?\| 1 \| 1 \| \d+ \| \d+ \| {NUMBER} \("),
     ),
     "vLLM, eight": (
         ("README.md", rf"{NUMBER} times plain vLLM\s+with eight"),
-        ("docs/vllm.md", rf"The embedded adapter, before.*?\| 8 \| 2 \| \d+ \| \d+ \| {NUMBER} \("),
+        ("docs/vllm.md", rf"The embedded adapter of 132.*?\| 8 \| 2 \| \d+ \| \d+ \| {NUMBER} \("),
     ),
     "ConfAdapt's price": (
         ("README.md", rf"gated, ConfAdapt 0\.9 \| {NUMBER}% [^|]*\| {NUMBER} \|"),

@@ -42,6 +42,7 @@ _WORD = 0xFFFF_FFFF_FFFF_FFFF
 _GOLDEN, _FIRST, _SECOND = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
 _FIRST_64, _SECOND_64 = np.uint64(_FIRST), np.uint64(_SECOND)
 _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_FEW_LEFT = 16  # of so many tokens one must be left for a search to be faster than noise for all of them
 _FEW = 1 << 14  # numbers for which one thread is enough
 
 
@@ -177,7 +178,7 @@ def with_noise(scores: Tensor, keys: Tensor) -> Tensor:
     if scores.device.type in _NO_FLOAT64:  # one seed is one text on every device, so the last bits count
         return with_noise(scores.cpu(), keys.cpu()).to(scores.device)
     left = int((scores > -torch.inf).sum(-1).max())
-    if left < scores.shape[-1]:
+    if left <= scores.shape[-1] // _FEW_LEFT:
         return _drawn(*scores.topk(left, -1), keys)
     return _drawn(scores, torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape), keys)
 
@@ -190,7 +191,7 @@ def with_noise_in_nucleus(scores: Tensor, top_p: Tensor, keys: Tensor) -> Tensor
 
 def _drawn(scores: Tensor, tokens: Tensor, keys: Tensor) -> Tensor:
     """Of these tokens [N, C] the one whose score and noise are the most."""
-    best = (scores.double() + gumbel(keys, tokens)).argmax(-1, keepdim=True)
+    best = gumbel(keys, tokens).add_(scores).argmax(-1, keepdim=True)
     return tokens.gather(-1, best)[:, 0]
 
 
@@ -226,8 +227,8 @@ def gumbel(keys: Sequence[int] | Tensor, tokens: Tensor) -> Tensor:
     if not isinstance(keys, Tensor):
         keys = torch.tensor([signed(key) for key in keys], device=tokens.device)
     word = _scramble(keys[:, None] + (tokens + 1) * signed(_GOLDEN))
-    uniform = (_shift(word, 11).double() + 0.5) * 2.0**-53  # inside (0, 1)
-    return -(-uniform.log()).log()
+    uniform = _shift(word, 11).double().add_(0.5).mul_(2.0**-53)  # inside (0, 1)
+    return uniform.log_().neg_().log_().neg_()
 
 
 def _scramble(word: Tensor) -> Tensor:
@@ -237,9 +238,9 @@ def _scramble(word: Tensor) -> Tensor:
         bits = (bits ^ (bits >> _30)) * _FIRST_64
         bits = (bits ^ (bits >> _27)) * _SECOND_64
         return torch.from_numpy((bits ^ (bits >> _31)).view(np.int64))
-    word = (word ^ _shift(word, 30)) * signed(_FIRST)
-    word = (word ^ _shift(word, 27)) * signed(_SECOND)
-    return word ^ _shift(word, 31)
+    word = (word ^ _shift(word, 30)).mul_(signed(_FIRST))
+    word = word.bitwise_xor_(_shift(word, 27)).mul_(signed(_SECOND))
+    return word.bitwise_xor_(_shift(word, 31))
 
 
 def signed(word: int) -> int:
@@ -249,4 +250,4 @@ def signed(word: int) -> int:
 
 def _shift(word: Tensor, by: int) -> Tensor:
     """To the right, zeros coming in."""
-    return (word >> by) & ((1 << (64 - by)) - 1)
+    return (word >> by).bitwise_and_((1 << (64 - by)) - 1)

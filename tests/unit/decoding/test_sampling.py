@@ -140,3 +140,16 @@ def test_a_device_without_float64_draws_the_same_tokens(left, monkeypatch) -> No
     keys, tokens = torch.arange(64) * 7919, torch.arange(40).expand(64, 40)
     assert torch.equal(with_noise(scores.as_subclass(OnMps), keys.as_subclass(OnMps)), with_noise(scores, keys))
     assert torch.equal(gumbel(keys.as_subclass(OnMps), tokens.as_subclass(OnMps)), gumbel(keys, tokens).float())
+
+
+@pytest.mark.parametrize("left", [64, 63, 5, 4, 1])
+def test_however_many_tokens_are_left_the_noise_is_theirs(left: int) -> None:
+    """A search among few tokens, and noise for all of them, draw the same."""
+    generator = torch.Generator().manual_seed(left)
+    scores = torch.randn(50, 64, generator=generator)
+    gone = torch.rand(50, 64, generator=generator).argsort(-1)[:, left:]
+    scores = scores.scatter(-1, gone, -torch.inf)
+    keys = noise_keys(torch.arange(50), torch.arange(50))
+    rows = [gumbel(key[None], torch.arange(64)[None])[0] for key in keys]
+    expected = [int((row.double() + noise).argmax()) for row, noise in zip(scores, rows, strict=True)]
+    assert with_noise(scores, keys).tolist() == expected
