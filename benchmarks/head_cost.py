@@ -47,7 +47,7 @@ class Step:
     def __init__(self, model: Model, rows: list[list[int]], sampling: Sampling | None) -> None:
         self._decoder, self._model, self._texts, self._sampling = model.decoder, model.hf, rows, sampling
         width = self._decoder.trained_k
-        self._cache = SlotCache.of(model.hf, len(rows), LENGTH + width)
+        self._cache = SlotCache(model.hf, len(rows), LENGTH + width)
         self._decoder.rule.grow(LENGTH + width)
         fresh = self._rows()
         for row in fresh:

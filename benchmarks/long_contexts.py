@@ -38,7 +38,7 @@ ROOM = 64
 
 def filled(model: PreTrainedModel, decoder: Decoder, context: int) -> Batch:
     """A cache whose line holds so many tokens, none of which was ever computed."""
-    cache = SlotCache.of(model, 1, context + ROOM)
+    cache = SlotCache(model, 1, context + ROOM)
     batch = Batch(model, decoder.mask_id, decoder.rule, cache)
     decoder.rule.grow(context + ROOM)
     forward_rows(batch, [Feed(Row(0, decoder.request([1, 2, 3])), 3)])

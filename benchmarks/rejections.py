@@ -28,7 +28,7 @@ def seconds(model: Model, width: int, length: int = 64, repeats: int = 8) -> flo
     """The best time of a step that feeds so many tokens, all but one of them masks, behind so many others."""
     decoder, best = model.decoder, float("inf")
     decoder.rule.grow(length + width)
-    batch = Batch(model.hf, decoder.mask_id, decoder.rule, SlotCache.of(model.hf, 1, length + width))
+    batch = Batch(model.hf, decoder.mask_id, decoder.rule, SlotCache(model.hf, 1, length + width))
     for _ in range(repeats):
         row = Row(0, Request([0] * (length + 1), NextToken(), width + 1))
         row.cached = length

@@ -86,25 +86,19 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """Lines of slots in each layer, allocated at the first forward pass and grown when asked. recurrent: the states of the
-    model's recurrent layers, if it has any; inputs: what a pass is given, to use it."""
+    """Lines of slots in each layer of a model, allocated at the first forward pass and grown when asked. recurrent: the states of
+    the model's recurrent layers, if it has any; inputs: what a pass is given, to use it."""
 
-    def __init__(self, layers: int, lines: int = 0, capacity: int = 0, mixers: Mixers | None = None) -> None:
-        self._slot_layers = [_SlotLayer(self) for _ in range(layers)]
+    def __init__(self, model: PreTrainedModel, lines: int = 0, capacity: int = 0) -> None:
+        self._slot_layers = [_SlotLayer(self) for _ in range(model.config.get_text_config().num_hidden_layers)]
         super().__init__(layers=list(self._slot_layers))
         self.lines, self.capacity = lines, capacity
+        mixers = Mixers.of(model)
         self.recurrent = RecurrentSlots(mixers, lines) if mixers is not None else None
-        self.inputs: dict[str, Any] = {}
+        self.inputs = cache_inputs(model, self)
         self.first = 0
         self.view = 0
         self.slots: Tensor | None = None
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, lines: int = 0, capacity: int = 0) -> "SlotCache":
-        """An empty one for this model."""
-        cache = cls(model.config.get_text_config().num_hidden_layers, lines, capacity, Mixers.of(model))
-        cache.inputs = cache_inputs(model, cache)
-        return cache
 
     @torch.inference_mode()
     def grow(self, lines: int, capacity: int) -> None:

@@ -50,7 +50,7 @@ class Engine:
         drafter: Drafter | None = None,
         compiled: CompiledLayers | None = None,
     ) -> None:
-        self._batch = Batch(model, mask_id, rule, SlotCache.of(model), drafter, compiled)
+        self._batch = Batch(model, mask_id, rule, SlotCache(model), drafter, compiled)
         self._max_positions = max_positions
         self._max_rows = max_rows
         self._prefill_tokens = prefill_tokens
@@ -108,7 +108,7 @@ class Engine:
         Returns their numbers; the requests that wait stay."""
         lost = [row.number for row in self._rows]
         self._rows = []
-        self._batch.cache = SlotCache.of(self._batch.model)
+        self._batch.cache = SlotCache(self._batch.model)
         return lost
 
     def run(self) -> Iterator[Chunk]:

@@ -96,8 +96,9 @@ Call = Callable[[Tensor, State], Tensor]
 class Kind:
     """One kind of mixer. A newcomer is one file that makes one of these, and a line in `mixers.KINDS`.
 
-    matches: whether a module is one, by what it holds. continued: of a module, what runs x [B, S, D] from a state, any number of tokens, and leaves the state behind the last of them -> [B, S, D]; a state
-    without parts is that before the first token, and so is one of zeros. pairs: its forward gives a pair, the output first.
+    matches: whether a module is one, by what it holds. continued: of a module, what runs x [B, S, D] from a state, any number of
+    tokens, and leaves the state behind the last of them -> [B, S, D]; a state without parts is that before the first token, and so
+    is one of zeros. pairs: its forward gives a pair, the output first.
     """
 
     name: str

@@ -150,7 +150,7 @@ def cached_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
     ids = tokens.tolist()
     rule = AttentionRule(model)
     rule.grow(len(ids) + 4)
-    cache = SlotCache.of(model, 2, len(ids) + 4)
+    cache = SlotCache(model, 2, len(ids) + 4)
     batch = Batch(model, mask_id, rule, cache)
     texts = ids, ids[: len(ids) * 2 // 3]
     rows = [Row(i, Request(text[:-4], Exact(k=4), 8)) for i, text in enumerate(texts)]
