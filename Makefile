@@ -27,8 +27,9 @@ test-fast: lint  ## the tests of single rules (about two minutes)
 
 # vLLM's own warnings are not ours to turn into errors. It brings the oldest transformers that we support, so what has changed most
 # since then is tested with it once more: the caches of recurrent layers.
+VLLM_TESTS ?= tests/vllm tests/parity/test_recurrent.py
 test-vllm: $(VLLM_INSTALLED)  ## the plugin's tests, in an environment of their own
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm tests/parity/test_recurrent.py \
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest $(VLLM_TESTS) \
 		-n auto --maxprocesses 4 --dist loadfile --override-ini addopts="-q --strict-markers --import-mode=importlib" \
 		--override-ini filterwarnings=default --disable-warnings --show-capture=no
 

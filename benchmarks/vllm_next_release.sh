@@ -34,6 +34,4 @@ for file in (facts / "METADATA", folder / "vllm/_version.py"):
 PY
 export PYTHONPATH=$folder${PYTHONPATH:+:$PYTHONPATH}
 "$bin/python" -c 'import vllm; print("vLLM", vllm.__version__)'
-OMP_NUM_THREADS=1 "$bin/python" -m pytest "${@:-tests/vllm}" -n auto --maxprocesses 4 --dist loadfile \
-	--override-ini addopts="-q --strict-markers --import-mode=importlib" \
-	--override-ini filterwarnings=default --disable-warnings --show-capture=no
+make test-vllm VLLM_TESTS="${*:-tests/vllm}"

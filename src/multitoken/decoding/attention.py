@@ -114,9 +114,8 @@ class AttentionRule:
         positions = torch.arange(length, device=ids.device)[None]
         masks = build(*inputs, position_ids=positions)
         if self._mixers is not None and isinstance(masks, Tensor) and masks.ndim == 2:
-            masks = create_causal_mask(
-                *inputs, position_ids=positions
-            )  # a model whose kinds of layers transformers has no masks for
+            # A model whose kinds of layers transformers has no masks for.
+            masks = create_causal_mask(*inputs, position_ids=positions)
         return (
             {n: None if n in _RECURRENT and self._mixers else self._kind(m, length, n) for n, m in masks.items()}
             if isinstance(masks, dict)

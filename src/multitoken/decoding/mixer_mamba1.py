@@ -24,11 +24,12 @@ def _matches(module: nn.Module) -> bool:
 def _continued(module: Any) -> Call:
     scan = own_function(module, "mamba_selective_scan")
     assert scan is not None
+    plain = own_forward(module)
 
     def run(x: Tensor, state: State) -> Tensor:
         before = state.parts.get(("recurrent", 0))
         if before is None or x.shape[1] == 1:
-            return own_forward(module)(x, state)
+            return plain(x, state)
 
         heads = iter(before.unbind(1) if before.ndim == 4 else [before])  # Zamba scans head by head
 

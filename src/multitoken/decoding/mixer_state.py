@@ -6,6 +6,7 @@ nets, short convolutions. Its own forward, transformers' code, is given a `State
 Shapes: B rows, S tokens, D hidden.
 """
 
+import functools
 import inspect
 import types
 from collections.abc import Callable, Sequence
@@ -109,7 +110,12 @@ class Kind:
 
 def cache_argument(module: nn.Module) -> str:
     """What a model's or a layer's forward calls its cache."""
-    known = inspect.signature(type(module).forward).parameters
+    return _cache_argument(type(module).forward)
+
+
+@functools.cache  # layers are asked in every step
+def _cache_argument(forward: Callable[..., Any]) -> str:
+    known = inspect.signature(forward).parameters
     return next((name for name in CACHE_NAMES if name in known), CACHE_NAMES[-1])
 
 
