@@ -3,7 +3,7 @@
     python -m benchmarks.responses --server http://127.0.0.1:8000/v1
 
 The server must serve the embedded base, such as `vllm serve src/multitoken/quickstart/checkpoints/base --dtype float32`. Both write the same
-prompts greedily, 64 at a time, in turns of `--prompts` each. The last line is JSON.
+prompts greedily, in turns of `--prompts` each: 256 requests are in flight, and this process writes 64 at a time. The last line is JSON.
 """
 
 import argparse

@@ -7,8 +7,8 @@ from torch import nn
 from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken, Sampling
 from multitoken.decoding.blocks import pack_blocks
 from multitoken.decoding.draft_head import Drafter, DraftHead, columns
+from multitoken.decoding.gumbel import gumbel
 from multitoken.decoding.likeliest import top_and_confidence
-from multitoken.decoding.sampling import gumbel
 from multitoken.training.head import Head
 from multitoken.training.left_to_right import moved_by, propose
 from tests.parity.families import MASK, SUPPORTED

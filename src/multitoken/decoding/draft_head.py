@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .sampling import gumbel
+from .gumbel import gumbel
 
 VERSION = 1  # of the formula above, as the `mtp` block of a checkpoint names it
 _CALM = 0.5  # of scores with noise: one threshold then serves greedy and sampled drafts (docs/drafts.md)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .draft_head import Drafter
+from .gumbel import noise_key, signed
 from .row import Row
-from .sampling import noise_key, signed, without_prefix
+from .sampling import without_prefix
 
 
 @dataclass

@@ -1,9 +1,4 @@
-"""From logits to tokens: greedy, or sampled with noise that belongs to a position.
-
-The Gumbel noise of a token is a function of (seed, row, absolute position, token) alone, and the token chosen is
-argmax(log p + noise) after processors: a draft made and confirmed with the same noise gives the text that next-token
-decoding gives with that seed, whatever the batch. The noise is a hash and not a generator's stream, so it is computed for
-the tokens that are left after top-k or top-p only, on the device that holds the scores.
+"""From logits to tokens: the likeliest, or one drawn by the noise of its position (`gumbel.py`), after what processors make of them.
 
 Shapes: N positions, V vocabulary.
 """
@@ -13,15 +8,15 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
 from transformers import LogitsProcessorList
 
 from .failures import DecodingError
+from .gumbel import noise_key, noise_keys, seed_key, signed, with_noise
 from .likeliest import argmax
-from .nucleus import candidates, is_plain_top_p, nucleus
+from .nucleus import is_plain_top_p, nucleus
 
 if TYPE_CHECKING:
     from .row import Row
@@ -37,13 +32,6 @@ BLIND = (  # processors that do not look at the prefix: all positions of a row a
     transformers.TopPLogitsWarper,
     transformers.TypicalLogitsWarper,
 )
-_NO_FLOAT64 = ("mps",)  # kinds of device
-_WORD = 0xFFFF_FFFF_FFFF_FFFF
-_GOLDEN, _FIRST, _SECOND = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
-_FIRST_64, _SECOND_64 = np.uint64(_FIRST), np.uint64(_SECOND)
-_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
-_FEW_LEFT = 16  # of so many tokens one must be left for a search to be faster than noise for all of them
-_FEW = 1 << 14  # numbers for which one thread is enough
 
 
 @dataclass(frozen=True)
@@ -171,83 +159,3 @@ def _pick(row: "Row", scores: Tensor, start: int) -> list[int]:
         return argmax(scores).tolist()
     keys = [signed(noise_key(row.request.seed, row.request.noise_row, start + j)) for j in range(len(scores))]
     return with_noise(scores, torch.tensor(keys, device=scores.device)).tolist()
-
-
-def with_noise(scores: Tensor, keys: Tensor) -> Tensor:
-    """A token drawn from each position's scores [N, V], by the noise of its key [N]. -> [N]"""
-    if scores.device.type in _NO_FLOAT64:  # one seed is one text on every device, so the last bits count
-        return with_noise(scores.cpu(), keys.cpu()).to(scores.device)
-    left = int((scores > -torch.inf).sum(-1).max())
-    if left <= scores.shape[-1] // _FEW_LEFT:
-        return _drawn(*scores.topk(left, -1), keys)
-    return _drawn(scores, torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape), keys)
-
-
-def with_noise_in_nucleus(scores: Tensor, top_p: Tensor, keys: Tensor) -> Tensor:
-    """`with_noise` of `nucleus`: where the nuclei are found without a sort, nothing goes over the vocabulary again. -> [N]"""
-    found = candidates(scores, top_p)
-    return with_noise(nucleus(scores, top_p), keys) if found is None else _drawn(*found, keys)
-
-
-def _drawn(scores: Tensor, tokens: Tensor, keys: Tensor) -> Tensor:
-    """Of these tokens [N, C] the one whose score and noise are the most."""
-    best = gumbel(keys, tokens).add_(scores).argmax(-1, keepdim=True)
-    return tokens.gather(-1, best)[:, 0]
-
-
-def noise_key(seed: int, row: int, position: int) -> int:
-    """64 bits that belong to a position of a row of a seed."""
-    return _mix(seed_key(seed, row) + position)
-
-
-def seed_key(seed: int, row: int) -> int:
-    """64 bits that belong to a row of a seed."""
-    return _mix(_mix(seed) + row)
-
-
-def noise_keys(seeds: Tensor, positions: Tensor) -> Tensor:
-    """`noise_key` for N positions at once. seeds [N]: each one's `signed(seed_key(...))`. -> [N] int64"""
-    return _scramble(seeds + positions + signed(_GOLDEN))
-
-
-def _mix(word: int) -> int:
-    """One step of SplitMix64 (Steele, Lea and Flood, 2014)."""
-    word = (word + _GOLDEN) & _WORD
-    word = ((word ^ (word >> 30)) * _FIRST) & _WORD
-    word = ((word ^ (word >> 27)) * _SECOND) & _WORD
-    return word ^ (word >> 31)
-
-
-def gumbel(keys: Sequence[int] | Tensor, tokens: Tensor) -> Tensor:
-    """Gumbel noise of `tokens` [N, V], float64 where the device has it; a key a row. SplitMix64 again: token t takes the
-    stream's number t."""
-    if tokens.device.type in _NO_FLOAT64:
-        on_cpu = keys.cpu() if isinstance(keys, Tensor) else keys
-        return gumbel(on_cpu, tokens.cpu()).float().to(tokens.device)
-    if not isinstance(keys, Tensor):
-        keys = torch.tensor([signed(key) for key in keys], device=tokens.device)
-    word = _scramble(keys[:, None] + (tokens + 1) * signed(_GOLDEN))
-    uniform = _shift(word, 11).double().add_(0.5).mul_(2.0**-53)  # inside (0, 1)
-    return uniform.log_().neg_().log_().neg_()
-
-
-def _scramble(word: Tensor) -> Tensor:
-    """`_mix` without its addition, on 64 bits as torch holds them."""
-    if word.device.type == "cpu" and word.numel() < _FEW:  # a call of numpy's takes a tenth of one of torch's
-        bits = word.numpy().view(np.uint64)
-        bits = (bits ^ (bits >> _30)) * _FIRST_64
-        bits = (bits ^ (bits >> _27)) * _SECOND_64
-        return torch.from_numpy((bits ^ (bits >> _31)).view(np.int64))
-    word = (word ^ _shift(word, 30)).mul_(signed(_FIRST))
-    word = word.bitwise_xor_(_shift(word, 27)).mul_(signed(_SECOND))
-    return word.bitwise_xor_(_shift(word, 31))
-
-
-def signed(word: int) -> int:
-    """The same 64 bits as torch holds them; its products wrap around as unsigned ones do."""
-    return word - (1 << 64) if word >> 63 else word
-
-
-def _shift(word: Tensor, by: int) -> Tensor:
-    """To the right, zeros coming in."""
-    return (word >> by).bitwise_and_((1 << (64 - by)) - 1)

@@ -9,7 +9,7 @@ float32 finds the two logits no further apart than the type itself errs there: b
 steps from 8 to 16 are 1/16), or by twice the most that any logit of a plain pass in that type differs from float32's: both of the
 two may be off, in opposite directions.
 
-A sampled token is the largest of scores to which its position's noise is added (`decoding/sampling.py`). There a tie is one of
+A sampled token is the largest of scores to which its position's noise is added (`decoding/gumbel.py`). There a tie is one of
 these sums, of the same seed. A token that rounding put on the other side of top-k's or top-p's edge is no tie: it counts as
 different.
 """
@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from multitoken.decoding.sampling import Sampling, gumbel, noise_key, without_prefix
+from multitoken.decoding.gumbel import gumbel, noise_key
+from multitoken.decoding.sampling import Sampling, without_prefix
 
 HALF = (torch.bfloat16, torch.float16)
 TIE_GAP = 1e-4  # in logits; in scores with their noise where tokens are sampled

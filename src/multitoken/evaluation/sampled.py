@@ -1,6 +1,6 @@
 """How answers are sampled in a measurement: one seed a question, the same for every model and policy.
 
-Noise belongs to a seed and a position (`decoding/sampling.py`), so with one seed `Exact` writes the text that next-token
+Noise belongs to a seed and a position (`decoding/gumbel.py`), so with one seed `Exact` writes the text that next-token
 decoding writes, and that is what "identical" means at a temperature.
 """
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multitoken.decoding.gumbel import seed_key, signed
 from multitoken.decoding.policies import Policy, as_numbers
-from multitoken.decoding.sampling import seed_key, signed
 
 from .accept import Rules
 from .settings import Settings, request_policy

@@ -2,7 +2,7 @@
 
 vLLM's logits are flat: a request has a row for its last real token and one for each of its drafts and masks. Here they
 are laid out as a grid of requests and places, and everything behind that is the same few tensor operations for any batch.
-A token is chosen by noise that belongs to its position (`decoding/sampling.py`), so that drafts are confirmed by comparing
+A token is chosen by noise that belongs to its position (`decoding/gumbel.py`), so that drafts are confirmed by comparing
 tokens: the text is that of next-token decoding with the same seed, and so is its distribution.
 
 Shapes: B requests, W places, N rows, V vocabulary.
@@ -19,9 +19,9 @@ from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
 from vllm.v1.sample.ops.bad_words import apply_bad_words
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
+from multitoken.decoding.gumbel import noise_keys, with_noise, with_noise_in_nucleus
 from multitoken.decoding.likeliest import argmax, top_and_confidence
 from multitoken.decoding.nucleus import nucleus
-from multitoken.decoding.sampling import noise_keys, with_noise, with_noise_in_nucleus
 
 from .accept import Accepted, Confirmed, accept, confirm, propose
 from .drafts import DraftsInVllm

@@ -5,8 +5,8 @@ import torch
 from transformers import TopPLogitsWarper
 
 from multitoken.decoding import nucleus as module
+from multitoken.decoding.gumbel import noise_keys, seed_key, signed, with_noise, with_noise_in_nucleus
 from multitoken.decoding.nucleus import nucleus
-from multitoken.decoding.sampling import noise_keys, seed_key, signed, with_noise, with_noise_in_nucleus
 
 
 def scores_of(spread: float, rows: int = 64, vocabulary: int = 700) -> torch.Tensor:

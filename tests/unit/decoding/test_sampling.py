@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import LogitsProcessorList, NoBadWordsLogitsProcessor, TopKLogitsWarper
 
 from multitoken.decoding.failures import DecodingError
+from multitoken.decoding.gumbel import gumbel, noise_key, noise_keys, seed_key, signed, with_noise
 from multitoken.decoding.policies import NextToken
 from multitoken.decoding.row import Request, Row
-from multitoken.decoding.sampling import Sampling, choose, gumbel, noise_key, noise_keys, seed_key, signed, with_noise
+from multitoken.decoding.sampling import Sampling, choose
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
 
@@ -153,3 +156,27 @@ def test_however_many_tokens_are_left_the_noise_is_theirs(left: int) -> None:
     rows = [gumbel(key[None], torch.arange(64)[None])[0] for key in keys]
     expected = [int((row.double() + noise).argmax()) for row, noise in zip(scores, rows, strict=True)]
     assert with_noise(scores, keys).tolist() == expected
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    vocabulary=st.sampled_from([17, 64, 2048]),
+    spread=st.sampled_from([0.0, 0.1, 4.0, 40.0]),
+    level=st.sampled_from([0.0, -1e4, 1e6]),
+)
+def test_leaving_out_the_tokens_that_cannot_be_drawn_changes_none(
+    seed: int, vocabulary: int, spread: float, level: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(20, vocabulary, generator=generator) * spread + level
+    scores[::3, ::2] = -torch.inf
+    keys = noise_keys(torch.arange(20) * seed, torch.arange(20))
+    noise = gumbel(keys, torch.arange(vocabulary).expand(20, vocabulary))
+    assert with_noise(scores, keys).tolist() == (scores + noise).argmax(-1).tolist()
+
+
+def test_the_first_of_equals_is_drawn_and_an_infinite_score_always() -> None:
+    keys = noise_keys(torch.arange(3), torch.arange(3))
+    scores = torch.zeros(3, 400)
+    scores[0, 7], scores[1, 9], scores[2] = torch.inf, torch.nan, 1e30
+    assert with_noise(scores, keys).tolist() == [7, 9, 0]

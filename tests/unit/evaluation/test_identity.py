@@ -3,7 +3,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from multitoken.decoding.sampling import Sampling, gumbel, noise_key, signed, with_noise
+from multitoken.decoding.gumbel import gumbel, noise_key, signed, with_noise
+from multitoken.decoding.sampling import Sampling
 from multitoken.evaluation.identity import Identity, Judge, compare
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tests.unit.evaluation.scripted import ScriptedLM
