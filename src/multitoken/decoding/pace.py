@@ -17,29 +17,31 @@ Within a level each row is fed what its own last blocks suggest (`Record`): one 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_STRETCH = (
-    4  # steps between two decisions; the first after a change is not counted, for its drafts are of another level
-)
-_PRICE = 120  # steps to the next trial of a level for each step's time that one has cost
-_LEAST, _MOST = 0.3, 6.0  # steps' time that a trial is taken to cost, however it went
-_ALLOWANCE = 0.006  # of the time may be lost against plain decoding
-_PURSE, _PURSE_OF_FEW = 10.0, 9.0  # steps' time in a new purse: with the allowance, no first 1,000 steps lose 2%
-_FULL = 30.0  # and in a full one
-# What a trial must find in it, and what it may leave: its first step has masks to pay, and no drafts.
-_FARE, _DEBT = 5.0, -2.0
-_MARGIN = 1.03  # by which another level must be better than the present one, and masks than plain decoding
-_MARGIN_OF_MANY, _MANY = (
-    1.1,
-    16,
-)  # the latter with so many rows, whose steps differ by who joins and leaves more than masks win
-_CHEAP = 1.5  # times a plain step: where one with all masks takes longer, branches cannot pay and have no trials
-_DOUBT = 0.4  # and, in steps, by what more while few of its own are known
-_TRIAL = 24.0  # steps after which a trial has shown what it can
-_MEMORY = 60  # steps that a level's average goes over
-_STALE, _LITTLE = 100, 6.0  # steps after which an average counts for no more than so many
-_SETTLED = 20.0  # steps from which on an average moves with the machine, and not by chance
-_CROWD = 8  # rows that begin with plain decoding; fewer do if they come after a crowd
-_IDLE = 12  # steps after which a row that accepts nothing is tried again
+# Steps. A stretch lies between two decisions; its first step is not counted, for its drafts are of another level.
+_STRETCH = 4
+_TRIAL = 24.0  # after which a trial has shown what it can
+_PRICE = 120  # to the next trial of a level, for each step's time that one has cost
+_IDLE = 12  # after which a row that accepts nothing is tried again
+_MEMORY = 60  # that a level's average goes over
+_STALE, _LITTLE = 100, 6.0  # after which an average counts for no more than so many
+_SETTLED = 20.0  # from which on an average moves with the machine, and not by chance
+_CHEAP = 1.5  # plain ones: where one with all masks takes longer, branches cannot pay and have no trials
+
+# Steps' time, of plain decoding.
+_LEAST, _MOST = 0.3, 6.0  # that a trial is taken to cost, however it went
+_PURSE, _PURSE_OF_FEW = 10.0, 9.0  # in a new purse: with the allowance, no first 1,000 steps lose 2%
+_FULL = 30.0  # in a full one
+_FARE, _DEBT = 5.0, -2.0  # that a trial must find in it, and may leave: its first step has masks to pay, and no drafts
+_ALLOWANCE = 0.006  # that a step adds to it: the share that may be lost against plain decoding
+
+# Rows. A crowd begins with plain decoding; fewer rows do if they come after a crowd.
+_CROWD, _MANY = 8, 16
+
+# Ratios by which another level must be better than the present one, and masks than plain decoding. The latter is higher with many
+# rows, whose steps differ by who joins and leaves more than masks win, and the first while few steps of a level are known.
+_MARGIN, _MARGIN_OF_MANY = 1.03, 1.1
+_DOUBT = 0.4  # more, divided by these steps
+
 _FADE = 0.65  # of what held at a time is remembered a block later
 
 
