@@ -41,8 +41,8 @@ def make(shape: dict[str, Any], folder: Path) -> None:
     AutoTokenizer.from_pretrained(checkpoint("base")).save_pretrained(folder)
 
 
-def options_of(folder: Path, method: str, steps: int) -> dict[str, Any]:
-    return {
+def options_of(folder: Path, method: str, steps: int, *, grows: bool) -> dict[str, Any]:
+    return ({} if grows else {"k_growth": 0.0}) | {
         "model": folder / "base",
         "data": folder / "data.jsonl",
         "output": folder / f"adapted-{method}",
@@ -53,14 +53,14 @@ def options_of(folder: Path, method: str, steps: int) -> dict[str, Any]:
     }
 
 
-def foretold(folder: Path, method: str, steps: int) -> dict[str, float]:
-    found = plan(make_config(**options_of(folder, method, steps)), Console(quiet=True))
+def foretold(folder: Path, method: str, steps: int, grows: bool) -> dict[str, float]:
+    found = plan(make_config(**options_of(folder, method, steps, grows=grows)), Console(quiet=True))
     return {"peak": found.memory["peak, measured"], "seconds": found.seconds}
 
 
-def taken(folder: Path, method: str, steps: int) -> dict[str, float]:
+def taken(folder: Path, method: str, steps: int, grows: bool) -> dict[str, float]:
     with peak_memory(torch.device("cpu")) as peak:
-        adapted = adapt(**options_of(folder, method, steps), verbose=False)
+        adapted = adapt(**options_of(folder, method, steps, grows=grows), verbose=False)
     return {"peak": peak.bytes, "seconds": adapted.seconds}
 
 
@@ -69,6 +69,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument(
+        "--longest",
+        action="store_true",
+        help="blocks of full length from the first step, as a long run ends: for few steps",
+    )
     a = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     results = []
@@ -83,7 +88,7 @@ def main() -> None:
                 both = []
                 for ask in (foretold, taken):
                     with context.Pool(1) as pool:
-                        both.append(pool.apply(ask, (folder, method, a.steps)))
+                        both.append(pool.apply(ask, (folder, method, a.steps, not a.longest)))
                 before, after = both
                 off = {what: before[what] / after[what] - 1 for what in ("peak", "seconds")}
                 results.append({"model": name, "method": method, "foretold": before, "taken": after})

@@ -201,6 +201,22 @@ def show(results: list[dict[str, Any]]) -> None:
             print(f"| {r['at_once']} | {r['method']} | {r['tokens_per_second']:.0f} | {ratio} | {same} |")
 
 
+def show_ratios(results: list[dict[str, Any]]) -> None:
+    """One table of what the gated model gains: a row for each kind of request, a column for each load."""
+    gated = [r for r in results if r["method"] == GATED]
+    loads = sorted({r["at_once"] for r in gated})
+    print(f"\n| gated, against vLLM (95%), at once | {' | '.join(map(str, loads))} |\n|---{'|---' * len(loads)}|")
+    rows: dict[str, dict[int, str]] = {}
+    for r in gated:
+        low, high = r["interval"] or (float("nan"), float("nan"))
+        cell = f"{r['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        rows.setdefault(f"{r['label']}, {r['domain']}{how(r)}", {})[r["at_once"]] = cell
+    for title, cells in rows.items():
+        print(f"| {title} | {' | '.join(cells.get(n, '') for n in loads)} |")
+    found = {kind.value: sum(r["identity"][kind.value] for r in gated) for kind in Identity}
+    print(f"\nAnswers that were compared: {', '.join(f'{n} {kind}' for kind, n in found.items())}.")
+
+
 def picture(results: list[dict[str, Any]], path: Path) -> None:
     """Tokens a second against plain vLLM by requests at once, a panel a domain, with intervals."""
     from benchmarks.curves import speed_picture
@@ -255,6 +271,7 @@ def main() -> None:
         with checked_out(a.before) if a.before else nullcontext() as before:  # its code may be imported at any time
             measure_into(record, a, sampling, before)
     show(record["results"])
+    show_ratios(record["results"])
     if find_spec("matplotlib"):
         picture(record["results"], a.picture)
     print(json.dumps(record))
