@@ -84,16 +84,12 @@ SAME = {  # a figure that stands in two places: where, as what, and the same of 
         ("docs/embedded-models.md", rf"\| Exact 0\.6 \| \d+ \| {NUMBER} {INTERVAL} \|"),
     ),
     "vLLM, one": (
-        ("README.md", rf"with eight requests on two threads, {NUMBER} times with one"),
-        ("docs/vllm.md", rf"The embedded adapter of 132.*?\| 1 \| 2 \| \d+ \| \d+ \| {NUMBER} \("),
-    ),
-    "vLLM, one on one thread": (
-        ("README.md", rf"times with one \({NUMBER} on one thread\)"),
-        ("docs/vllm.md", rf"The embedded adapter of 132.*?\| 1 \| 1 \| \d+ \| \d+ \| {NUMBER} \("),
+        ("README.md", rf"In vLLM, on one core, {NUMBER} times\s+plain vLLM with one request"),
+        ("docs/vllm.md", rf"\| embedded, word-problems \| {NUMBER} \("),
     ),
     "vLLM, eight": (
-        ("README.md", rf"{NUMBER} times plain vLLM\s+with eight"),
-        ("docs/vllm.md", rf"The embedded adapter of 132.*?\| 8 \| 2 \| \d+ \| \d+ \| {NUMBER} \("),
+        ("README.md", rf"plain vLLM with one request, {NUMBER} times with eight"),
+        ("docs/vllm.md", rf"\| embedded, word-problems (?:\|[^|]*){{{{3}}}}\| {NUMBER} \("),
     ),
     "ConfAdapt's price": (
         ("README.md", rf"gated, ConfAdapt 0\.9 \| {NUMBER}% [^|]*\| {NUMBER} \|"),
