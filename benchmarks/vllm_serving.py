@@ -185,6 +185,11 @@ def how(result: dict[str, Any]) -> str:
     return f", temperature {result['temperature']:g}{top_p}" if result["temperature"] else ""
 
 
+def ratio(result: dict[str, Any]) -> str:
+    low, high = result["interval"] or (float("nan"), float("nan"))
+    return f"{result['ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+
 def show(results: list[dict[str, Any]]) -> None:
     """The tables, as they stand in docs/vllm.md."""
     tables: dict[str, list[dict[str, Any]]] = {}
@@ -194,11 +199,9 @@ def show(results: list[dict[str, Any]]) -> None:
         columns = "method | tokens per second | against vLLM (95%) | identical"
         print(f"\n| {title}, at once | {columns} |\n|---|---|---|---|---|")
         for r in mine:
-            low, high = r["interval"] or (float("nan"), float("nan"))
             kinds = r["identity"]
             same = f"{kinds['identical']} of {sum(kinds.values())}, {kinds['tie']} ties" if kinds else ""
-            ratio = f"{r['ratio']:.2f} ({low:.2f} to {high:.2f})"
-            print(f"| {r['at_once']} | {r['method']} | {r['tokens_per_second']:.0f} | {ratio} | {same} |")
+            print(f"| {r['at_once']} | {r['method']} | {r['tokens_per_second']:.0f} | {ratio(r)} | {same} |")
 
 
 def show_ratios(results: list[dict[str, Any]]) -> None:
@@ -208,9 +211,7 @@ def show_ratios(results: list[dict[str, Any]]) -> None:
     print(f"\n| gated, against vLLM (95%), at once | {' | '.join(map(str, loads))} |\n|---{'|---' * len(loads)}|")
     rows: dict[str, dict[int, str]] = {}
     for r in gated:
-        low, high = r["interval"] or (float("nan"), float("nan"))
-        cell = f"{r['ratio']:.2f} ({low:.2f} to {high:.2f})"
-        rows.setdefault(f"{r['label']}, {r['domain']}{how(r)}", {})[r["at_once"]] = cell
+        rows.setdefault(f"{r['label']}, {r['domain']}{how(r)}", {})[r["at_once"]] = ratio(r)
     for title, cells in rows.items():
         print(f"| {title} | {' | '.join(cells.get(n, '') for n in loads)} |")
     found = {kind.value: sum(r["identity"][kind.value] for r in gated) for kind in Identity}

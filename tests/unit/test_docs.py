@@ -89,7 +89,7 @@ SAME = {  # a figure that stands in two places: where, as what, and the same of 
     ),
     "vLLM, eight": (
         ("README.md", rf"plain vLLM with one request, {NUMBER} times with eight"),
-        ("docs/vllm.md", rf"\| embedded, word-problems (?:\|[^|]*){{{{3}}}}\| {NUMBER} \("),
+        ("docs/vllm.md", rf"\| embedded, word-problems (?:\|[^|]*){{3}}\| {NUMBER} \("),
     ),
     "ConfAdapt's price": (
         ("README.md", rf"gated, ConfAdapt 0\.9 \| {NUMBER}% [^|]*\| {NUMBER} \|"),

@@ -22,7 +22,7 @@ _NO_FLOAT64 = ("mps",)  # kinds of device
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 _GOLDEN, _FIRST, _SECOND = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
 _FIRST_64, _SECOND_64 = np.uint64(_FIRST), np.uint64(_SECOND)
-_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_30, _27, _31, _11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
 _FEW_LEFT = 16  # of so many tokens one must be left for a search to be faster than noise for all of them
 _HIGH = int(sys.byteorder == "little")  # which half of a word is the upper one
 _AT_ONCE = 1 << 15  # words in the processor's cache, and not in fresh memory
@@ -67,7 +67,8 @@ def _drawn_from_all(scores: Tensor, keys: Tensor) -> np.ndarray:
     key, everyone = keys.numpy().view(np.uint64), np.arange(len(values))
 
     def total(rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        return _of_words(_scrambled(key[rows] + streams[tokens])) + values[rows, tokens]
+        words = _scrambled(key[rows] + streams[tokens])
+        return _noise_of(torch.from_numpy((words >> _11).astype(np.float64))).numpy() + values[rows, tokens]
 
     bar = total(everyone, lead).astype(np.float32)
     bar = (bar - np.abs(bar) * _SLACK)[:, None]
@@ -125,15 +126,13 @@ def gumbel(keys: Sequence[int] | Tensor, tokens: Tensor) -> Tensor:
         return gumbel(on_cpu, tokens.cpu()).float().to(tokens.device)
     if not isinstance(keys, Tensor):
         keys = torch.tensor([signed(key) for key in keys], device=tokens.device)
-    word = _scramble(keys[:, None] + (tokens + 1) * signed(_GOLDEN))
-    uniform = _shift(word, 11).double().add_(0.5).mul_(2.0**-53)  # inside (0, 1)
+    return _noise_of(_shift(_scramble(keys[:, None] + (tokens + 1) * signed(_GOLDEN)), 11).double())
+
+
+def _noise_of(high: Tensor) -> Tensor:
+    """What the upper 53 bits of scrambled words stand for, in place. high: float64"""
+    uniform = high.add_(0.5).mul_(2.0**-53)  # inside (0, 1)
     return uniform.log_().neg_().log_().neg_()
-
-
-def _of_words(words: np.ndarray) -> np.ndarray:
-    """The noise that `gumbel` makes of scrambled words, by the same logarithms."""
-    uniform = torch.from_numpy(((words >> np.uint64(11)) + 0.5) * 2.0**-53)
-    return uniform.log_().neg_().log_().neg_().numpy()
 
 
 def _scramble(word: Tensor) -> Tensor:
