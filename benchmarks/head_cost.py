@@ -13,6 +13,7 @@ import time
 import torch
 
 from benchmarks.speed_prompts import DOMAINS, prompts_of
+from benchmarks.tables import with_interval
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import Exact, Sampling
 from multitoken.decoding.cache import SlotCache
@@ -96,9 +97,8 @@ def main() -> None:
                         pairs.append((with_it, without))
             ratio = ratio_interval(pairs)
             with_it, without = (1e3 * sorted(side)[len(side) // 2] for side in zip(*pairs, strict=True))
-            low, high = ratio.interval or (float("nan"), float("nan"))
             print(
-                f"| {rows} | {temperature:g} | {without:.2f} | {with_it:.2f} | {ratio.median:.3f} ({low:.3f} to {high:.3f}) |"
+                f"| {rows} | {temperature:g} | {without:.2f} | {with_it:.2f} | {with_interval(ratio.median, ratio.interval, 3)} |"
             )
             results.append({"rows": rows, "temperature": temperature, "with": with_it, "without": without})
             results[-1] |= {"ratio": ratio.median, "interval": ratio.interval}

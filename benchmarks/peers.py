@@ -25,6 +25,7 @@ from rich.progress import track
 from transformers import AutoModelForCausalLM
 
 from benchmarks.rivals import rival
+from benchmarks.tables import with_interval
 from benchmarks.uno_cycle import uno
 from multitoken.checkpoints.atomic import write_text
 from multitoken.checkpoints.provenance import provenance
@@ -177,8 +178,7 @@ def show(results: list[dict[str, Any]], prompts: int, task: str) -> None:
         right = "-" if r["right"] is None else f"{r['right']:.1%}"
         speed = "- | -"
         if r["speedup"] is not None:
-            low, high = r["speedup_interval"] or (float("nan"), float("nan"))
-            speed = f"{r['tokens_per_second']:.0f} | {r['speedup']:.2f} ({low:.2f} to {high:.2f})"
+            speed = f"{r['tokens_per_second']:.0f} | {with_interval(r['speedup'], r['speedup_interval'])}"
         print(f"| {r['method']} | {right} | {r['identical']} | {r['tokens_per_pass']:.2f} | {speed} |")
 
 

@@ -32,9 +32,10 @@ from benchmarks.curves import speed_picture
 from benchmarks.options import Entrant, add_sampling, entrants_in, labelled, sampling_in
 from benchmarks.rivals import rival
 from benchmarks.speed_prompts import DOMAINS, NEW, prompts_of
+from benchmarks.tables import with_interval
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy, StaticK
-from multitoken.evaluation.measure import parse_policy
+from multitoken.evaluation.measure import label_of, parse_policy
 from multitoken.evaluation.statistics import ratio_interval
 from multitoken.models.model import Model
 from multitoken.quickstart.embedded import checkpoint
@@ -115,13 +116,14 @@ def our_way(model: Model, policy: Policy, **options: Any) -> Method:
 def single(models: dict[str, Model], draft: Any, pairs: int) -> Iterator[list[dict[str, Any]]]:
     """Every method at batch 1: a table for each domain and length of prompt."""
     base, gated, full = models["base"], models["gated"], models["full"]
+    own = gated.default_policy
     methods: dict[str, tuple[str, Method]] = {
         "transformers generate": ("base", transformers_way(base.hf)),
         "transformers prompt lookup": ("base", transformers_way(base.hf, prompt_lookup_num_tokens=10)),
         "transformers assisted, 0.5 M draft": ("base", transformers_way(base.hf, assistant_model=draft)),
         "next token": ("base", our_way(base, NextToken())),
-        "gated, Exact 0.6": ("base", our_way(gated, Exact(0.6))),
-        "gated, Exact 0.6, adaptive": ("base", our_way(gated, Exact(0.6), adaptive=True)),
+        f"gated, {label_of(own)}": ("base", our_way(gated, own)),
+        f"gated, {label_of(own)}, adaptive": ("base", our_way(gated, own, adaptive=True)),
         "full, Exact 0.5": ("full", our_way(full, Exact(0.5))),
         "full, Exact 0.5, adaptive": ("full", our_way(full, Exact(0.5), adaptive=True)),
         "full, ConfAdapt 0.9": ("", our_way(full, ConfAdapt(0.9))),
@@ -168,8 +170,7 @@ def show(results: list[dict[str, Any]]) -> None:
     """A table, as it stands in docs/performance.md."""
 
     def speed(r: dict[str, Any]) -> str:
-        low, high = r["interval"] or (float("nan"), float("nan"))
-        return f"{r['tokens_per_second']:.0f} | {r['speedup']:.2f} ({low:.2f} to {high:.2f})"
+        return f"{r['tokens_per_second']:.0f} | {with_interval(r['speedup'], r['interval'])}"
 
     facts = results[0]
     if facts["part"] == "single":

@@ -16,6 +16,7 @@ from statistics import median
 from benchmarks.checked_out import checked_out
 from benchmarks.child import Child
 from benchmarks.rivals import rival
+from benchmarks.tables import with_interval
 from multitoken.checkpoints.provenance import provenance
 from multitoken.evaluation.statistics import ratio_interval
 from multitoken.quickstart.embedded import checkpoint, embedded_task
@@ -94,8 +95,7 @@ def main() -> None:
         for part in (0, 1):
             ratio = ratio_interval([(after[part], before[part]) for before, after in pairs])
             old, new = (median(pair[i][part] for pair in pairs) for i in (0, 1))
-            low, high = ratio.interval or (float("nan"), float("nan"))
-            cells.append(f"{old:.2f} | {new:.2f} | {ratio.median:.3f} ({low:.3f} to {high:.3f})")
+            cells.append(f"{old:.2f} | {new:.2f} | {with_interval(ratio.median, ratio.interval, 3)}")
             results[f"{kind}, {('step', 'beside the pass')[part]}"] = [[b[part], c[part]] for b, c in pairs]
         print(f"| {kind} | {cells[0]} | {cells[1]} |")
     print(json.dumps({"results": results, "revisions": [a.before, a.after], **provenance()}))

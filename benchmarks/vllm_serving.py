@@ -40,6 +40,7 @@ from benchmarks.child import Child
 from benchmarks.options import add_sampling, sampling_in
 from benchmarks.rivals import rival
 from benchmarks.speed_prompts import DOMAINS, NEW, prompts_of
+from benchmarks.tables import with_interval
 from multitoken.checkpoints.provenance import provenance
 from multitoken.decoding.sampling import Sampling
 from multitoken.evaluation.identity import Identity, Judge, compare
@@ -185,23 +186,24 @@ def how(result: dict[str, Any]) -> str:
     return f", temperature {result['temperature']:g}{top_p}" if result["temperature"] else ""
 
 
-def ratio(result: dict[str, Any]) -> str:
-    low, high = result["interval"] or (float("nan"), float("nan"))
-    return f"{result['ratio']:.2f} ({low:.2f} to {high:.2f})"
+def asked(result: dict[str, Any]) -> str:
+    """Which model, for what, and how: what one table, or one row of the table of ratios, is about."""
+    return f"{result['label']}, {result['domain']}{how(result)}"
 
 
 def show(results: list[dict[str, Any]]) -> None:
     """The tables, as they stand in docs/vllm.md."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for r in results:
-        tables.setdefault(f"{r['label']}, {r['domain']}{how(r)}", []).append(r)
+        tables.setdefault(asked(r), []).append(r)
     for title, mine in tables.items():
         columns = "method | tokens per second | against vLLM (95%) | identical"
         print(f"\n| {title}, at once | {columns} |\n|---|---|---|---|---|")
         for r in mine:
             kinds = r["identity"]
             same = f"{kinds['identical']} of {sum(kinds.values())}, {kinds['tie']} ties" if kinds else ""
-            print(f"| {r['at_once']} | {r['method']} | {r['tokens_per_second']:.0f} | {ratio(r)} | {same} |")
+            ratio = with_interval(r["ratio"], r["interval"])
+            print(f"| {r['at_once']} | {r['method']} | {r['tokens_per_second']:.0f} | {ratio} | {same} |")
 
 
 def show_ratios(results: list[dict[str, Any]]) -> None:
@@ -211,7 +213,7 @@ def show_ratios(results: list[dict[str, Any]]) -> None:
     print(f"\n| gated, against vLLM (95%), at once | {' | '.join(map(str, loads))} |\n|---{'|---' * len(loads)}|")
     rows: dict[str, dict[int, str]] = {}
     for r in gated:
-        rows.setdefault(f"{r['label']}, {r['domain']}{how(r)}", {})[r["at_once"]] = ratio(r)
+        rows.setdefault(asked(r), {})[r["at_once"]] = with_interval(r["ratio"], r["interval"])
     for title, cells in rows.items():
         print(f"| {title} | {' | '.join(cells.get(n, '') for n in loads)} |")
     found = {kind.value: sum(r["identity"][kind.value] for r in gated) for kind in Identity}
