@@ -15,7 +15,7 @@ from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken, Sampling
 from multitoken.decoding import block_states as block_states_module
 from multitoken.decoding import recurrent as recurrent_module
 from multitoken.decoding.attention import AttentionRule
-from multitoken.decoding.block_states import block_inputs
+from multitoken.decoding.block_states import BlockStates, block_inputs
 from multitoken.decoding.blocks import pack_blocks
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
 from multitoken.decoding.mixers import Mixers
@@ -174,8 +174,8 @@ def tokens() -> torch.Tensor:
     return ids
 
 
-def packed(model, ids: torch.Tensor) -> torch.Tensor:
-    batch = pack_blocks(ids, LENGTHS, ANCHORS, KS, MASK)
+def packed(model, ids: torch.Tensor, segments: torch.Tensor | None = None) -> torch.Tensor:
+    batch = pack_blocks(ids, LENGTHS, ANCHORS, KS, MASK, segments=segments)
     masks = AttentionRule(model).between(batch.positions, batch.positions, batch.rule())
     return model(
         input_ids=batch.ids, attention_mask=masks, position_ids=batch.positions, logits_to_keep=batch.slots,
@@ -213,6 +213,28 @@ def test_packed_blocks_and_their_gradients_are_those_of_blocks_alone(family: str
         assert (a is None) == (b is None)
         if a is not None:
             assert torch.allclose(a, b, atol=1e-3 * max(1e-3, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("family", ["mamba2", "lfm2"])
+def test_kinds_that_leave_any_state_are_replayed_as_well(family: str, monkeypatch) -> None:
+    """As on accelerators, whose kernels leave the last state only."""
+    assert Mixers.of(tiny_model(family)).leave_any
+    monkeypatch.setattr(Mixers, "leave_any", False)
+    test_exact_is_generate_alone_and_in_a_ragged_batch(family)
+    test_lines_are_used_again_and_prompts_come_in_pieces(family, 3, monkeypatch)
+    for piece in (5, 19):
+        test_packed_blocks_and_their_gradients_are_those_of_blocks_alone(family, piece, monkeypatch)
+
+
+def test_padding_is_no_sample_of_its_own() -> None:
+    """A row's padding, which may be a segment of its own, ran through the mixers as one more sample."""
+    model = tiny_model("mamba2")
+    segments = torch.zeros_like(tokens())
+    segments[1, LENGTHS[1] :] = 1
+    batch = pack_blocks(tokens(), LENGTHS, ANCHORS, KS, MASK, segments=segments)
+    mixed = BlockStates(batch, Mixers.of(model))
+    assert mixed._tokens.shape == (2, 20)
+    assert torch.allclose(packed(model, tokens(), segments), packed(model, tokens()), atol=1e-5)
 
 
 @pytest.mark.parametrize("family", [*KINDS, "granitemoehybrid", "mamba"])

@@ -1,8 +1,9 @@
 """Packed blocks with recurrent layers: every block starts from the state at its anchor.
 
-The real tokens of a sample run through a mixer once, in short pieces, and the states at the borders from which blocks start are
-kept. A block starts from the last border before it; the real tokens between the border and the block are run again in front of it.
-So all blocks of all rows, whatever their anchors, are one call. Gradients pass through states and repeated inputs alike.
+The real tokens of a sample run through a mixer once. A kind that can leave the states behind any of its tokens (`Kind.leaves_any`) leaves
+those at the anchors. Of any other, the tokens come in short pieces, and the states at the borders from which blocks start are kept: a
+block starts from the last border before it, and the real tokens between the border and the block are run again in front of it. So all
+blocks of all rows, whatever their anchors, are one call. Gradients pass through states and repeated inputs alike.
 
     sample    a b c d e f g h          borders with pieces of 3: behind c, behind f
     block     (anchor e) e M M         runs [d | e M M] from the state behind c
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .blocks import BlockBatch
+from .blocks import REAL, BlockBatch
 from .mixer_state import Parts, State
 from .mixers import Mixer, Mixers, cache_inputs
 
@@ -40,22 +41,25 @@ class BlockStates:
         self._starts: list[Parts] = [{} for _ in mixers.all]  # [B * N, ...] states, one for each block
         self._kept: list[Tensor | None] = [None for _ in mixers.all]  # [B, T, D] inputs, of passes that feed no blocks
         device, rows = batch.ids.device, batch.ids.shape[0]
-        self._piece = PIECE_ON_CPU if device.type == "cpu" else PIECE
+        self._direct = mixers.leave_any
+        self._piece = 1 if self._direct else PIECE_ON_CPU if device.type == "cpu" else PIECE
         positions = batch.positions[:, : self._real]
-        is_first = positions == 0
+        is_real = batch.block[:, : self._real] == REAL
+        is_first = (positions == 0) & is_real
         is_first[:, 0] = True
         self._sample = is_first.flatten().cumsum(0).view(rows, -1) - 1  # [B, T]
-        self._position = positions
+        self._position = torch.where(is_real, positions, 0)  # nobody reads what stands at padding
         starts = is_first.flatten().nonzero()[:, 0]
-        lengths = torch.diff(starts, append=starts.new_tensor([rows * self._real]))
+        lengths = torch.bincount(self._sample[is_real], minlength=len(starts)).clamp_min(1)
         # Behind its own tokens a sample is padded with its last: no output of a causal layer sees that.
         longest = int(lengths.max())
-        if longest % self._piece == 1:
+        if longest == 1 or longest % self._piece == 1:
             longest += 1  # the kernels of a single token write in place, which no gradient survives
         at = torch.arange(longest, device=device)[None]
         self._tokens = starts[:, None] + torch.minimum(at, lengths[:, None] - 1)  # [Q, longest]
         self._source = torch.where(at < lengths[:, None], self._tokens, -1)
         fed = batch.place >= (0 if anchors_repeated else 1)
+        self._anchors: tuple[Tensor, Tensor] | None = None  # a block's sample, and how much of it is in front, [B * N]
         self._place_blocks(batch, fed, anchors_repeated)
 
     def _place_blocks(self, batch: BlockBatch, fed: Tensor, anchors_repeated: bool) -> None:
@@ -69,6 +73,7 @@ class BlockStates:
         before = self._position.gather(1, anchor).flatten() + (
             0 if anchors_repeated else 1
         )  # real tokens of the sample in front
+        self._anchors = sample, before
         border = before // self._piece
         again = before % self._piece  # [B * N]
         # Of the blocks in the order of their borders: the samples that start from each, and where a block stands in that order.
@@ -116,6 +121,10 @@ class BlockStates:
     def _run_real(self, mixer: Mixer, x: Tensor, width: int) -> Tensor:
         tokens = x.flatten(0, 1)[self._tokens]  # [Q, longest, D]
         source = self._in_pass(self._source, self._real, 0, width)
+        if self._direct:
+            y, state = mixer(tokens, State(leaves="any"), source)
+            self._starts[mixer.index] = state.at(*self._anchors) if self._anchors else {}
+            return y[self._sample, self._position]
         state, starts, outputs = State(), [], []
         for border, start in enumerate(range(0, tokens.shape[1], self._piece)):
             piece = slice(start, start + self._piece)
@@ -139,7 +148,7 @@ class BlockStates:
     def _run_blocks(self, mixer: Mixer, real: Tensor, blocks: Tensor, width: int) -> Tensor:
         tokens = torch.cat([real.flatten(0, 1).to(blocks.dtype), blocks.flatten(0, 1)])[self._block_tokens]
         source = self._in_pass(self._block_source, self._fed, width - self._fed, width)
-        y, _ = mixer(tokens, State(self._starts[mixer.index], goes_on=False), source)
+        y, _ = mixer(tokens, State(self._starts[mixer.index], leaves="none"), source)
         return y.flatten(0, 1)[self._block_output]
 
     @staticmethod

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .mixer_state import Call, Kind, axes, holds, own_forward, own_function
+from .mixer_state import Call, Kind, State, axes, holds, own_forward, own_function
 from .ssd_scan import scan
 
 
@@ -23,14 +23,24 @@ def _one_token(update: Any, limit: tuple[float, float], *args: Any, **named: Any
 
 
 def _scan(
-    theirs: Any, x: Tensor, *args: Any, goes_on: bool, chunk_size: int, return_final_states: bool, z: None, **named: Any
+    theirs: Any,
+    now: list[State],
+    x: Tensor,
+    *args: Any,
+    chunk_size: int,
+    return_final_states: bool,
+    z: None,
+    **named: Any,
 ) -> Any:
     """Ours on a CPU; elsewhere transformers', which finds its kernels."""
     if x.device.type != "cpu":
         named |= {"chunk_size": chunk_size, "return_final_states": return_final_states, "z": z}
         return theirs(x, *args, **named)
-    y, state = scan(x, *args, goes_on=goes_on, **named)
-    return (y, state) if return_final_states else y
+    leaves = now[0].leaves
+    y, states = scan(x, *args, goes_on=leaves == "the last", **named)
+    if leaves == "any":
+        now[0].scanned = states
+    return (y, states.last() if leaves == "the last" else None) if return_final_states else y
 
 
 def _continued(module: Any) -> Call:
@@ -39,12 +49,15 @@ def _continued(module: Any) -> Call:
     if low > 0 or high < float("inf"):
         update = own_function(module, "mamba2_selective_state_update")
         replaced["mamba2_selective_state_update"] = partial(_one_token, update, (low, high))
-    theirs = own_function(module, "mamba2_chunk_scan")
-    calls = {
-        goes_on: own_forward(module, mamba2_chunk_scan=partial(_scan, theirs, goes_on=goes_on), **replaced)
-        for goes_on in (True, False)
-    }
-    return lambda x, state: calls[state.goes_on](x, state)
+    now: list[State] = []  # that of the call at work
+    replaced["mamba2_chunk_scan"] = partial(_scan, own_function(module, "mamba2_chunk_scan"), now)
+    call = own_forward(module, **replaced)
+
+    def run(x: Tensor, state: State) -> Tensor:
+        now[:] = [state]
+        return call(x, state)
+
+    return run
 
 
-KIND = Kind("Mamba-2", _matches, _continued)
+KIND = Kind("Mamba-2", _matches, _continued, leaves_any=True)

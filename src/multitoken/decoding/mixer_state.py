@@ -11,7 +11,7 @@ import inspect
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,42 @@ CACHE_NAMES = ("cache", "cache_params", "past_key_values")
 _STATES = 3  # of either sort that a layer may have: queries, keys and values of their own convolution
 
 
+class AnyState(Protocol):
+    """What a scan that is asked for it leaves."""
+
+    def at(self, rows: Tensor, behind: Tensor) -> Tensor:
+        """The states [W, ...] of these of its rows [W], each behind so many of its tokens [W]."""
+        ...
+
+
+Leaves = Literal["the last", "any", "none"]
+
+
 class State:
     """The state of one layer for B rows, in the words of transformers' linear-attention cache. A call replaces its parts and
-    never writes into them, so that any number of continuations may start from one state, gradients included. goes_on: whether
-    anything will; where nothing does, a call need not leave its recurrent state behind."""
+    never writes into them, so that any number of continuations may start from one state, gradients included.
 
-    def __init__(self, parts: Parts | None = None, *, goes_on: bool = True) -> None:
+    leaves: which states a call leaves behind: that behind its last token; those behind any of its tokens, if it is of a kind that can
+    (`Kind.leaves_any`), for `at`; or none, where nothing goes on from it.
+    """
+
+    def __init__(self, parts: Parts | None = None, *, leaves: Leaves = "the last") -> None:
         self.parts: Parts = dict(parts or {})
-        self.goes_on = goes_on
+        self.leaves: Leaves = leaves
+        self.scanned: AnyState | None = None
+        self._convolved: dict[int, tuple[Tensor, int]] = {}  # [B, D, K + S] with K zeros or inputs before, K
+
+    def again(self) -> "State":
+        return State(self.parts, leaves=self.leaves)
+
+    def at(self, rows: Tensor, behind: Tensor) -> Parts:
+        """After a call that leaves any: the states of these of its rows [W], each behind so many of its tokens [W]."""
+        parts: Parts = {}
+        for i, (inputs, kernel) in self._convolved.items():
+            parts["conv", i] = inputs.unfold(-1, kernel, 1)[rows, :, behind]
+        if self.scanned is not None:
+            parts["recurrent", 0] = self.scanned.at(rows, behind)
+        return parts
 
     def rows(self, index: Tensor | Sequence[int] | slice) -> "State":
         return State({key: part[index] for key, part in self.parts.items()})
@@ -66,6 +94,10 @@ class State:
         before = self.parts.get(("conv", state_idx))
         whole = conv_states if before is None else torch.cat([before, conv_states], -1)
         assert conv_kernel_size is not None
+        if self.leaves == "any":
+            inputs = nn.functional.pad(whole, (conv_kernel_size, 0)) if before is None else whole
+            self._convolved[state_idx] = inputs, conv_kernel_size
+            return whole
         kept = whole[..., -conv_kernel_size:]
         self.parts["conv", state_idx] = nn.functional.pad(kept, (conv_kernel_size - kept.shape[-1], 0))
         return whole
@@ -99,13 +131,14 @@ class Kind:
 
     matches: whether a module is one, by what it holds. continued: of a module, what runs x [B, S, D] from a state, any number of
     tokens, and leaves the state behind the last of them -> [B, S, D]; a state without parts is that before the first token, and so
-    is one of zeros. pairs: its forward gives a pair, the output first.
+    is one of zeros. pairs: its forward gives a pair, the output first. leaves_any: on a CPU, it can leave the states behind any of its tokens.
     """
 
     name: str
     matches: Callable[[nn.Module], bool]
     continued: Callable[[Any], Call]
     pairs: bool = False
+    leaves_any: bool = False
 
 
 def cache_argument(module: nn.Module) -> str:

@@ -54,7 +54,7 @@ class Mixer:
         """x [B, S, D] from `state`, which stays as it is -> output [B, S, D], and the state behind the last token."""
         if self._continued is None:
             self._continued = self.kind.continued(self.module)
-        state = state.owned() if x.shape[1] == 1 else State(state.parts)
+        state = state.owned() if x.shape[1] == 1 else state.again()
         with ExitStack() as stack:
             for follower in self._followers:
                 stack.enter_context(follower.following(source))
@@ -87,6 +87,11 @@ class Mixers:
 
     def __len__(self) -> int:
         return len(self.all)
+
+    @property
+    def leave_any(self) -> bool:
+        """Whether all can leave the states behind any of their tokens."""
+        return all(m.kind.leaves_any and next(m.module.parameters()).device.type == "cpu" for m in self.all)
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Mixers | None":

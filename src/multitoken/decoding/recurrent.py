@@ -8,6 +8,9 @@ from the checkpoint and throws the state behind the last of them away, so that m
 turned out real, `commit` says; its inputs are kept, and count as "since the checkpoint" in the next pass. Where they have become
 many, the pass first moves the checkpoint over as many of them as are surely real. That is the only place where a state changes.
 
+Kinds that can leave the states behind any of their tokens (`Kind.leaves_any`) need no replay: before the next pass, the checkpoint moves
+behind the last token that turned out real.
+
 Rows are as unlike as they please: behind its own tokens a row is padded, which no output of a causal layer sees.
 
 Shapes: B rows of a pass, W tokens fed (left-padded), D hidden.
@@ -53,7 +56,9 @@ class RecurrentSlots:
     def __init__(self, mixers: Mixers, lines: int = 0) -> None:
         self._states: list[Parts] = [{} for _ in mixers.all]  # [lines, ...]; empty before the first pass
         self._inputs: list[Tensor | None] = [None for _ in mixers.all]  # [lines, room, D]
-        self._since = [0] * lines  # inputs of each line since its checkpoint
+        self._since = [0] * lines  # real tokens of each line since its checkpoint
+        self._replays = not mixers.leave_any
+        self._left: list[State | None] = [None for _ in mixers.all]  # of the last pass, where nothing is replayed
         self._moved = [0] * lines  # tokens over which the last pass moved it
         self._plan: _Plan | None = None
 
@@ -61,7 +66,23 @@ class RecurrentSlots:
     def lines(self) -> int:
         return len(self._since)
 
+    def _settle(self) -> None:
+        """Without a replay: move the lines of the last pass to what turned out real in it."""
+        plan = self._plan
+        if self._replays or plan is None or plan.rest is None:
+            return
+        rows = torch.tensor(plan.rest.rows, device=plan.output.device)
+        behind = torch.tensor(self._since[plan.lines], device=plan.output.device)
+        lines = list(range(self.lines))[plan.lines]
+        for i, left in enumerate(self._left):
+            if left is not None:
+                self._store(i, left.at(rows, behind), lines)
+                self._left[i] = None
+        self._since[plan.lines] = [0] * len(lines)
+        self._plan = None
+
     def grow(self, lines: int) -> None:
+        self._settle()
         more = lines - self.lines
         if more <= 0:
             return
@@ -73,6 +94,7 @@ class RecurrentSlots:
 
     def forget(self, line: int) -> None:
         """The state before the first token."""
+        self._settle()
         self._since[line] = self._moved[line] = 0
         for parts, inputs in zip(self._states, self._inputs, strict=True):
             for part in parts.values():
@@ -81,6 +103,7 @@ class RecurrentSlots:
                 inputs[line].zero_()
 
     def move(self, lines: list[int], to: list[int]) -> None:
+        self._settle()
         since = [self._since[line] for line in lines]
         for line, count in zip(to, since, strict=True):
             self._since[line] = count
@@ -98,13 +121,14 @@ class RecurrentSlots:
     def place(self, first: int, real: Sequence[int], widths: Sequence[int], device: torch.device) -> None:
         """The next pass: lines first, first + 1, ... feed `widths` tokens, left-padded to the widest, the first `real` of which
         are surely real."""
+        self._settle()
         rows, width = range(len(widths)), max(widths)
         since = [self._since[first + i] for i in rows]
         kept = max(since)
         known = [n + r for n, r in zip(since, real, strict=True)]
         whole = [n + w for n, w in zip(since, widths, strict=True)]
         # All that is known where nothing else is fed: plain decoding then has nothing to replay.
-        moved = [n if n == all_ else n // STRIDE * STRIDE for n, all_ in zip(known, whole, strict=True)]
+        moved = [n if n == all_ else n // STRIDE * STRIDE * self._replays for n, all_ in zip(known, whole, strict=True)]
         rest = [all_ - m for all_, m in zip(whole, moved, strict=True)]
 
         def run(chosen: list[int], start: list[int], length: int) -> _Run:
@@ -158,11 +182,16 @@ class RecurrentSlots:
             outputs.append(y.flatten(0, 1))
         if plan.rest is not None:
             tokens = flat[plan.rest.tokens]
-            y, after = mixer(tokens, State(parts).rows(plan.lines), plan.rest.source)
-            if not parts:
-                self._store(mixer.index, after.parts, None)
+            before = State(parts).rows(plan.lines)
+            before.leaves = "the last" if self._replays else "any"
+            y, after = mixer(tokens, before, plan.rest.source)
             outputs.append(y.flatten(0, 1))
-            self._keep(mixer.index, tokens, plan.lines)
+            if not self._replays:
+                self._left[mixer.index] = after
+            else:
+                if not parts:
+                    self._store(mixer.index, after.parts, None)
+                self._keep(mixer.index, tokens, plan.lines)
         return torch.cat(outputs)[plan.output] if len(outputs) > 1 else outputs[0][plan.output]
 
     def _store(self, index: int, parts: Parts, lines: list[int] | None) -> Parts:

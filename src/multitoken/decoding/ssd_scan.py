@@ -3,14 +3,17 @@
 transformers' own scan, which stands in where its fused kernels do not run, repeats B and C for every head of a group and pads to whole
 chunks. Steps and pieces of training are a few tokens, so most of its time went into copies.
 
-Shapes: B rows, S tokens, H heads in G groups, P numbers of a head, N of a state.
+Shapes: B rows, S tokens, H heads in G groups, P numbers of a head, N of a state. A state is [B, G, N, (H / G) P] here, so that tokens
+are read and written in the order in which they lie.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 64  # tokens that see each other directly; the table of a chunk grows with their square
+CHUNK = 32  # tokens that see each other directly; the table of a chunk grows with their square
 
 
 def scan(
@@ -26,48 +29,100 @@ def scan(
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
     goes_on: bool = True,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, "States"]:
     """x [B, S, H, P], dt [B, S, H], A [H], B and C [B, S, G, N], D [H], initial_states [B, H, P, N].
-    -> (y [B, S, H, P] and the states [B, H, P, N] behind the last token, both float32). goes_on=False: None for these."""
-    rows, _, heads, size = x.shape
+    -> (y [B, S, H, P] in float32, the states behind its tokens). goes_on=False: that behind the last is not asked for."""
+    rows, length, heads, size = x.shape
     groups, each = B.shape[2], heads // B.shape[2]
     if dt_bias is not None:
         dt = dt + dt_bias.to(dt.dtype)
     dt = (F.softplus(dt) if dt_softplus else dt).clamp(*dt_limit).float()
     x = x.float()
     if initial_states is None:
-        state = x.new_zeros(rows, groups, each * size, B.shape[3])
+        state = x.new_zeros(rows, groups, B.shape[3], each * size)
     else:
-        state = initial_states.float().reshape(rows, groups, each * size, -1)
+        state = initial_states.float().reshape(rows, groups, each * size, -1).transpose(2, 3)
     # Decays multiply; their logarithms are summed in float64, for differences of long sums are taken.
-    decay = (A.double() * dt.double()).transpose(1, 2)  # [B, H, S]
-    moved = (x * dt[..., None]).unflatten(2, (groups, each)).permute(0, 2, 3, 1, 4)  # [B, G, H / G, S, P]
+    decay = A.double() * dt.double()  # [B, S, H]
+    moved = x * dt[..., None]
     inputs, readers = B.float().transpose(1, 2), C.float().transpose(1, 2)  # [B, G, S, N]
-    outputs = []
-    for start in range(0, x.shape[1], CHUNK):
+    outputs, chunks = [], []
+    for start in range(0, length, CHUNK):
         piece = slice(start, start + CHUNK)
-        here = moved[:, :, :, piece], decay[:, :, piece].cumsum(-1).unflatten(1, (groups, each)), inputs[:, :, piece]
-        outputs.append(_outputs(*here, readers[:, :, piece], state))
-        if goes_on or start + CHUNK < x.shape[1]:
-            state = _state_behind(*here, state)
-    y = torch.cat(outputs, 3) if len(outputs) > 1 else outputs[0]
-    y = y.permute(0, 3, 1, 2, 4).reshape(x.shape).contiguous()  # Falcon-H1 takes views of it
+        chunk = _Chunk(moved[:, piece], decay[:, piece].cumsum(1), inputs[:, :, piece], state)
+        outputs.append(chunk.outputs(readers[:, :, piece]))
+        chunks.append(chunk)
+        if goes_on or start + CHUNK < length:
+            state = chunk.state_behind()
+    y = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0].contiguous()  # Falcon-H1 takes views of it
     if D is not None:
-        y = y + D.float()[:, None] * x
-    return y, state.view(rows, heads, size, -1) if goes_on else None
+        y = torch.addcmul(y, D.float()[:, None], x)
+    return y, States(chunks, state)
 
 
-def _outputs(x: Tensor, decay: Tensor, B: Tensor, C: Tensor, state: Tensor) -> Tensor:
-    """Of one chunk: x [B, G, H / G, S, P], decay [B, G, H / G, S] summed up, B and C [B, G, S, N], state [B, G, (H / G) P, N]. -> like x"""
-    causal = torch.ones(decay.shape[-1], decay.shape[-1], dtype=torch.bool, device=x.device).tril()
-    between = (decay[..., :, None] - decay[..., None, :]).float().masked_fill(~causal, -torch.inf).exp()
-    y = ((C @ B.transpose(-1, -2))[:, :, None] * between) @ x
-    before = (C @ state.transpose(-1, -2)).unflatten(-1, (x.shape[2], x.shape[4])).transpose(2, 3)
-    return y + decay.exp().float()[..., None] * before
+@dataclass(frozen=True)
+class States:
+    """Those of a scan's rows."""
+
+    _chunks: list["_Chunk"]
+    _last: Tensor  # in front of the last chunk, where the scan was not to go on
+
+    def last(self) -> Tensor:
+        """[B, H, P, N] behind the last token."""
+        return self._as_given(self._last)
+
+    def at(self, rows: Tensor, behind: Tensor) -> Tensor:
+        """[W, H, P, N] of these rows [W], each behind so many tokens [W]."""
+        if len(self._chunks) == 1:
+            return self._as_given(self._chunks[0].states_at(rows, behind))
+        of_chunk = (behind - 1).clamp_min(0) // CHUNK
+        found, places = [], []
+        for number, chunk in enumerate(self._chunks):
+            here = (of_chunk == number).nonzero()[:, 0]
+            found.append(chunk.states_at(rows[here], behind[here] - number * CHUNK))
+            places.append(here)
+        return self._as_given(torch.cat(found)[torch.cat(places).argsort()])
+
+    def _as_given(self, state: Tensor) -> Tensor:
+        heads, size = self._chunks[0].x.shape[2:]
+        return state.transpose(2, 3).reshape(-1, heads, size, state.shape[2])
 
 
-def _state_behind(x: Tensor, decay: Tensor, B: Tensor, state: Tensor) -> Tensor:
-    """The state behind the chunk, of the one in front of it."""
-    left = (decay[..., -1:] - decay).exp().float()[..., None] * x
-    kept = decay[..., -1].exp().float().repeat_interleave(x.shape[4], -1).flatten(2)[..., None]
-    return kept * state + left.transpose(3, 4).flatten(2, 3) @ B
+@dataclass(frozen=True)
+class _Chunk:
+    """Tokens that see each other directly, and the state in front of them."""
+
+    x: Tensor  # [B, S, H, P], times dt
+    decay: Tensor  # [B, S, H] logarithms, summed up
+    B: Tensor  # [B, G, S, N]
+    state: Tensor  # [B, G, N, (H / G) P]
+
+    def outputs(self, C: Tensor) -> Tensor:
+        """C [B, G, S, N] -> y [B, S, H, P]"""
+        heads, tokens = self.decay.transpose(1, 2), self.decay.shape[1]
+        causal = torch.ones(tokens, tokens, dtype=torch.bool, device=C.device).tril()
+        between = (heads[..., :, None] - heads[..., None, :]).float().masked_fill(~causal, -torch.inf).exp()
+        alike = (C @ self.B.transpose(-1, -2))[:, :, None]  # [B, G, 1, S, S]
+        within = (alike * between.unflatten(1, (C.shape[1], -1))).flatten(1, 2) @ self.x.transpose(1, 2)
+        before = (C @ self.state).transpose(1, 2).reshape(self.x.shape)
+        return torch.addcmul(within.transpose(1, 2), self.decay.exp().float()[..., None], before)
+
+    def state_behind(self) -> Tensor:
+        """Behind the last token."""
+        last = self.decay[:, -1]
+        return _carried(self.x, last[:, None] - self.decay, self.B, self.state, last)
+
+    def states_at(self, rows: Tensor, behind: Tensor) -> Tensor:
+        """Of these rows [W], each behind so many tokens of the chunk."""
+        last = F.pad(self.decay, (0, 0, 1, 0))[rows, behind]  # [W, H]
+        counts = torch.arange(self.x.shape[1], device=behind.device) < behind[:, None]
+        left = (last[:, None] - self.decay[rows]).masked_fill(~counts[..., None], -torch.inf)
+        return _carried(self.x[rows], left, self.B[rows], self.state[rows], last)
+
+
+def _carried(x: Tensor, left: Tensor, B: Tensor, state: Tensor, kept: Tensor) -> Tensor:
+    """What is left of the tokens, by decays [B, S, H], and of the state in front of them, by decays [B, H]."""
+    moved = left.exp().float()[..., None] * x
+    added = B.transpose(-1, -2) @ moved.unflatten(2, (B.shape[1], -1)).transpose(1, 2).flatten(3)
+    decays = kept.exp().float().repeat_interleave(x.shape[3], -1).unflatten(1, (B.shape[1], 1, -1))
+    return torch.addcmul(added, decays, state)

@@ -35,7 +35,8 @@ def test_outputs_states_and_gradients_are_those_of_the_recurrence(tokens: int, g
     """A head that reads another group's B, or a chunk that forgets the state before it, would show as numbers of their own size."""
     given, limit = inputs(tokens, groups), (0.05, 1.5)
     x, dt, A, B, C, D, bias, start = given
-    ours = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, dt_limit=limit)
+    y, states = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, dt_limit=limit)
+    ours = y, states.last()
     theirs = recurrence(*given, limit)
     weights = [torch.randn(t.shape, generator=torch.Generator().manual_seed(1)) for t in ours]
     gradients = [
@@ -51,8 +52,35 @@ def test_without_the_last_state_the_outputs_are_the_same(tokens: int) -> None:
     """The states between chunks are needed all the same."""
     x, dt, A, B, C, D, bias, start = (t.detach() for t in inputs(tokens, 2))
     whole, _ = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True)
-    alone, none = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, goes_on=False)
-    assert none is None and torch.equal(alone, whole)
+    alone, _ = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, goes_on=False)
+    assert torch.equal(alone, whole)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("tokens", [5, CHUNK, 2 * CHUNK + 9])
+def test_the_states_behind_any_tokens_are_those_of_shorter_rows(tokens: int, groups: int) -> None:
+    """The first and the last of a chunk, none at all, rows in any order and more than once; gradients, too."""
+    given = inputs(tokens, groups)
+    x, dt, A, B, C, D, bias, start = given
+    named = {"D": D, "dt_bias": bias, "dt_softplus": True}
+    _, states = scan(x, dt, A, B, C, initial_states=start, goes_on=False, **named)
+    behind = [n for n in (tokens, 0, 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3) if n <= tokens]
+    rows = [i % 2 for i in range(len(behind))]
+    ours = states.at(torch.tensor(rows), torch.tensor(behind))
+    shorter = []
+    for row, n in zip(rows, behind, strict=True):
+        cut = [t[row : row + 1, :n] for t in (x, dt, B, C)]
+        shorter.append(
+            scan(*cut[:2], A, *cut[2:], initial_states=start[row : row + 1], **named)[1].last()
+            if n
+            else start[row, None]
+        )
+    theirs = torch.cat(shorter)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+    wanted = [x, dt, A, B, bias, start]
+    for a, b in zip(*(torch.autograd.grad((y * weights).sum(), wanted) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_a_long_row_of_strong_decays_stays_finite_and_right() -> None:
@@ -60,7 +88,8 @@ def test_a_long_row_of_strong_decays_stays_finite_and_right() -> None:
     given = inputs(200, 1)
     given[2] = torch.full_like(given[2], -60.0)
     x, dt, A, B, C, D, bias, start = (t.detach() for t in given)
-    ours = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True)
+    y, states = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True)
+    ours = y, states.last()
     for mine, reference in zip(ours, recurrence(x, dt, A, B, C, D, bias, start, (0.0, float("inf"))), strict=True):
         assert mine.isfinite().all()
         torch.testing.assert_close(mine.double(), reference, rtol=1e-4, atol=1e-4)
