@@ -37,7 +37,7 @@ def _scan(
         named |= {"chunk_size": chunk_size, "return_final_states": return_final_states, "z": z}
         return theirs(x, *args, **named)
     leaves = now[0].leaves
-    y, states = scan(x, *args, goes_on=leaves == "the last", **named)
+    y, states = scan(x, *args, leaves=leaves, **named)
     if leaves == "any":
         now[0].scanned = states
     return (y, states.last() if leaves == "the last" else None) if return_final_states else y

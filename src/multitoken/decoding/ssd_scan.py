@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .mixer_state import Leaves
+
 CHUNK = 32  # tokens that see each other directly; the table of a chunk grows with their square
 
 
@@ -28,10 +30,10 @@ def scan(
     initial_states: Tensor | None = None,
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
-    goes_on: bool = True,
+    leaves: Leaves = "the last",
 ) -> tuple[Tensor, "States"]:
     """x [B, S, H, P], dt [B, S, H], A [H], B and C [B, S, G, N], D [H], initial_states [B, H, P, N].
-    -> (y [B, S, H, P] in float32, the states behind its tokens). goes_on=False: that behind the last is not asked for."""
+    -> (y [B, S, H, P], the states behind its tokens), in float32. leaves: which of the states may be asked for."""
     rows, length, heads, size = x.shape
     groups, each = B.shape[2], heads // B.shape[2]
     if dt_bias is not None:
@@ -51,8 +53,8 @@ def scan(
         piece = slice(start, start + CHUNK)
         chunk = _Chunk(moved[:, piece], decay[:, piece].cumsum(1), inputs[:, :, piece], state)
         outputs.append(chunk.outputs(readers[:, :, piece]))
-        chunks.append(chunk)
-        if goes_on or start + CHUNK < length:
+        chunks = [*chunks, chunk] if leaves == "any" else [chunk]  # a state in front of each is a lot to keep
+        if leaves == "the last" or start + CHUNK < length:
             state = chunk.state_behind()
     y = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0].contiguous()  # Falcon-H1 takes views of it
     if D is not None:
@@ -65,14 +67,14 @@ class States:
     """Those of a scan's rows."""
 
     _chunks: list["_Chunk"]
-    _last: Tensor  # in front of the last chunk, where the scan was not to go on
+    _last: Tensor
 
     def last(self) -> Tensor:
-        """[B, H, P, N] behind the last token."""
+        """[B, H, P, N] behind the last token, of a scan that leaves it."""
         return self._as_given(self._last)
 
     def at(self, rows: Tensor, behind: Tensor) -> Tensor:
-        """[W, H, P, N] of these rows [W], each behind so many tokens [W]."""
+        """[W, H, P, N] of these rows [W], each behind so many tokens [W], of a scan that leaves any."""
         if len(self._chunks) == 1:
             return self._as_given(self._chunks[0].states_at(rows, behind))
         of_chunk = (behind - 1).clamp_min(0) // CHUNK

@@ -64,9 +64,9 @@ def recipe(method: str) -> dict[str, Any]:
     return RECIPES[method] | {"dtype": "bfloat16" if cpu_gains_by_bf16() else "float32"}
 
 
-def write_prompts(path: Path, number: int) -> None:
-    """Prompts of all trained tasks, none of which the base model was trained or will be tested on."""
-    prompts = (example.prompt for example in itertools.islice(mixed("adapt", mixture=MIXTURE), number))
+def write_prompts(path: Path, number: int, mixture: dict[str, float] = MIXTURE) -> None:
+    """Prompts of the tasks, none of which the base model was trained or will be tested on."""
+    prompts = (example.prompt for example in itertools.islice(mixed("adapt", mixture=mixture), number))
     write_text(path, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
 
 
@@ -94,12 +94,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--prompts", type=int, default=4500)
+    parser.add_argument("--task", choices=sorted(MIXTURE), help="adapt to this one alone")
     parser.add_argument("--start-from", type=Path, help="begin with this gated adapter")
     parser.add_argument("--overwrite", action="store_true")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "prompts.jsonl"
-        write_prompts(data, a.prompts)
+        write_prompts(data, a.prompts, {a.task: 1.0} if a.task else MIXTURE)
         trained = Path(folder) / "adapted"
         options = recipe(a.method) | ({"start_from": a.start_from} if a.start_from else {})
         adapt(checkpoint("base"), data=data, output=trained, minutes=a.minutes, console=Console(), **options)

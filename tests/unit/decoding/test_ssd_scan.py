@@ -52,7 +52,7 @@ def test_without_the_last_state_the_outputs_are_the_same(tokens: int) -> None:
     """The states between chunks are needed all the same."""
     x, dt, A, B, C, D, bias, start = (t.detach() for t in inputs(tokens, 2))
     whole, _ = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True)
-    alone, _ = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, goes_on=False)
+    alone, _ = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, leaves="none")
     assert torch.equal(alone, whole)
 
 
@@ -63,7 +63,7 @@ def test_the_states_behind_any_tokens_are_those_of_shorter_rows(tokens: int, gro
     given = inputs(tokens, groups)
     x, dt, A, B, C, D, bias, start = given
     named = {"D": D, "dt_bias": bias, "dt_softplus": True}
-    _, states = scan(x, dt, A, B, C, initial_states=start, goes_on=False, **named)
+    _, states = scan(x, dt, A, B, C, initial_states=start, leaves="any", **named)
     behind = [n for n in (tokens, 0, 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3) if n <= tokens]
     rows = [i % 2 for i in range(len(behind))]
     ours = states.at(torch.tensor(rows), torch.tensor(behind))
