@@ -25,7 +25,7 @@ from multitoken.training.passes import GatedPasses
 
 # A family for each mixer, then those that put the same ones together in another way.
 KINDS = {"mamba2": "Mamba-2", "jamba": "Mamba-1", "qwen3_next": "gated delta net", "lfm2": "short convolution",
-         "recurrent_gemma": "RG-LRU", "minimax": "lightning attention"}  # fmt: skip
+         "recurrent_gemma": "RG-LRU", "minimax": "lightning attention", "kimi_linear": "Kimi's delta attention"}  # fmt: skip
 HAS_EXPERTS = {"jamba", "qwen3_next", "minimax"}
 OTHERS = [
     "zamba",
@@ -36,7 +36,6 @@ OTHERS = [
     "mamba",
     "qwen3_5_text",
     "olmo_hybrid",
-    "kimi_linear",
 ]
 PROMPTS = [torch.randint(6, 90, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 17, 11, 1, 30)]
 NEW = 16
@@ -215,7 +214,7 @@ def test_packed_blocks_and_their_gradients_are_those_of_blocks_alone(family: str
             assert torch.allclose(a, b, atol=1e-3 * max(1e-3, b.abs().max().item()))
 
 
-@pytest.mark.parametrize("family", ["mamba2", "lfm2"])
+@pytest.mark.parametrize("family", ["mamba2", "qwen3_next", "lfm2"])
 def test_kinds_that_leave_any_state_are_replayed_as_well(family: str, monkeypatch) -> None:
     """As on accelerators, whose kernels leave the last state only."""
     assert Mixers.of(tiny_model(family)).leave_any

@@ -1,22 +1,30 @@
-"""Gated delta nets: Qwen3-Next, Qwen3.5, OLMo-Hybrid, and Kimi's delta attention."""
+"""Gated delta nets: Qwen3-Next, Qwen3.5, OLMo-Hybrid."""
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from .mixer_state import Call, Kind, holds, in_short_chunks, own_forward, own_function
+from .delta_scan import scan
+from .mixer_state import Call, Kind, State, holds, own_forward, own_function
 
-_SCANS = ("torch_chunk_gated_delta_rule", "chunk_kimi_delta_attention")
+_SCAN = "torch_chunk_gated_delta_rule"
 
 
 def _matches(module: nn.Module) -> bool:
-    is_gated = holds(module, "A_log", "dt_bias") or holds(module, "forget_gate")
-    return holds(module, "conv1d", "layer_idx") and is_gated and not holds(module, "D")
+    return holds(module, "conv1d", "layer_idx", "A_log", "dt_bias") and own_function(module, _SCAN) is not None
+
+
+def _scan(state: State, theirs: Any, query: Tensor, *args: Any, output_final_state: bool, **named: Any) -> Any:
+    """Ours on a CPU; elsewhere transformers', which finds its kernels."""
+    if query.device.type != "cpu":
+        return theirs(query, *args, output_final_state=output_final_state, **named)
+    known = {name: named[name] for name in ("g", "beta", "initial_state", "use_qk_l2norm_in_kernel")}
+    y, last, state.scanned = scan(query, *args, **known, **state.left_by_scan)
+    return y, last
 
 
 def _continued(module: Any) -> Call:
-    scans = {name: in_short_chunks(own_function(module, name), lambda x: x.shape[1]) for name in _SCANS}
-    return own_forward(module, **scans)
+    return own_forward(module, scans={_SCAN: _scan})
 
 
-KIND = Kind("gated delta net", _matches, _continued)
+KIND = Kind("gated delta net", _matches, _continued, leaves_any=True)

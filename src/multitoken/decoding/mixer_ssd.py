@@ -23,24 +23,14 @@ def _one_token(update: Any, limit: tuple[float, float], *args: Any, **named: Any
 
 
 def _scan(
-    theirs: Any,
-    now: list[State],
-    x: Tensor,
-    *args: Any,
-    chunk_size: int,
-    return_final_states: bool,
-    z: None,
-    **named: Any,
+    state: State, theirs: Any, x: Tensor, *args: Any, chunk_size: int, return_final_states: bool, z: None, **named: Any
 ) -> Any:
     """Ours on a CPU; elsewhere transformers', which finds its kernels."""
     if x.device.type != "cpu":
         named |= {"chunk_size": chunk_size, "return_final_states": return_final_states, "z": z}
         return theirs(x, *args, **named)
-    leaves = now[0].leaves
-    y, states = scan(x, *args, leaves=leaves, **named)
-    if leaves == "any":
-        now[0].scanned = states
-    return (y, states.last() if leaves == "the last" else None) if return_final_states else y
+    y, last, state.scanned = scan(x, *args, **named, **state.left_by_scan)
+    return (y, last) if return_final_states else y
 
 
 def _continued(module: Any) -> Call:
@@ -49,15 +39,7 @@ def _continued(module: Any) -> Call:
     if low > 0 or high < float("inf"):
         update = own_function(module, "mamba2_selective_state_update")
         replaced["mamba2_selective_state_update"] = partial(_one_token, update, (low, high))
-    now: list[State] = []  # that of the call at work
-    replaced["mamba2_chunk_scan"] = partial(_scan, own_function(module, "mamba2_chunk_scan"), now)
-    call = own_forward(module, **replaced)
-
-    def run(x: Tensor, state: State) -> Tensor:
-        now[:] = [state]
-        return call(x, state)
-
-    return run
+    return own_forward(module, scans={"mamba2_chunk_scan": _scan}, **replaced)
 
 
 KIND = Kind("Mamba-2", _matches, _continued, leaves_any=True)

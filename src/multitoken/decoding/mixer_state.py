@@ -11,12 +11,13 @@ import inspect
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .position_bias import with_globals
+from .scan_states import AnyState
 
 Parts = dict[tuple[str, int], Tensor]
 
@@ -24,14 +25,6 @@ Parts = dict[tuple[str, int], Tensor]
 CACHE_NAMES = ("cache", "cache_params", "past_key_values")
 
 _STATES = 3  # of either sort that a layer may have: queries, keys and values of their own convolution
-
-
-class AnyState(Protocol):
-    """What a scan that is asked for it leaves."""
-
-    def at(self, rows: Tensor, behind: Tensor) -> Tensor:
-        """The states [W, ...] of these of its rows [W], each behind so many of its tokens [W]."""
-        ...
 
 
 Leaves = Literal["the last", "any", "none"]
@@ -50,6 +43,11 @@ class State:
         self.leaves: Leaves = leaves
         self.scanned: AnyState | None = None
         self._convolved: dict[int, tuple[Tensor, int]] = {}  # [B, D, K + S] with K zeros or inputs before, K
+
+    @property
+    def left_by_scan(self) -> dict[str, bool]:
+        """What a scan of ours is told."""
+        return {"leaves_last": self.leaves == "the last", "leaves_any": self.leaves == "any"}
 
     def again(self) -> "State":
         return State(self.parts, leaves=self.leaves)
@@ -160,13 +158,19 @@ def axes(parameter: Any) -> int:
     return parameter.ndim
 
 
-def own_forward(module: Any, **replaced: Any) -> Call:
-    """The module's own forward with a state for its cache, and with these functions in place of those that it calls."""
+def own_forward(module: Any, *, scans: dict[str, Callable[..., Any]] | None = None, **replaced: Any) -> Call:
+    """The module's own forward with a state for its cache, and with these functions in place of those that it calls. scans are given
+    the state at work and the function in whose place they stand before its arguments."""
+    at_work: list[State] = []
+    for name, scan in (scans or {}).items():
+        theirs = own_function(module, name)
+        replaced[name] = lambda *args, scan=scan, theirs=theirs, **named: scan(at_work[0], theirs, *args, **named)
     known = {name: function for name, function in replaced.items() if name in _globals(module)}
     forward = types.MethodType(with_globals(type(module).forward, **known), module)
     argument = cache_argument(module)
 
     def run(x: Tensor, state: State) -> Tensor:
+        at_work[:] = [state]
         y = forward(x, **{argument: state})
         return y[0] if isinstance(y, tuple) else y
 

@@ -16,13 +16,14 @@ from transformers import PreTrainedModel
 
 from .mixer_conv import KIND as SHORT_CONVOLUTION
 from .mixer_delta import KIND as GATED_DELTA_NET
+from .mixer_kimi import KIND as KIMI_DELTA_ATTENTION
 from .mixer_lightning import KIND as LIGHTNING_ATTENTION
 from .mixer_lru import KIND as RG_LRU
 from .mixer_mamba1 import KIND as MAMBA_1
 from .mixer_ssd import KIND as MAMBA_2
 from .mixer_state import CACHE_NAMES, Call, Kind, State, cache_argument
 
-KINDS = (MAMBA_2, MAMBA_1, GATED_DELTA_NET, SHORT_CONVOLUTION, RG_LRU, LIGHTNING_ATTENTION)
+KINDS = (MAMBA_2, MAMBA_1, GATED_DELTA_NET, KIMI_DELTA_ATTENTION, SHORT_CONVOLUTION, RG_LRU, LIGHTNING_ATTENTION)
 
 
 class Follows(Protocol):

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .mixer_state import Leaves
-
-CHUNK = 32  # tokens that see each other directly; the table of a chunk grows with their square
+from .scan_states import CHUNK, AnyState, decays, sums_until
 
 
 def scan(
@@ -30,10 +28,11 @@ def scan(
     initial_states: Tensor | None = None,
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
-    leaves: Leaves = "the last",
-) -> tuple[Tensor, "States"]:
+    leaves_last: bool = True,
+    leaves_any: bool = False,
+) -> tuple[Tensor, Tensor | None, AnyState | None]:
     """x [B, S, H, P], dt [B, S, H], A [H], B and C [B, S, G, N], D [H], initial_states [B, H, P, N].
-    -> (y [B, S, H, P], the states behind its tokens), in float32. leaves: which of the states may be asked for."""
+    -> (y [B, S, H, P], the states [B, H, P, N] behind the last token, those behind any), in float32; None for what is not to be left."""
     rows, length, heads, size = x.shape
     groups, each = B.shape[2], heads // B.shape[2]
     if dt_bias is not None:
@@ -53,47 +52,18 @@ def scan(
         piece = slice(start, start + CHUNK)
         chunk = _Chunk(moved[:, piece], decay[:, piece].cumsum(1), inputs[:, :, piece], state)
         outputs.append(chunk.outputs(readers[:, :, piece]))
-        chunks = [*chunks, chunk] if leaves == "any" else [chunk]  # a state in front of each is a lot to keep
-        if leaves == "the last" or start + CHUNK < length:
+        if leaves_any:
+            chunks.append(chunk)
+        if leaves_last or start + CHUNK < length:
             state = chunk.state_behind()
     y = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0].contiguous()  # Falcon-H1 takes views of it
     if D is not None:
         y = torch.addcmul(y, D.float()[:, None], x)
-    return y, States(chunks, state)
-
-
-@dataclass(frozen=True)
-class States:
-    """Those of a scan's rows."""
-
-    _chunks: list["_Chunk"]
-    _last: Tensor
-
-    def last(self) -> Tensor:
-        """[B, H, P, N] behind the last token, of a scan that leaves it."""
-        return self._as_given(self._last)
-
-    def at(self, rows: Tensor, behind: Tensor) -> Tensor:
-        """[W, H, P, N] of these rows [W], each behind so many tokens [W], of a scan that leaves any."""
-        if len(self._chunks) == 1:
-            return self._as_given(self._chunks[0].states_at(rows, behind))
-        of_chunk = (behind - 1).clamp_min(0) // CHUNK
-        found, places = [], []
-        for number, chunk in enumerate(self._chunks):
-            here = (of_chunk == number).nonzero()[:, 0]
-            found.append(chunk.states_at(rows[here], behind[here] - number * CHUNK))
-            places.append(here)
-        return self._as_given(torch.cat(found)[torch.cat(places).argsort()])
-
-    def _as_given(self, state: Tensor) -> Tensor:
-        heads, size = self._chunks[0].x.shape[2:]
-        return state.transpose(2, 3).reshape(-1, heads, size, state.shape[2])
+    return y, _as_given(state, heads) if leaves_last else None, AnyState(chunks) if leaves_any else None
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Tokens that see each other directly, and the state in front of them."""
-
     x: Tensor  # [B, S, H, P], times dt
     decay: Tensor  # [B, S, H] logarithms, summed up
     B: Tensor  # [B, G, S, N]
@@ -101,11 +71,9 @@ class _Chunk:
 
     def outputs(self, C: Tensor) -> Tensor:
         """C [B, G, S, N] -> y [B, S, H, P]"""
-        heads, tokens = self.decay.transpose(1, 2), self.decay.shape[1]
-        causal = torch.ones(tokens, tokens, dtype=torch.bool, device=C.device).tril()
-        between = (heads[..., :, None] - heads[..., None, :]).float().masked_fill(~causal, -torch.inf).exp()
-        alike = (C @ self.B.transpose(-1, -2))[:, :, None]  # [B, G, 1, S, S]
-        within = (alike * between.unflatten(1, (C.shape[1], -1))).flatten(1, 2) @ self.x.transpose(1, 2)
+        between = decays(self.decay.transpose(1, 2)).unflatten(1, (C.shape[1], -1))  # [B, G, H / G, S, S]
+        alike = (C @ self.B.transpose(-1, -2))[:, :, None]
+        within = (alike * between).flatten(1, 2) @ self.x.transpose(1, 2)
         before = (C @ self.state).transpose(1, 2).reshape(self.x.shape)
         return torch.addcmul(within.transpose(1, 2), self.decay.exp().float()[..., None], before)
 
@@ -115,16 +83,19 @@ class _Chunk:
         return _carried(self.x, last[:, None] - self.decay, self.B, self.state, last)
 
     def states_at(self, rows: Tensor, behind: Tensor) -> Tensor:
-        """Of these rows [W], each behind so many tokens of the chunk."""
-        last = F.pad(self.decay, (0, 0, 1, 0))[rows, behind]  # [W, H]
-        counts = torch.arange(self.x.shape[1], device=behind.device) < behind[:, None]
-        left = (last[:, None] - self.decay[rows]).masked_fill(~counts[..., None], -torch.inf)
-        return _carried(self.x[rows], left, self.B[rows], self.state[rows], last)
+        last, left = sums_until(self.decay, rows, behind)
+        return _as_given(_carried(self.x[rows], left, self.B[rows], self.state[rows], last), self.x.shape[2])
 
 
 def _carried(x: Tensor, left: Tensor, B: Tensor, state: Tensor, kept: Tensor) -> Tensor:
     """What is left of the tokens, by decays [B, S, H], and of the state in front of them, by decays [B, H]."""
     moved = left.exp().float()[..., None] * x
     added = B.transpose(-1, -2) @ moved.unflatten(2, (B.shape[1], -1)).transpose(1, 2).flatten(3)
-    decays = kept.exp().float().repeat_interleave(x.shape[3], -1).unflatten(1, (B.shape[1], 1, -1))
-    return torch.addcmul(added, decays, state)
+    fading = kept.exp().float().repeat_interleave(x.shape[3], -1).unflatten(1, (B.shape[1], 1, -1))
+    return torch.addcmul(added, fading, state)
+
+
+def _as_given(state: Tensor, heads: int) -> Tensor:
+    """[B, G, N, (H / G) P] -> [B, H, P, N]"""
+    rows, groups, numbers, wide = state.shape
+    return state.transpose(2, 3).reshape(rows, heads, groups * wide // heads, numbers)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from multitoken.decoding.ssd_scan import CHUNK, scan
+from multitoken.decoding.scan_states import CHUNK
+from multitoken.decoding.ssd_scan import scan
 
 
 def inputs(tokens: int, groups: int, rows: int = 2, heads: int = 6, size: int = 5, states: int = 7):
@@ -35,8 +36,7 @@ def test_outputs_states_and_gradients_are_those_of_the_recurrence(tokens: int, g
     """A head that reads another group's B, or a chunk that forgets the state before it, would show as numbers of their own size."""
     given, limit = inputs(tokens, groups), (0.05, 1.5)
     x, dt, A, B, C, D, bias, start = given
-    y, states = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, dt_limit=limit)
-    ours = y, states.last()
+    ours = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, dt_limit=limit)[:2]
     theirs = recurrence(*given, limit)
     weights = [torch.randn(t.shape, generator=torch.Generator().manual_seed(1)) for t in ours]
     gradients = [
@@ -51,9 +51,9 @@ def test_outputs_states_and_gradients_are_those_of_the_recurrence(tokens: int, g
 def test_without_the_last_state_the_outputs_are_the_same(tokens: int) -> None:
     """The states between chunks are needed all the same."""
     x, dt, A, B, C, D, bias, start = (t.detach() for t in inputs(tokens, 2))
-    whole, _ = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True)
-    alone, _ = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, leaves="none")
-    assert torch.equal(alone, whole)
+    whole = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True)[0]
+    alone = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, leaves_last=False)
+    assert torch.equal(alone[0], whole) and alone[1:] == (None, None)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -63,7 +63,7 @@ def test_the_states_behind_any_tokens_are_those_of_shorter_rows(tokens: int, gro
     given = inputs(tokens, groups)
     x, dt, A, B, C, D, bias, start = given
     named = {"D": D, "dt_bias": bias, "dt_softplus": True}
-    _, states = scan(x, dt, A, B, C, initial_states=start, leaves="any", **named)
+    states = scan(x, dt, A, B, C, initial_states=start, leaves_last=False, leaves_any=True, **named)[2]
     behind = [n for n in (tokens, 0, 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3) if n <= tokens]
     rows = [i % 2 for i in range(len(behind))]
     ours = states.at(torch.tensor(rows), torch.tensor(behind))
@@ -71,9 +71,7 @@ def test_the_states_behind_any_tokens_are_those_of_shorter_rows(tokens: int, gro
     for row, n in zip(rows, behind, strict=True):
         cut = [t[row : row + 1, :n] for t in (x, dt, B, C)]
         shorter.append(
-            scan(*cut[:2], A, *cut[2:], initial_states=start[row : row + 1], **named)[1].last()
-            if n
-            else start[row, None]
+            scan(*cut[:2], A, *cut[2:], initial_states=start[row : row + 1], **named)[1] if n else start[row, None]
         )
     theirs = torch.cat(shorter)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -88,8 +86,7 @@ def test_a_long_row_of_strong_decays_stays_finite_and_right() -> None:
     given = inputs(200, 1)
     given[2] = torch.full_like(given[2], -60.0)
     x, dt, A, B, C, D, bias, start = (t.detach() for t in given)
-    y, states = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True)
-    ours = y, states.last()
+    ours = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True)[:2]
     for mine, reference in zip(ours, recurrence(x, dt, A, B, C, D, bias, start, (0.0, float("inf"))), strict=True):
         assert mine.isfinite().all()
         torch.testing.assert_close(mine.double(), reference, rtol=1e-4, atol=1e-4)
