@@ -1,7 +1,7 @@
 """Has a step become slower? `python -m benchmarks.revisions BEFORE [AFTER]`: two git revisions' steps, interleaved (ten minutes).
 
 Each revision is checked out beside this one, and a process of its own runs its code: the embedded base under next-token decoding and
-the checkpoint of `full` under Exact 0.7, one prompt at a time and eight side by side. The two take turns of one prompt, or of eight, so
+the checkpoint of `full` under Exact 0.7, or `--base` and `--adapted`, one prompt at a time and eight side by side. The two take turns of one prompt, or of eight, so
 that a machine that becomes slower does so for both. Counted are the median step of a turn, and in it what is not the model's forward
 pass. Ratios are medians over the turns, with their 95% intervals. The last line is JSON.
 """
@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from statistics import median
 
 from benchmarks.checked_out import checked_out
@@ -63,9 +64,11 @@ def main() -> None:
     parser.add_argument("before", help="a git revision")
     parser.add_argument("after", nargs="?", default="HEAD")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--base", type=Path, default=checkpoint("base"), help="a model that answers word problems")
+    parser.add_argument("--adapted", type=Path, help="one that was adapted from it")
     a = parser.parse_args()
     texts = [question.prompt for question in embedded_task("word-problems", PROMPTS).questions]
-    given = {"next-token": str(checkpoint("base")), "exact": str(rival("full")), "new": NEW}
+    given = {"next-token": str(a.base.resolve()), "exact": str((a.adapted or rival("full")).resolve()), "new": NEW}
     turns: dict[str, list[tuple[list[float], list[float]]]] = {}
     with ExitStack() as stack:
         workers = []
