@@ -21,6 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from multitoken.errors import OutputError
 from multitoken.models.placement import cpu_gains_by_bf16
+from multitoken.training.denormals import flushed_denormals
 
 from .base_text import RESULT_WEIGHT, Row, encode, grouped
 from .corpus import make_example
@@ -163,6 +164,7 @@ class Run:
         return loss.item()
 
 
+@flushed_denormals()
 def continue_base(
     start_from: Path,
     output: Path,

@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from multitoken.checkpoints.atomic import write_text
 from multitoken.models.model import Model
 from multitoken.models.placement import cpu_gains_by_bf16
+from multitoken.training.denormals import flushed_denormals
 from multitoken.training.muon import Muon
 
 from .base_text import END, PAD, TOKENIZER_SIZE, batches, train_tokenizer
@@ -144,6 +145,7 @@ def steps_in(minutes: float, step: int, seconds: float) -> int:
     return max(step + 1, round(step * 60 * minutes / seconds))
 
 
+@flushed_denormals()
 def train(
     output: Path,
     build: Callable[[PreTrainedTokenizerFast], PreTrainedModel],

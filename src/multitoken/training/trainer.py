@@ -24,6 +24,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .clock import Clock
+from .denormals import flushed_denormals
 from .objective import BlockStatistics, Distillation
 from .optimizer import build_optimizer, build_schedule, weight_at
 from .run_folder import COMPLETE, last_complete_checkpoint
@@ -76,6 +77,10 @@ class BlockTrainer(Trainer):
         self._examine = examine
         self._tally = _Tally()
         self.tokens = 0  # of this process, in this run
+
+    @flushed_denormals()
+    def train(self, *args: Any, **named: Any) -> Any:
+        return super().train(*args, **named)
 
     def compute_loss(
         self,
