@@ -1,7 +1,9 @@
-"""How fast a training step is, and how much memory it takes: gated against full, packed blocks against one block a row.
+"""How fast a training step is, and how much memory it takes: gated against full, packed blocks against one block a row, and what
+denormals take of it on this CPU (`multitoken.training.denormals`).
 
     python -m benchmarks.training_speed                    the embedded base (a few minutes on 2 cores)
     python -m benchmarks.training_speed --model DIR --data prompts.jsonl
+    python -m benchmarks.training_speed --part denormals
 
 Steps of the compared kinds are taken in turn in one process, on the same rows; a ratio is the median over the pairs, with
 its 95% interval. Memory is measured in a process of its own a method: the peak above what the base model's weights take.
@@ -14,6 +16,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from multitoken.config import AdaptConfig, make_config
 from multitoken.evaluation.statistics import ratio_interval
 from multitoken.quickstart.corpus import examples
 from multitoken.quickstart.embedded import checkpoint
+from multitoken.training.denormals import flushed_denormals
 from multitoken.training.optimizer import build_optimizer
 from multitoken.training.plan import plan
 from multitoken.training.setup import Setup, make_ready, training_arguments
@@ -37,7 +41,8 @@ QUIET = Console(quiet=True)
 class Stepper:
     """Optimizer steps of one setup, one at a time, without the Trainer around them: the mathematics alone."""
 
-    def __init__(self, config: AdaptConfig, folder: Path) -> None:
+    def __init__(self, config: AdaptConfig, folder: Path, *, keeps_denormals: bool = False) -> None:
+        self.rounding = nullcontext if keeps_denormals else flushed_denormals
         self.setup: Setup = make_ready(config, folder, training_arguments(config, folder), QUIET)
         self.stream = BlockStream(self.setup.data.train, self.setup.stream, 10**6)
         trained = self.setup.distillation.trained
@@ -46,6 +51,10 @@ class Stepper:
 
     def step(self, number: int) -> tuple[float, int]:
         """-> seconds, supervised places."""
+        with self.rounding():
+            return self._step(number)
+
+    def _step(self, number: int) -> tuple[float, int]:
         rows = self.setup.stream.rows_per_step
         inputs = collate([self.stream[number * rows + i] for i in range(rows)])
         started = time.perf_counter()
@@ -59,9 +68,13 @@ class Stepper:
 
 
 def compare(first: dict[str, Any], second: dict[str, Any], pairs: int, common: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of a step of each, and the ratios first / second of steps and of supervised places a second."""
+    """Seconds of a step of each, and the ratios first / second of steps and of supervised places a second. Twice the same: the second
+    keeps its denormals."""
     with tempfile.TemporaryDirectory() as folder:
-        steppers = [Stepper(make_config(**common | options), Path(folder)) for options in (first, second)]
+        steppers = [
+            Stepper(make_config(**common | options), Path(folder), keeps_denormals=keeps)
+            for options, keeps in ((first, False), (second, first == second))
+        ]
         seconds: list[list[float]] = [[], []]
         places: list[list[float]] = [[], []]
         for number in range(pairs + 3):
@@ -114,7 +127,9 @@ def main() -> None:
     parser.add_argument("--data", help="JSONL with responses; word problems of the embedded corpus if not given")
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--part", choices=("methods", "denormals"), action="append", help="measure this alone")
     a = parser.parse_args()
+    parts = a.part or ["methods", "denormals"]
     with tempfile.TemporaryDirectory() as folder:
         data = a.data or write_problems(Path(folder) / "data.jsonl")
         common = {"model": a.model, "data": data, "output": Path(folder) / "out", "steps": 1, "dtype": a.dtype}
@@ -133,7 +148,10 @@ def main() -> None:
         wide = {"model": write_wide_model(Path(folder) / "wide"), "batch_size": 4}
         results: dict[str, Any] = {}
         print("| compared | s a step | steps a second | supervised places a second |\n|---|---|---|---|")
-        kinds = {
+        denormals = {
+            f"{m}, denormals flushed / kept": ({"method": m}, {"method": m}) for m in ("full", "lora", "gated")
+        }
+        methods = {
             "gated / full": ({"method": "gated"}, {"method": "full"}),
             "gated, rank 16 / full": ({"method": "gated", "rank": 16}, {"method": "full"}),
             "gated / full, four times as long": ({"method": "gated"} | long, {"method": "full"} | long),
@@ -148,6 +166,7 @@ def main() -> None:
                 {"method": "gated", "blocks_per_row": 1},
             ),
         }
+        kinds = (methods if "methods" in parts else {}) | (denormals if "denormals" in parts else {})
         for name, (first, second) in kinds.items():
             r = results[name] = compare(first, second, a.pairs, common)
             interval = "({:.2f} to {:.2f})".format
@@ -156,9 +175,11 @@ def main() -> None:
                 f"{interval(*r['steps_interval'])} | {r['places_ratio']:.2f} {interval(*r['places_interval'])} |",
                 flush=True,
             )
-        context = multiprocessing.get_context("spawn")  # a fresh process: its peak is the method's own
-        with context.Pool(1, maxtasksperchild=1) as pool:
-            memory = {m: pool.apply(extra_memory, (common | {"method": m},)) for m in ("full", "lora", "gated")}
+        memory: dict[str, int] = {}
+        if "methods" in parts:
+            context = multiprocessing.get_context("spawn")  # a fresh process: its peak is the method's own
+            with context.Pool(1, maxtasksperchild=1) as pool:
+                memory = {m: pool.apply(extra_memory, (common | {"method": m},)) for m in ("full", "lora", "gated")}
         for method, size in memory.items():
             print(f"extra memory, {method}: {size / 1e6:.0f} MB, {size / memory['full']:.2f} of full's")
     print(json.dumps({"provenance": provenance(threads=torch.get_num_threads()), "speed": results, "memory": memory}))
