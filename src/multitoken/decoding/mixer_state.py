@@ -101,6 +101,8 @@ class State:
         return whole
 
     def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **_: Any) -> Tensor:
+        # Another version of transformers may call its scan by another name, and not ours.
+        assert self.leaves != "any" or self.scanned is not None, "the scan that leaves any state was not called"
         self.parts["recurrent", state_idx] = recurrent_states
         return recurrent_states
 
