@@ -1,8 +1,8 @@
 """Has a step become slower? `python -m benchmarks.revisions BEFORE [AFTER]`: two git revisions' steps, interleaved (ten minutes).
 
 Each revision is checked out beside this one, and a process of its own runs its code: the embedded base under next-token decoding and
-the checkpoint of `full` under Exact 0.7, or `--base` and `--adapted`, one prompt at a time and eight side by side. The two take turns of one prompt, or of eight, so
-that a machine that becomes slower does so for both. Counted are the median step of a turn, and in it what is not the model's forward
+the checkpoint of `full` under Exact 0.7, or `--base` and `--adapted`, one prompt at a time and eight side by side. The
+two take turns of one prompt, or of eight, so that a machine that becomes slower does so for both. Counted are the median step of a turn, and in it what is not the model's forward
 pass. Ratios are medians over the turns, with their 95% intervals. The last line is JSON.
 """
 

@@ -76,10 +76,11 @@ class BlockStates:
         self._anchors = sample, before
         border = before // self._piece
         again = before % self._piece  # [B * N]
-        # Of the blocks in the order of their borders: the samples that start from each, and where a block stands in that order.
-        order = border.argsort(stable=True)
-        self._samples_from = list(sample[order].split(torch.bincount(border).tolist()))
-        self._in_order = order.argsort()
+        if not self._direct:
+            # Of the blocks in the order of their borders: the samples that start from each, and where a block stands in that order.
+            order = border.argsort(stable=True)
+            self._samples_from = list(sample[order].split(torch.bincount(border).tolist()))
+            self._in_order = order.argsort()
         of_block = torch.bincount(batch.block_of[fed], minlength=len(batch.ks)).repeat(rows)
         self._fed = int(fed.sum())
         longest = max(2, int((again + of_block).max()))

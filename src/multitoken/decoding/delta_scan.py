@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .scan_states import CHUNK, AnyState, decays, sums_until
+from .scan_states import AnyState, by_chunks, decays, sums_until
 
 
 def scan(
@@ -36,17 +36,14 @@ def scan(
         state = values.new_zeros(len(values), heads, key.shape[-1], values.shape[-1])
     else:
         state = initial_state.float()
-    outputs, chunks = [], []
-    for start in range(0, values.shape[2], CHUNK):
-        piece = slice(start, start + CHUNK)
+
+    def run(piece: slice, state: Tensor) -> tuple[_Chunk, Tensor]:
         chunk = _Chunk.of(key[:, :, piece], values[:, :, piece], g[:, :, piece].cumsum(-1), beta[:, :, piece], state)
-        outputs.append(chunk.outputs(query[:, :, piece]))
-        if leaves_any:
-            chunks.append(chunk)
-        if leaves_last or start + CHUNK < values.shape[2]:
-            state = chunk.state_behind()
+        return chunk, chunk.outputs(query[:, :, piece])
+
+    outputs, state, states = by_chunks(values.shape[2], state, run, leaves_last=leaves_last, leaves_any=leaves_any)
     y = torch.cat(outputs, 2).transpose(1, 2).contiguous().to(value.dtype)
-    return y, state if leaves_last else None, AnyState(chunks) if leaves_any else None
+    return y, state if leaves_last else None, states
 
 
 def _by_head(x: Tensor, heads: int, *, scaled: bool) -> Tensor:

@@ -14,12 +14,10 @@ def _matches(module: nn.Module) -> bool:
     return holds(module, "conv1d", "layer_idx", "A_log", "dt_bias") and own_function(module, _SCAN) is not None
 
 
-def _scan(state: State, theirs: Any, query: Tensor, *args: Any, output_final_state: bool, **named: Any) -> Any:
-    """Ours on a CPU; elsewhere transformers', which finds its kernels."""
-    if query.device.type != "cpu":
-        return theirs(query, *args, output_final_state=output_final_state, **named)
-    known = {name: named[name] for name in ("g", "beta", "initial_state", "use_qk_l2norm_in_kernel")}
-    y, last, state.scanned = scan(query, *args, **known, **state.left_by_scan)
+def _scan(
+    state: State, query: Tensor, *args: Any, output_final_state: bool, cu_seqlens: None = None, **named: Any
+) -> Any:
+    y, last, state.scanned = scan(query, *args, **named, **state.left_by_scan)
     return y, last
 
 

@@ -23,12 +23,8 @@ def _one_token(update: Any, limit: tuple[float, float], *args: Any, **named: Any
 
 
 def _scan(
-    state: State, theirs: Any, x: Tensor, *args: Any, chunk_size: int, return_final_states: bool, z: None, **named: Any
+    state: State, x: Tensor, *args: Any, chunk_size: int, return_final_states: bool, z: None, **named: Any
 ) -> Any:
-    """Ours on a CPU; elsewhere transformers', which finds its kernels."""
-    if x.device.type != "cpu":
-        named |= {"chunk_size": chunk_size, "return_final_states": return_final_states, "z": z}
-        return theirs(x, *args, **named)
     y, last, state.scanned = scan(x, *args, **named, **state.left_by_scan)
     return (y, last) if return_final_states else y
 

@@ -11,6 +11,7 @@ import inspect
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -61,8 +62,8 @@ class State:
             parts["recurrent", 0] = self.scanned.at(rows, behind)
         return parts
 
-    def rows(self, index: Tensor | Sequence[int] | slice) -> "State":
-        return State({key: part[index] for key, part in self.parts.items()})
+    def rows(self, index: Tensor | Sequence[int] | slice, *, leaves: Leaves = "the last") -> "State":
+        return State({key: part[index] for key, part in self.parts.items()}, leaves=leaves)
 
     def owned(self) -> "State":
         """Copies: the one-token kernels of transformers write in place."""
@@ -161,12 +162,11 @@ def axes(parameter: Any) -> int:
 
 
 def own_forward(module: Any, *, scans: dict[str, Callable[..., Any]] | None = None, **replaced: Any) -> Call:
-    """The module's own forward with a state for its cache, and with these functions in place of those that it calls. scans are given
-    the state at work and the function in whose place they stand before its arguments."""
+    """The module's own forward with a state for its cache, and with these functions in place of those that it calls. scans: of ours,
+    which stand in on a CPU and are given the state at work first; elsewhere transformers' own find their kernels."""
     at_work: list[State] = []
     for name, scan in (scans or {}).items():
-        theirs = own_function(module, name)
-        replaced[name] = lambda *args, scan=scan, theirs=theirs, **named: scan(at_work[0], theirs, *args, **named)
+        replaced[name] = partial(_scan_on_cpu, scan, own_function(module, name), at_work)
     known = {name: function for name, function in replaced.items() if name in _globals(module)}
     forward = types.MethodType(with_globals(type(module).forward, **known), module)
     argument = cache_argument(module)
@@ -177,6 +177,10 @@ def own_forward(module: Any, *, scans: dict[str, Callable[..., Any]] | None = No
         return y[0] if isinstance(y, tuple) else y
 
     return run
+
+
+def _scan_on_cpu(scan: Any, theirs: Any, at_work: list[State], x: Tensor, *args: Any, **named: Any) -> Any:
+    return scan(at_work[0], x, *args, **named) if x.device.type == "cpu" else theirs(x, *args, **named)
 
 
 def own_function(module: Any, name: str) -> Callable[..., Any] | None:

@@ -182,8 +182,7 @@ class RecurrentSlots:
             outputs.append(y.flatten(0, 1))
         if plan.rest is not None:
             tokens = flat[plan.rest.tokens]
-            before = State(parts).rows(plan.lines)
-            before.leaves = "the last" if self._replays else "any"
+            before = State(parts).rows(plan.lines, leaves="the last" if self._replays else "any")
             y, after = mixer(tokens, before, plan.rest.source)
             outputs.append(y.flatten(0, 1))
             if not self._replays:

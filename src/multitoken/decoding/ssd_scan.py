@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .scan_states import CHUNK, AnyState, decays, sums_until
+from .scan_states import AnyState, by_chunks, decays, sums_until
 
 
 def scan(
@@ -47,19 +47,16 @@ def scan(
     decay = A.double() * dt.double()  # [B, S, H]
     moved = x * dt[..., None]
     inputs, readers = B.float().transpose(1, 2), C.float().transpose(1, 2)  # [B, G, S, N]
-    outputs, chunks = [], []
-    for start in range(0, length, CHUNK):
-        piece = slice(start, start + CHUNK)
+
+    def run(piece: slice, state: Tensor) -> tuple[_Chunk, Tensor]:
         chunk = _Chunk(moved[:, piece], decay[:, piece].cumsum(1), inputs[:, :, piece], state)
-        outputs.append(chunk.outputs(readers[:, :, piece]))
-        if leaves_any:
-            chunks.append(chunk)
-        if leaves_last or start + CHUNK < length:
-            state = chunk.state_behind()
+        return chunk, chunk.outputs(readers[:, :, piece])
+
+    outputs, state, states = by_chunks(length, state, run, leaves_last=leaves_last, leaves_any=leaves_any)
     y = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0].contiguous()  # Falcon-H1 takes views of it
     if D is not None:
         y = torch.addcmul(y, D.float()[:, None], x)
-    return y, _as_given(state, heads) if leaves_last else None, AnyState(chunks) if leaves_any else None
+    return y, _as_given(state, heads) if leaves_last else None, states
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,6 @@ class _Chunk:
         return torch.addcmul(within.transpose(1, 2), self.decay.exp().float()[..., None], before)
 
     def state_behind(self) -> Tensor:
-        """Behind the last token."""
         last = self.decay[:, -1]
         return _carried(self.x, last[:, None] - self.decay, self.B, self.state, last)
 
