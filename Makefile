@@ -9,26 +9,26 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
 .PHONY: help demo demo-fast test test-fast test-vllm lint format wheel docs release clean
 
-help:  ## this list
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-demo: $(INSTALLED)  ## adapt a small model and see what it gains (about 8 minutes on 2 cores)
+demo: $(INSTALLED)  ## adapt a small model and measure the gain (about 8 minutes on 2 cores)
 	$(BIN)/multitoken demo
 
-demo-fast: $(INSTALLED)  ## the same with the embedded adapter, without training
+demo-fast: $(INSTALLED)  ## the same with the adapter that comes with the package, without training
 	$(BIN)/multitoken demo --fast
 
 # Test files side by side, one core each.
-test: lint  ## lint, types, all tests but vLLM's (about 10 minutes on 2 cores)
+test: lint  ## lint, types, all tests except vLLM's (about 10 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-test-fast: lint  ## the tests of single rules (about two minutes)
+test-fast: lint  ## lint, types, the fast unit tests only (about two minutes)
 	$(BIN)/python -m pytest -m fast
 
 # vLLM's own warnings are not ours to turn into errors. It brings the oldest transformers that we support, so what has changed most
 # since then is tested with it once more: the caches of recurrent layers.
 VLLM_TESTS ?= tests/vllm tests/parity/test_recurrent.py
-test-vllm: $(VLLM_INSTALLED)  ## the plugin's tests, in an environment of their own
+test-vllm: $(VLLM_INSTALLED)  ## the vLLM plugin's tests, in a separate environment
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest $(VLLM_TESTS) \
 		-n auto --maxprocesses 4 --dist loadfile --override-ini addopts="-q --strict-markers --import-mode=importlib" \
 		--override-ini filterwarnings=default --disable-warnings --show-capture=no
@@ -38,7 +38,7 @@ lint: $(INSTALLED)  ## ruff and pyright
 	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-format: $(INSTALLED)  ## let ruff rewrite the sources
+format: $(INSTALLED)  ## format the sources with ruff
 	$(BIN)/ruff check --fix src tests benchmarks examples
 	$(BIN)/ruff format src tests benchmarks examples
 
@@ -62,14 +62,14 @@ $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $(VLLM_INSTALLED)
 
-docs: $(INSTALLED)  ## build the documentation site into site/, links checked
+docs: $(INSTALLED)  ## build the documentation site into site/ and check its links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-release: test test-vllm docs wheel  ## tag the version of pyproject.toml once all tests pass
+release: test test-vllm docs wheel  ## run all tests, build, and tag the version of pyproject.toml
 	@version=$$($(BIN)/python -c 'import multitoken; print(multitoken.__version__)'); \
 	test -z "$$(git status --porcelain)" || { echo "There are uncommitted changes: commit or stash them."; exit 1; }; \
 	grep -q "^## $$version" CHANGELOG.md || { echo "CHANGELOG.md has no heading '## $$version': name what is new."; exit 1; }; \
 	git tag -a "v$$version" -m "multitoken $$version" && echo "Tagged v$$version; dist/ holds the wheel and the source archive."
 
-clean:  ## remove environments and what was built
+clean:  ## remove the environments and everything that was built
 	rm -rf $(VENV) $(VLLM_VENV) build dist site demo-output

@@ -3,7 +3,7 @@
     python -m benchmarks.batch_identity --prompts ../shared/data/gsm8k/test.jsonl --field question
     python -m benchmarks.batch_identity --model stories-gated --prompts unseen.jsonl
 
-64 prompts of mixed lengths (and, with one in four, a random temperature) go through one engine that runs 16 at a time and
+64 prompts of mixed lengths (and, one in four, sampled at temperature 0.8) go through one engine that runs 16 at a time and
 prefills in pieces of 64 tokens; each also goes through alone. A first difference that float64 calls a tie is counted apart. The
 original's next-token decoding is compared too. The last line is JSON.
 """

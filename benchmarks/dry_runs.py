@@ -53,7 +53,7 @@ def options_of(folder: Path, method: str, steps: int, *, grows: bool) -> dict[st
     }
 
 
-def foretold(folder: Path, method: str, steps: int, grows: bool) -> dict[str, float]:
+def predicted(folder: Path, method: str, steps: int, grows: bool) -> dict[str, float]:
     found = plan(make_config(**options_of(folder, method, steps, grows=grows)), Console(quiet=True))
     return {"peak": found.memory["peak, measured"], "seconds": found.seconds}
 
@@ -77,7 +77,7 @@ def main() -> None:
     a = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     results = []
-    print("| parameters | method | memory, foretold | taken | off by | time, foretold | taken | off by |")
+    print("| parameters | method | memory, predicted | measured | error | time, predicted | measured | error |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
         for name, shape in ((name, SHAPES[name]) for name in a.shapes):
@@ -86,12 +86,12 @@ def main() -> None:
             write_rows(folder / "data.jsonl", 400)
             for method in a.methods:
                 both = []
-                for ask in (foretold, taken):
+                for ask in (predicted, taken):
                     with context.Pool(1) as pool:
                         both.append(pool.apply(ask, (folder, method, a.steps, not a.longest)))
                 before, after = both
                 off = {what: before[what] / after[what] - 1 for what in ("peak", "seconds")}
-                results.append({"model": name, "method": method, "foretold": before, "taken": after})
+                results.append({"model": name, "method": method, "predicted": before, "taken": after})
                 print(
                     f"| {name} | {method} | {before['peak'] / 1e6:,.0f} MB | {after['peak'] / 1e6:,.0f} MB | {off['peak']:+.0%} "
                     f"| {before['seconds']:.0f} s | {after['seconds']:.0f} s | {off['seconds']:+.0%} |",

@@ -89,7 +89,7 @@ def main() -> None:
                             turns.setdefault(f"{kind}, {at_once}", []).append((before, after))
             print(f"round {number} of {a.rounds}, {time.strftime('%H:%M')}", file=sys.stderr, flush=True)
     print(
-        f"| policy, side by side | step at {a.before}, ms | at {a.after} | ratio | beside the pass, ms | then | ratio |"
+        f"| policy, prompts at once | step at {a.before}, ms | at {a.after} | ratio | outside the pass, ms | then | ratio |"
     )
     print("|---|---|---|---|---|---|---|")
     results = {}

@@ -1,4 +1,4 @@
-"""Several prompts side by side, sampled; the same seed gives the same texts token by token: `python examples/batch_sampling.py`."""
+"""Sample several prompts side by side. Next-token decoding with the same seed gives the same texts: `python examples/batch_sampling.py`."""
 
 import multitoken as mt
 from multitoken.quickstart.corpus import examples

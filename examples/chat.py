@@ -10,7 +10,7 @@ for question in ("Please count from 12 to 30.", "Repeat 'red apple' 4 times."):
     print(f"> {question}")
     text = ""
     for chunk in model.stream(messages):
-        print(chunk.text, end="|", flush=True)  # a bar behind each forward pass
+        print(chunk.text, end="|", flush=True)  # a bar after each forward pass
         text += chunk.text
     print()
     messages.append({"role": "assistant", "content": text})

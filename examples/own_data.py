@@ -1,4 +1,4 @@
-"""Adapt a model to prompts of your own, and decode with it: `python examples/own_data.py [MODEL] [MINUTES]`."""
+"""Adapt a model to your own prompts, and decode with it: `python examples/own_data.py [MODEL] [MINUTES]`."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ model = sys.argv[1] if len(sys.argv) > 1 else checkpoint("base")
 minutes = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
 
 with tempfile.TemporaryDirectory() as folder:
-    prompts = Path(folder) / "prompts.jsonl"  # prompts alone are enough: the model writes the responses
+    prompts = Path(folder) / "prompts.jsonl"  # prompts are enough: the model writes the responses
     rows = [{"prompt": f"Count from {i} to {i + 12}."} for i in range(1, 65)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -1,4 +1,4 @@
-"""Compare thresholds on prompts of your own, and keep the fastest: `python examples/own_policy.py`."""
+"""Compare thresholds on your own prompts, and print the fastest: `python examples/own_policy.py`."""
 
 import multitoken as mt
 from multitoken.quickstart.corpus import examples

@@ -13,7 +13,7 @@ with tempfile.TemporaryDirectory() as folder:
     mt.export(checkpoint("gated"), exported)
 
     tokenizer = AutoTokenizer.from_pretrained(exported)
-    # The folder holds the code that decodes it, which transformers runs if it is trusted.
+    # The folder contains the code that decodes it. transformers runs this code only with trust_remote_code=True.
     model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Please count from 12 to 30."}], add_generation_prompt=True, return_tensors="pt"

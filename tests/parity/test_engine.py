@@ -5,7 +5,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken, Sampling, StaticK
-from multitoken.decoding.pace import Pace
+from multitoken.decoding.pace import Level, Pace
 from multitoken.decoding.row import Request
 from tests.parity.families import EOS, MASK, SUPPORTED
 
@@ -124,11 +124,13 @@ def test_memory_is_bounded_and_said_before() -> None:
 
 
 class _Erratic(Pace):
-    """Says every number of masks there is, from step to step."""
+    """Changes the number of masks and branches in every step."""
 
-    def most(self, rows: int) -> int:
-        self.asked = getattr(self, "asked", 0) + 1
-        return (5, 0, 0, 3, 1)[self.asked % 5]
+    asked = 0
+
+    def level(self, rows: int) -> Level:
+        self.asked += 1
+        return (Level(5), Level(0), Level(0), Level(3), Level(5, 2), Level(1))[self.asked % 6]
 
 
 @pytest.mark.parametrize("pace", [Pace, _Erratic])
@@ -137,11 +139,13 @@ def test_a_paced_engine_writes_the_same_text(pace: type[Pace]) -> None:
     decoder = decoder_of("qwen3")
     requests = [decoder.request(prompt(i), policy=Exact(0.1), max_new_tokens=30) for i in range(6)]
     plain = decoder.engine(max_rows=4)
-    paced = decoder.engine(max_rows=4, pace=pace(5))
+    chosen = pace(5, 2)
+    paced = decoder.engine(max_rows=4, pace=chosen)
     for request in requests:
         plain.add(request)
         paced.add(request)
     assert texts(paced) == texts(plain)
+    assert not isinstance(chosen, _Erratic) or chosen.asked > 10
 
 
 def test_request_fields_reach_the_row() -> None:

@@ -93,7 +93,7 @@ SAME = {  # a figure that stands in two places: where, as what, and the same of 
     ),
     "ConfAdapt's price": (
         ("README.md", rf"gated, ConfAdapt 0\.9 \| {NUMBER}% [^|]*\| {NUMBER} \|"),
-        ("docs/claims.md", rf"{NUMBER} tokens a step and solves {NUMBER}% where"),
+        ("docs/claims.md", rf"{NUMBER} tokens per step and solves {NUMBER}% where"),
     ),
     "peers, the default": (
         ("README.md", rf"\*\*gated, Exact\*\* \(the default\) \| {NUMBER}% \| {NUMBER} \| {NUMBER} \| {NUMBER} \|"),
@@ -104,7 +104,7 @@ SAME = {  # a figure that stands in two places: where, as what, and the same of 
         ("docs/peers.md", rf"\(the paper's method\) \| {NUMBER}% \| {NUMBER} \| {NUMBER} \| \d+ \| {NUMBER} \("),
     ),
     "sampling": (
-        ("README.md", rf"temperature 0\.8 it writes {NUMBER} tokens a step"),
+        ("README.md", rf"temperature 0\.8 it writes {NUMBER} tokens per step"),
         ("docs/embedded-models.md", rf"word-problems \| 93[^|]*\| [^|]*\| {NUMBER} \("),
     ),
     "greedy, with the head": (

@@ -1,4 +1,4 @@
-"""One step at a time: a model's gate and hooks are shared by all threads that decode with it."""
+"""A lock that lets a model run one step at a time, because all threads that decode with it share its gate and hooks."""
 
 import threading
 from typing import Any
@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 
 class ModelLock:
-    """A lock that the thread which holds it may take again. A copy of a model, deep or pickled, gets a fresh one."""
+    """A reentrant lock. When a model is deep-copied or pickled, the copy gets a new lock."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -23,5 +23,5 @@ class ModelLock:
 
 
 def lock_of(model: PreTrainedModel) -> ModelLock:
-    """The lock of a model, held around each step and never between two, so that an abandoned stream holds none."""
+    """The lock of a model. It is held during each step and released between steps, so an abandoned stream never holds it."""
     return model.__dict__.get("_mtp_lock") or model.__dict__.setdefault("_mtp_lock", ModelLock())

@@ -1,4 +1,4 @@
-"""What decodes: a model, its mask token, and what ends a text. Requests are checked here; `engine` has the one decode loop."""
+"""`Decoder`: a model with its mask token and its EOS ids. It checks requests. The decode loop itself is in `engine`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ from .sampling import Sampling
 
 
 class Decoder:
-    """Decodes with one model. `mask_id=None` (or `trained_k=1`): an ordinary model, NextToken only."""
+    """Decodes with one model. `mask_id=None` or `trained_k=1` means an ordinary model, which decodes with NextToken only."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class Decoder:
         name: str = "the prompt",
         **more: Any,
     ) -> Request:
-        """A checked request. `row` keys its noise, `name` is what errors call it, `more` are further fields of `Request`;
-        `processors` among them stand in the place of the decoder's own.
+        """Return a checked request. `row` keys its sampling noise, and `name` identifies the prompt in error messages.
+        `more` holds further fields of `Request`; `processors` in it replace the decoder's own.
 
-        Raises `DecodingError` for what cannot be decoded.
+        Raises `DecodingError` if the request cannot be decoded.
         """
         policy = with_trained_k(NextToken() if policy is None else policy, self.trained_k)
         check_length(max_new_tokens)
@@ -73,10 +73,10 @@ class Decoder:
         return Request(list(prompt), policy, max_new_tokens, processors=processors, noise_row=row, **more)
 
     def engine(self, *, adaptive: bool = False, **options: Any) -> Engine:
-        """A new engine over this model. adaptive: have it choose the numbers of masks and branches by what pays on this machine. options:
-        those of `Engine`."""
+        """A new engine for this model. adaptive: whether it chooses the numbers of masks and branches by what is fastest on
+        this machine. options: passed on to `Engine`."""
         if adaptive and self.trained_k > 1:
-            if self._pace is None:  # one for all engines: what was learnt from one answer serves the next
+            if self._pace is None:  # shared by all engines: what one answer measures helps the next
                 branched = self._compiled is None and Mixers.of(self.model) is None
                 self._pace = Pace(self.trained_k - 1, PACED if branched else 0)
             options["pace"] = self._pace
@@ -91,25 +91,27 @@ class Decoder:
         )
 
     def compile(self, backend: str = "inductor") -> None:
-        """Have engines that are made from now on run compiled layers, compiled at once: minutes on a CPU. Nothing but the speed changes,
-        and the last bits of logits. Raises `DecodingError` for a model that cannot be compiled (`CompiledLayers`)."""
+        """Make engines created from now on run compiled layers. This call compiles them, which takes minutes on a CPU. Only
+        the speed and the last bits of the logits change. Raises `DecodingError` for a model that cannot be compiled
+        (`CompiledLayers`)."""
         if self._compiled is not None:
             return
         self._compiled = layers = CompiledLayers(self.model, backend)
-        self._pace = None  # what steps took says nothing of theirs
+        self._pace = None  # earlier step times do not apply to compiled layers
         try:
             with layers.making():
                 self._visit_graphs()
         except BaseException:
-            self._compiled = None  # whoever asks again is not to think that it was done
+            self._compiled = None  # a second call must not find it done
             raise
 
     def _visit_graphs(self) -> None:
-        """Passes of every kind that a compiled model has a graph for."""
+        """Run passes of every kind that a compiled model has a graph for."""
         ids = [i for i in range(self.model.config.get_text_config().vocab_size) if i != self.mask_id][:8]
         policies = [NextToken(), *([StaticK(self.trained_k)] if self.trained_k > 1 else [])]
         for policy in policies:
-            for rows in (1, 3):  # of several, one after the other ends, so that no number of them is a constant
+            # Three rows end one after another, so that the compiler does not treat the number of rows as a constant.
+            for rows in (1, 3):
                 requests = [
                     self.request(
                         ids[: 3 + i], policy=policy, max_new_tokens=2 * self.trained_k + i, eos_ids=frozenset()
@@ -129,8 +131,9 @@ class Decoder:
         first_row: int = 0,
         **options: Any,
     ) -> Iterator[Chunk]:
-        """Chunks as they come, all rows side by side, numbered from `first_row`. Errors in the arguments are raised here,
-        before any work; what goes wrong with one row is raised when the others are done. options: those of `engine`."""
+        """An iterator over the chunks as they are produced. All rows are decoded together and numbered from `first_row`.
+        Errors in the arguments are raised by this call, before any work. The error of a single row is raised when the
+        other rows are done. options: those of `engine`."""
         if not prompts:
             raise DecodingError("there is no prompt; give at least one")
         requests = [
@@ -147,8 +150,8 @@ class Decoder:
         return self.run(requests, first_row=first_row, **options)
 
     def run(self, requests: Sequence[Request], *, first_row: int = 0, **options: Any) -> Iterator[Chunk]:
-        """Chunks of checked requests as they come. What goes wrong with one row is raised, as `RowsFailed`, when the others are
-        done."""
+        """The chunks of checked requests as they are produced. If single rows fail, `RowsFailed` is raised when the other
+        rows are done."""
         engine = self.engine(**options)
         for request in requests:
             engine.add(request)

@@ -1,4 +1,4 @@
-"""The low-rank update, and where in a forward pass it acts: at masks.
+"""The low-rank update, and the gate that makes it act only at the masks of a forward pass.
 
 Shapes: B rows, S tokens, N masks among them, D in, E out, R rank.
 """
@@ -16,32 +16,33 @@ from .halves import Halves, apart
 
 
 def _no_act(there: bool) -> None:
-    """Of an adapter that is always in its layers."""
+    """Default of `Gate.act`, for an adapter that always stays in its layers."""
 
 
 class Gate:
-    """Where the masks of the present forward pass stand. Noted at the embedding, read at every adapted layer."""
+    """Where the masks of the current forward pass are. Recorded at the embedding and read at every adapted layer."""
 
     def __init__(self, mask_id: int) -> None:
         self.mask_id = mask_id
-        self.closed = False  # as if there were no adapter; the mask's vector still stands in for its id
+        self.closed = False  # True: the adapter does nothing, but the mask vector still replaces the mask id
         self._rows = 0
-        self._tail = 0  # masks at the end of every row, where they stand there in all rows alike
-        self._places: Tensor | None = None  # [N] indices into the flattened [B * S] tokens, otherwise
+        self._tail = 0  # masks at the end of each row, if all masks are there and every row has as many
+        self._places: Tensor | None = None  # [N] otherwise: indices into the flattened [B * S] tokens
         self._is_mask: Tensor | None = None  # [B * S]
-        self._count = 0  # masks of all rows
-        self._halves: Halves | None = None  # made when a merged layer asks for it
+        self._count = 0  # masks in all rows
+        self._halves: Halves | None = None  # created when a merged layer first needs it
         self._expected: Sequence[int] | None = None
-        # For compiled layers: the real tokens, and where each token's product is.
+        # For compiled layers: indices of the real tokens, and the index of each token's product.
         self._apart: tuple[Tensor, Tensor] | None = None
-        self.noted: Tensor | None = None  # [B, S] where a pass's masks are, if that was noted before it began
-        self.act: Callable[[bool], None] = _no_act  # puts the adapter into the layers, or takes it out
-        self.noise_seed = 0  # of the tokens that stand in the masks' places, for an adapter without a mask vector
+        self.noted: Tensor | None = None  # [B, S] where a pass's masks are, if this was recorded before it began
+        self.act: Callable[[bool], None] = _no_act  # puts the adapter into the layers or takes it out
+        self.noise_seed = 0  # of the random tokens that replace masks, for an adapter without a mask vector
 
     @contextmanager
     def expecting(self, masks: Sequence[int], ids: Tensor | None = None) -> Iterator[None]:
-        """Say of the pass within that so many tokens at the end of each row are masks: the device need not be asked, and waited
-        for. ids [B, S]: the pass runs compiled layers, so that all is noted now, and as tensors, whose sizes may change."""
+        """Declare how many tokens at the end of each row are masks in the pass inside this context. The device then does
+        not have to be asked, which would mean waiting for it. ids [B, S]: given if the pass runs compiled layers. Everything
+        is then recorded now, in tensors, because their sizes may change between passes."""
         self._expected = masks
         try:
             if ids is not None:
@@ -53,26 +54,26 @@ class Gate:
             self._expected = self.noted = self._apart = None
 
     def _set_apart(self) -> None:
-        """Two kinds of tokens by their indices alone."""
+        """Describe the two groups, real tokens and masks, by index tensors alone."""
         if not self._count:
             return
         assert self._is_mask is not None
         order, back = apart(self._is_mask)
         real = len(order) - self._count
-        # Never one of a kind, which would be another graph: twice the same is computed twice.
+        # A group of one token would need another compiled graph, so such a token is listed and computed twice.
         again = [1 if n == 1 else 0 for n in (real, self._count)]
         back += (back >= real) * again[0]
         self._apart = torch.cat((order[:real], order[: again[0]])), back
         self._places, self._tail = torch.cat((order[real:], order[real : real + again[1]])), 0
 
     def look(self, ids: Tensor) -> Tensor | None:
-        """Note where the masks are. ids [B, S] -> [B, S] bool, or None where there are none."""
+        """Record where the masks are. ids [B, S] -> [B, S] bool, or None if there are none."""
         is_mask = ids == self.mask_id
         return is_mask if self._note(is_mask, self._expected) else None
 
     def _note(self, is_mask: Tensor, masks: Sequence[int] | None = None) -> bool:
-        """Note where the masks are, [B, S] bool, and say whether there are any. masks: how many tokens at the end of each row
-        are known to be some."""
+        """Record where the masks are, [B, S] bool, and return whether there are any. masks: how many tokens at the end of each
+        row are masks, if that is known."""
         (self._rows, width), self._tail, self._places, self._halves = is_mask.shape, 0, None, None
         self._is_mask = is_mask.flatten()
         counts = masks if masks is not None else is_mask.sum(1).tolist()
@@ -91,8 +92,8 @@ class Gate:
 
     @contextmanager
     def following(self, source: Tensor) -> Iterator[None]:
-        """For as long as this lasts, layers are given other tokens: source [B', S'] says which of the pass's tokens, counted
-        through its rows, each of them is; -1, and no mask, for none."""
+        """Inside this context, layers receive other tokens. source [B', S'] gives the index of each of them among the pass's
+        tokens, counted through the rows, or -1 for a token that is not one of them and is no mask."""
         if not self.is_open:
             yield
             return
@@ -106,11 +107,11 @@ class Gate:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a mask for the adapter to act at."""
+        """Whether there is a mask at which the adapter acts."""
         return not self.closed and (self._tail > 0 or self._places is not None)
 
     def add(self, update: "LowRank", x: Tensor, y: Tensor) -> Tensor:
-        """y [B, S, E] with the update of x [B, S, D] added at the masks. Both may come flattened, as [B * S, ...]."""
+        """y [B, S, E] with the update of x [B, S, D] added at the masks. Both may be flattened to [B * S, ...]."""
         if not self.is_open:
             return y
         if self._apart is not None:
@@ -126,11 +127,11 @@ class Gate:
         x_row, y_row = x.view(self._rows, -1, x.shape[-1]), y.view(self._rows, -1, y.shape[-1])
         if self._tail == x_row.shape[1]:
             return y + update(x).to(y.dtype)
-        update.add_to(y_row[:, -self._tail :], x_row[:, -self._tail :])  # in place: y is nobody else's yet
+        update.add_to(y_row[:, -self._tail :], x_row[:, -self._tail :])  # in place is safe: nothing else uses y yet
         return y
 
     def split(self, x: Tensor, both: Tensor) -> Tensor:
-        """x [B, S, D], or flattened, times both[0] at real tokens and times both[1] at masks. both: [2, D, E]."""
+        """x [B, S, D], or flattened, times both[0] at real tokens and both[1] at masks. both: [2, D, E]."""
         if self._apart is not None:
             assert self._places is not None
             (real, back), rows = self._apart, x.reshape(-1, x.shape[-1])
@@ -143,7 +144,7 @@ class Gate:
 
 
 class LowRank(nn.Module):
-    """x -> B A x. `down` is A [R, D], `up` is B [E, R] and starts at zero; both stay float32 whatever the model is."""
+    """x -> B A x. `down` is A [R, D], `up` is B [E, R] and starts at zero; both stay float32, whatever dtype the model has."""
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
         super().__init__()
@@ -155,7 +156,7 @@ class LowRank(nn.Module):
         return F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
 
     def add_to(self, y: Tensor, x: Tensor) -> None:
-        """y [B, S, E] += the update of x [B, S, D], in one kernel less where the types agree: decoding waits for it."""
+        """y [B, S, E] += the update of x [B, S, D]. If the dtypes agree this takes one kernel less, which decoding would wait for."""
         if y.dtype == self.up.dtype and not torch.is_grad_enabled():
             y.baddbmm_(F.linear(x, self.down), self.up.t().expand(len(y), -1, -1))
         else:
@@ -165,6 +166,6 @@ class LowRank(nn.Module):
 def expecting_masks(
     model: PreTrainedModel, masks: Sequence[int], ids: Tensor | None = None
 ) -> AbstractContextManager[None]:
-    """`Gate.expecting` of the gate at work in the model, if there is one."""
+    """`Gate.expecting` of the model's gate. Without a gate, a context that does nothing."""
     gate: Gate | None = model.__dict__.get("_mtp_gate")
     return gate.expecting(masks, ids) if gate is not None else nullcontext()

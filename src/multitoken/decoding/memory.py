@@ -1,4 +1,4 @@
-"""How much memory is left, and what a slot of the cache takes."""
+"""How much memory is free, and how many bytes a slot of the cache takes."""
 
 import os
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ _PROC = Path("/proc")
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that could still be allocated on `device`; None where the system does not say."""
+    """Bytes that can still be allocated on `device`, or None if the system does not report it."""
     if device.type == "cuda":
-        # What PyTorch holds in reserve, for no tensor at present, is taken to the driver and free to us.
+        # Memory that PyTorch has reserved but no tensor uses is taken for the driver, but free for us.
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve
     if device.type == "mps":
@@ -36,8 +36,8 @@ def _of_machine() -> Iterator[int]:
 
 
 def _of_container(proc: Path, cgroups: Path) -> Iterator[int]:
-    """What each control group around this process leaves it, of version 2 and of version 1. Files that were read and may be
-    forgotten count as free."""
+    """What each control group around this process leaves it, for cgroup versions 2 and 1. Cached file contents that the system
+    can drop count as free."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -51,7 +51,7 @@ def _of_container(proc: Path, cgroups: Path) -> Iterator[int]:
             root = cgroups / "memory"
         else:
             continue
-        # Inside a container the path may be the host's: its own group is then the root of what it sees.
+        # Inside a container the path may be the host's. The container's own group is then the root of what it sees.
         here = root / path.lstrip("/")
         for folder in [here, *here.parents] if here.is_dir() else [root]:
             yield from _left_in(folder, *names)
@@ -69,16 +69,16 @@ def _left_in(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator
 
 
 def slot_bytes(model: PreTrainedModel) -> int:
-    """Bytes of one slot of the cache, from the config alone: before there is a cache to measure."""
+    """Bytes of one slot of the cache. Computed from the config alone, for use before there is a cache to measure."""
     config = model.config.get_text_config()
-    layers = getattr(config, "per_layer_config", None)  # where layers are unlike
+    layers = getattr(config, "per_layer_config", None)  # if layers differ
     of_layers = [layers[i] if layers else config for i in range(config.num_hidden_layers)]
     numbers = sum(_keys(layer) for layer in of_layers)
     return 2 * numbers * torch.finfo(model.dtype).bits // 8
 
 
 def _keys(config: object) -> int:
-    """Numbers in the keys of one token at one layer; of a recurrent layer they are counted all the same."""
+    """How many numbers the keys of one token have at one layer. Recurrent layers are counted in the same way."""
     heads = getattr(config, "num_attention_heads", None) or 0
     size = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", 0) // heads if heads else 0)
     return (getattr(config, "num_key_value_heads", None) or heads) * size

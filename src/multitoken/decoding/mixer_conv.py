@@ -1,4 +1,4 @@
-"""Short convolutions over a few tokens: LFM2 and its mixtures."""
+"""Short convolutions over a few tokens: LFM2 and its mixture-of-experts models."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Kimi's delta attention, whose decays are those of single channels."""
+"""Kimi's delta attention, in which every channel has its own decay."""
 
 from typing import Any
 

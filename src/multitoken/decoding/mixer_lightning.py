@@ -8,7 +8,7 @@ from .mixer_state import Call, Kind, State, cache_argument, holds
 
 
 class _LinearCache:
-    """A `State` in the words of MiniMax's cache."""
+    """A `State` with the interface of MiniMax's cache."""
 
     def __init__(self, state: State) -> None:
         self._parts = state.parts

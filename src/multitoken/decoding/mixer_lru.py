@@ -1,7 +1,8 @@
 """RG-LRU: the recurrent blocks of RecurrentGemma (Griffin).
 
-Transformers keeps their state in the modules themselves and takes a convolution of several tokens for the first. Its forward is
-run here on stand-ins, which hold a state of their own and leave the modules as they are.
+Transformers keeps the state of these blocks in the modules themselves, and its convolution over several tokens always assumes
+that they are the first of the text. Here its forward runs on stand-in objects, which hold their own state and leave the modules
+unchanged.
 
 Shapes: B rows, S tokens, E channels.
 """
@@ -15,7 +16,7 @@ from .mixer_state import Call, Kind, State, holds
 
 
 class _StandIn:
-    """The module, but for what is set on it here."""
+    """The module, except for the attributes that are set here."""
 
     def __init__(self, module: nn.Module, **own: Any) -> None:
         self._module = module
@@ -34,13 +35,13 @@ def _continued(module: Any) -> Call:
 
     def run(x: Tensor, state: State) -> Tensor:
         parts = state.parts
-        seen = parts.get(("seen", 0))  # tokens in front: the unit's first one of all is another's
+        seen = parts.get(("seen", 0))  # tokens before these: the unit resets its state at position 0
         seen = torch.zeros(len(x), dtype=torch.long, device=x.device) if seen is None else seen
         positions = seen[:, None] + torch.arange(x.shape[1], device=x.device)
         unit = _StandIn(module.rg_lru, recurrent_states=parts.get(("recurrent", 0)))
 
         def convolve(channels: Tensor) -> Tensor:
-            """[B, E, S] -> [B, E, S and more]"""
+            """[B, E, S] -> [B, E, S or more], which the module's forward cuts to S"""
             before = parts.get(("conv", 0))
             before = channels.new_zeros(*channels.shape[:2], behind) if before is None else before
             whole = torch.cat([before, channels], -1)
@@ -49,11 +50,11 @@ def _continued(module: Any) -> Call:
 
         here = _StandIn(
             module,
-            conv1d_state=x.new_zeros(len(x)),  # of as many rows, so that none is set up
+            conv1d_state=x.new_zeros(len(x)),  # as many rows as x, so that the forward sets up no new state
             conv_1d=convolve,
             rg_lru=lambda channels, _: type(module.rg_lru).forward(unit, channels, positions),  # pyright: ignore[reportArgumentType]
         )
-        # Two positions, whatever there are: with one it would look for a state of its own.
+        # Always two positions: with a single one the forward would use the convolution state of its own.
         several = positions.new_zeros(len(x), 2)
         y, _ = type(module).forward(here, x, several, None, use_cache=True)
         parts["recurrent", 0], parts["seen", 0] = unit.recurrent_states, seen + x.shape[1]

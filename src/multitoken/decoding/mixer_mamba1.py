@@ -1,9 +1,9 @@
 """Mamba-1 (selective scan): Mamba, Falcon-Mamba, Jamba, Zamba.
 
-Transformers' scan starts from nothing. The recurrence is linear in its state, so what a state adds is added behind the scan:
-h_t = (product of the decays up to t) h_0 + what the scan finds.
+Transformers' scan always starts from a zero state. The recurrence is linear in its state, so the contribution of an initial
+state h_0 is added after the scan: h_t = (product of the decays up to t) h_0 + the scan's result.
 
-Shapes: B rows, E channels, N numbers of state a channel, S tokens.
+Shapes: B rows, E channels, N numbers of state per channel, S tokens.
 """
 
 from typing import Any

@@ -15,7 +15,7 @@ def _matches(module: nn.Module) -> bool:
 
 
 def _one_token(update: Any, limit: tuple[float, float], *args: Any, **named: Any) -> Tensor:
-    """The step of one token, with the limits of the time step that transformers applies to several tokens and forgets here."""
+    """The update for one token, with the time-step limits that transformers applies for several tokens but forgets here."""
     state, x, dt, *rest = args
     dt = F.softplus(dt + named.pop("dt_bias").to(dt.dtype)).clamp(*limit)
     named["dt_softplus"] = False

@@ -1,7 +1,7 @@
-"""What a recurrent layer remembers, and what a kind of such layers is to the rest.
+"""The state of a recurrent layer, and what must be known about each kind of such layers.
 
 A *mixer* is a layer whose output at a token depends on a state that all tokens before it have written: Mamba, gated delta
-nets, short convolutions. Its own forward, transformers' code, is given a `State` where it expects a cache.
+nets, short convolutions. Its own forward, which is transformers' code, is given a `State` where it expects a cache.
 
 Shapes: B rows, S tokens, D hidden.
 """
@@ -22,39 +22,41 @@ from .scan_states import AnyState
 
 Parts = dict[tuple[str, int], Tensor]
 
-# Since transformers 5.24 there is one name; before, models and mixers of Mamba's kin had the second and all others the third.
+# Names of the cache argument. Since transformers 5.24 only the first is used. Before, Mamba-like models and mixers used the second
+# and all others the third.
 CACHE_NAMES = ("cache", "cache_params", "past_key_values")
 
-_STATES = 3  # of either sort that a layer may have: queries, keys and values of their own convolution
+_STATES = 3  # states of each sort that a layer may have: queries, keys and values may have a convolution each
 
 
 Leaves = Literal["the last", "any", "none"]
 
 
 class State:
-    """The state of one layer for B rows, in the words of transformers' linear-attention cache. A call replaces its parts and
-    never writes into them, so that any number of continuations may start from one state, gradients included.
+    """The state of one layer for B rows, with the interface of transformers' linear-attention cache. A call replaces its parts
+    and never writes into them, so any number of continuations can start from one state, with gradients too.
 
-    leaves: which states a call leaves behind: that behind its last token; those behind any of its tokens, if it is of a kind that can
-    (`Kind.leaves_any`), for `at`; or none, where nothing goes on from it.
+    leaves: which states can be read after a call. "the last": the state after its last token. "any": the states after any of its
+    tokens, to be read by `at`, for kinds that support this (`Kind.leaves_any`). "none": no state, because nothing continues from it.
     """
 
     def __init__(self, parts: Parts | None = None, *, leaves: Leaves = "the last") -> None:
         self.parts: Parts = dict(parts or {})
         self.leaves: Leaves = leaves
         self.scanned: AnyState | None = None
-        self._convolved: dict[int, tuple[Tensor, int]] = {}  # [B, D, K + S] with K zeros or inputs before, K
+        # (inputs [B, D, K + S], K): the first K inputs are earlier ones or zeros.
+        self._convolved: dict[int, tuple[Tensor, int]] = {}
 
     @property
     def left_by_scan(self) -> dict[str, bool]:
-        """What a scan of ours is told."""
+        """The keyword arguments that tell our own scans which states to leave."""
         return {"leaves_last": self.leaves == "the last", "leaves_any": self.leaves == "any"}
 
     def again(self) -> "State":
         return State(self.parts, leaves=self.leaves)
 
     def at(self, rows: Tensor, behind: Tensor) -> Parts:
-        """After a call that leaves any: the states of these of its rows [W], each behind so many of its tokens [W]."""
+        """After a call that leaves any: the states of its rows `rows` [W], each after the first `behind` [W] tokens of the row."""
         parts: Parts = {}
         for i, (inputs, kernel) in self._convolved.items():
             parts["conv", i] = inputs.unfold(-1, kernel, 1)[rows, :, behind]
@@ -66,7 +68,7 @@ class State:
         return State({key: part[index] for key, part in self.parts.items()}, leaves=leaves)
 
     def owned(self) -> "State":
-        """Copies: the one-token kernels of transformers write in place."""
+        """A copy, because the one-token kernels of transformers write in place."""
         return State({key: part.clone() for key, part in self.parts.items()})
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
@@ -79,17 +81,17 @@ class State:
         return bool(self.parts)
 
     def is_recording_past(self, layer_idx: int) -> bool:
-        return True  # asks for `update_conv_state` in place of a kernel that writes in place
+        return True  # makes transformers call `update_conv_state` instead of a kernel that writes in place
 
     @property
     def layers(self) -> "_Layers":
-        """As transformers 5.19 asks for the same: a list of its layers' caches."""
+        """The same for transformers 5.19, which reads a list of layer caches."""
         return _Layers(self)
 
     def update_conv_state(
         self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, conv_kernel_size: int | None = None, **_: Any
     ) -> Tensor:
-        """The inputs of the convolution, [B, D, S], behind those that are remembered; the last of all are kept."""
+        """Return the remembered inputs of the convolution followed by `conv_states` [B, D, S], and remember the last of them."""
         before = self.parts.get(("conv", state_idx))
         whole = conv_states if before is None else torch.cat([before, conv_states], -1)
         assert conv_kernel_size is not None
@@ -102,14 +104,14 @@ class State:
         return whole
 
     def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **_: Any) -> Tensor:
-        # Another version of transformers may call its scan by another name, and not ours.
+        # Another version of transformers may name its scan differently, and ours is then not called.
         assert self.leaves != "any" or self.scanned is not None, "the scan that leaves any state was not called"
         self.parts["recurrent", state_idx] = recurrent_states
         return recurrent_states
 
 
 class _Layers:
-    """Whatever a layer's number is, the state at hand is its own."""
+    """A list of layer caches that gives the same state for every layer number."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -128,11 +130,12 @@ Call = Callable[[Tensor, State], Tensor]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of mixer. A newcomer is one file that makes one of these, and a line in `mixers.KINDS`.
+    """One kind of mixer. To add a kind, write one file that makes a `Kind`, and add a line to `mixers.KINDS`.
 
-    matches: whether a module is one, by what it holds. continued: of a module, what runs x [B, S, D] from a state, any number of
-    tokens, and leaves the state behind the last of them -> [B, S, D]; a state without parts is that before the first token, and so
-    is one of zeros. pairs: its forward gives a pair, the output first. leaves_any: on a CPU, it can leave the states behind any of its tokens.
+    matches: whether a module is of this kind, judged by its attributes. continued: takes a module and returns a function that
+    runs x [B, S, D], any number of tokens, from a state and updates the state to the one after the last token -> [B, S, D]. A state
+    without parts is the state before the first token, and so is a state of zeros. pairs: its forward returns a pair whose first
+    item is the output. leaves_any: on a CPU, it can leave the states after any of its tokens.
     """
 
     name: str
@@ -143,11 +146,11 @@ class Kind:
 
 
 def cache_argument(module: nn.Module) -> str:
-    """What a model's or a layer's forward calls its cache."""
+    """The name of the cache argument of a model's or a layer's forward."""
     return _cache_argument(type(module).forward)
 
 
-@functools.cache  # layers are asked in every step
+@functools.cache  # called for every layer in every step
 def _cache_argument(forward: Callable[..., Any]) -> str:
     known = inspect.signature(forward).parameters
     return next((name for name in CACHE_NAMES if name in known), CACHE_NAMES[-1])
@@ -162,8 +165,9 @@ def axes(parameter: Any) -> int:
 
 
 def own_forward(module: Any, *, scans: dict[str, Callable[..., Any]] | None = None, **replaced: Any) -> Call:
-    """The module's own forward with a state for its cache, and with these functions in place of those that it calls. scans: of ours,
-    which stand in on a CPU and are given the state at work first; elsewhere transformers' own find their kernels."""
+    """The module's own forward, with a state as its cache and with the given functions in place of those that it calls. scans:
+    our own scans, which replace transformers' on a CPU and take the current state as their first argument. On other devices
+    transformers' own scans run, because they have kernels there."""
     at_work: list[State] = []
     for name, scan in (scans or {}).items():
         replaced[name] = partial(_scan_on_cpu, scan, own_function(module, name), at_work)
@@ -184,7 +188,7 @@ def _scan_on_cpu(scan: Any, theirs: Any, at_work: list[State], x: Tensor, *args:
 
 
 def own_function(module: Any, name: str) -> Callable[..., Any] | None:
-    """A function that the module's forward finds in its file."""
+    """A function that the module's forward finds among the globals of its file, or None."""
     return _globals(module).get(name)
 
 
@@ -196,7 +200,8 @@ def _globals(module: Any) -> dict[str, Any]:
 
 
 def in_short_chunks(function: Callable[..., Any] | None, length: Callable[[Any], int]) -> Callable[..., Any]:
-    """A chunked scan that pads to whole chunks: on a CPU, chunks no longer than the tokens are. length: of its first argument."""
+    """Wrap a chunked scan that pads to whole chunks: on a CPU, its chunks become about as short as the input. length: the number
+    of tokens in the scan's first argument."""
 
     def scan(x: Tensor, *args: Any, chunk_size: int = 64, **named: Any) -> Any:
         assert function is not None

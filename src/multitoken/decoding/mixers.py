@@ -1,9 +1,9 @@
-"""The recurrent layers of a model, and how they are run in layouts that they know nothing of.
+"""The recurrent layers of a model, and how they run in layouts that they know nothing about.
 
-A block mask cannot stop a recurrence: masks and drafts would write to the state that real tokens read. So the mixers of a model
-are led around it: where a pass brings a cache that has a `recurrent` layout, that layout says which tokens a mixer sees, from
-which state, and what becomes of it. There are two: `recurrent.RecurrentSlots` for decoding, `block_states.BlockStates` for
-blocks. Any other pass finds the mixers as they were.
+An attention mask cannot stop a recurrence: masks and drafts would write to the state that real tokens read. The mixers of a model
+are therefore handled separately. If a pass has a cache with a `recurrent` layout, that layout decides which tokens a mixer sees,
+from which state it starts and what happens to the new state. There are two layouts: `recurrent.RecurrentSlots` for decoding and
+`block_states.BlockStates` for blocks. In any other pass the mixers run as usual.
 """
 
 import copy
@@ -27,18 +27,18 @@ KINDS = (MAMBA_2, MAMBA_1, GATED_DELTA_NET, KIMI_DELTA_ATTENTION, SHORT_CONVOLUT
 
 
 class Follows(Protocol):
-    """What acts at masks inside a mixer, and must be told where they stand there: the gate."""
+    """What acts at masks inside a mixer and must be told where the masks are there: the gate."""
 
     def following(self, source: Tensor) -> Any:
-        """A context. source [B', S']: which token of the pass, counted through its rows, each token inside is, -1 for none."""
+        """A context manager. source [B', S']: the index of each token inside among the pass's tokens, counted through its rows, or -1."""
         ...
 
 
 class Layout(Protocol):
-    """How the mixers of one pass are run."""
+    """How the mixers run in one pass."""
 
     def run(self, mixer: "Mixer", x: Tensor) -> Tensor:
-        """The pass's tokens at one mixer, [B, S, D] -> [B, S, D]."""
+        """Run one mixer on the pass's tokens, [B, S, D] -> [B, S, D]."""
         ...
 
 
@@ -52,7 +52,7 @@ class Mixer:
         self._continued: Call | None = None
 
     def __call__(self, x: Tensor, state: State, source: Tensor) -> tuple[Tensor, State]:
-        """x [B, S, D] from `state`, which stays as it is -> output [B, S, D], and the state behind the last token."""
+        """Run x [B, S, D] from `state`, which is not changed -> output [B, S, D], and the state after the last token."""
         if self._continued is None:
             self._continued = self.kind.continued(self.module)
         state = state.owned() if x.shape[1] == 1 else state.again()
@@ -68,7 +68,7 @@ class Mixer:
 
 
 def _enter(mixer: Mixer, hidden_states: Tensor, *args: Any, **named: Any) -> Any:
-    """Stands for a mixer's forward."""
+    """Replaces a mixer's forward."""
     cache = next((named[name] for name in CACHE_NAMES if named.get(name) is not None), None)
     layout: Layout | None = getattr(cache, "recurrent", None)
     if layout is None:
@@ -78,7 +78,7 @@ def _enter(mixer: Mixer, hidden_states: Tensor, *args: Any, **named: Any) -> Any
 
 
 class Mixers:
-    """Those of one model, in its order."""
+    """The mixers of one model, in the model's order."""
 
     def __init__(self, found: list[tuple[nn.Module, Kind]]) -> None:
         self.followers: list[Follows] = []
@@ -91,12 +91,12 @@ class Mixers:
 
     @property
     def leave_any(self) -> bool:
-        """Whether all can leave the states behind any of their tokens."""
+        """Whether all mixers can leave the states after any of their tokens."""
         return all(m.kind.leaves_any and next(m.module.parameters()).device.type == "cpu" for m in self.all)
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Mixers | None":
-        """The same at each call; None for a model of attention alone, which is left as it is."""
+        """The mixers of a model, the same object at each call. None for a model with attention only, which is not changed."""
         if "_mtp_mixers" not in model.__dict__:
             found = [(m, kind) for m in model.modules() for kind in KINDS if kind.matches(m)]
             model.__dict__["_mtp_mixers"] = cls(found) if found else None
@@ -104,6 +104,6 @@ class Mixers:
 
 
 def cache_inputs(model: PreTrainedModel, cache: Any) -> dict[str, Any]:
-    """What a pass of the model is given, so that it uses this cache and no other."""
-    # MiniMax uses a cache that it is given, but refuses one of a class not its own where `use_cache` is set.
+    """The arguments that make a pass of the model use this cache and no other."""
+    # MiniMax uses any cache that it is given, but with `use_cache` set it refuses a cache of another class than its own.
     return {cache_argument(model): cache, "use_cache": model.config.model_type != "minimax"}

@@ -1,4 +1,4 @@
-"""Top-p without sorting the vocabulary: on a CPU that sort takes longer than the model.
+"""Top-p without sorting the vocabulary: on a CPU that sort takes longer than the model itself.
 
 Shapes: N positions, V vocabulary.
 """
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from transformers import TopPLogitsWarper
 
-_LIKELIEST = 128  # tokens of a position that are looked at; nearly always the nucleus is among them
-_DOUBT = 1e-4  # a border this close to top-p depends on how sums are rounded
+_LIKELIEST = 128  # tokens examined at each position; nearly always they contain the nucleus
+_DOUBT = 1e-4  # if a sum is this close to top-p, rounding decides where the nucleus ends
 
 
 def nucleus(scores: Tensor, top_p: Tensor) -> Tensor:
-    """Scores [N, V] with -inf outside of the nucleus of each position: the likeliest tokens that together reach top_p [N].
+    """Scores [N, V] with -inf outside the nucleus of each position: the likeliest tokens that together reach top_p [N].
 
-    The result is transformers' and vLLM's, which sort: where the nucleus is larger than what is looked at, or its border so close
-    that rounding decides, a position is sorted as they do it.
+    The result equals that of transformers and vLLM, which sort. A position is sorted in the same way if its nucleus is larger than
+    the examined tokens, or if rounding decides where the nucleus ends.
     """
     if scores.shape[-1] <= _LIKELIEST or scores.device.type != "cpu":
         return _sorted(scores, top_p)
@@ -29,8 +29,8 @@ def nucleus(scores: Tensor, top_p: Tensor) -> Tensor:
 
 
 def candidates(scores: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The tokens of each nucleus alone: scores [N, C], -inf where one has fewer, and ids [N, C]. None where some position must be
-    sorted, or all are, as `nucleus` does it."""
+    """Only the tokens of each nucleus: scores [N, C], -inf where a nucleus has fewer, and ids [N, C]. None if some position must
+    be sorted, or if `nucleus` would sort all of them."""
     if scores.shape[-1] <= _LIKELIEST or scores.device.type != "cpu":
         return None
     likeliest, tokens, size, clear = _front(scores, top_p)
@@ -42,13 +42,13 @@ def candidates(scores: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def _front(scores: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
-    """The likeliest tokens' scores and ids [N, _LIKELIEST], how many of them are the nucleus [N], and whether that is sure [N].
+    """The likeliest tokens' scores and ids [N, _LIKELIEST], how many of them are in the nucleus [N], and whether that is certain [N].
 
-    On the CPU, and few numbers: a call of numpy's takes a fraction of one of torch's.
+    Uses numpy: on a CPU and with few numbers, its calls take a fraction of the time of torch's.
     """
     likeliest, tokens = scores.topk(_LIKELIEST, -1)
     shares = scores.softmax(-1).gather(-1, tokens).numpy()
-    before = shares.cumsum(-1) - shares - top_p[:, None].numpy()  # of the tokens that are likelier
+    before = shares.cumsum(-1) - shares - top_p[:, None].numpy()  # sum of the likelier tokens' shares, less top-p
     size = (before < 0).sum(-1).clip(min=1)
     at, values = np.arange(len(size)), likeliest.numpy()
     is_tie = values[at, size - 1] == values[at, size.clip(max=_LIKELIEST - 1)]
@@ -64,7 +64,7 @@ def _sorted(scores: Tensor, top_p: Tensor) -> Tensor:
 
 
 def is_plain_top_p(processor: object) -> bool:
-    """Whether a processor of transformers does what `nucleus` does."""
+    """Whether a processor of transformers does the same as `nucleus`."""
     return type(processor) is TopPLogitsWarper and (
         processor.min_tokens_to_keep == 1 and processor.filter_value == -float("inf")
     )

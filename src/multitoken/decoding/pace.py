@@ -1,48 +1,68 @@
-"""How many masks and branches to feed: what gives most tokens a second on the live traffic itself. Nothing is predicted.
+"""Chooses how many masks and branches to feed, by measuring what gives the most tokens per second on the live traffic.
 
-Under Exact the output does not depend on the number of masks, so it may be chosen freely; a policy whose tokens are final
-would write another text, so only verified policies are paced.
+Nothing is predicted: there is no model of step times. Under Exact the output does not depend on the number of masks, so the number
+can be chosen freely. A policy whose tokens are final would write another text, so only policies that verify are paced.
 
-A *level* is what a row is fed at most: 0 masks (plain decoding), 1, 3, 7, ..., all, and all with branches, which pay where
-a pass takes hardly longer for more tokens. For each level, and each size of the batch, the tokens a second of its own steps are
-kept, old ones forgotten. The best level is fed. In between, the levels beside it, all masks and plain decoding have trials of a
-few steps, the more often the less they cost: a trial that loses the time of one step is repeated after `_PRICE` steps. Branches
-have trials only where a step with all masks takes little longer than a plain one. A *purse*, one for crowds and one for few rows, holds what masks have won against plain decoding, up
-to some steps' time, and a small allowance: while it is empty nothing but plain decoding is fed, whatever was measured. Sizes share it,
-for requests that come and go pass through all of them, and what each might lose would add up.
+Levels. A *level* is the most that a row is fed in a step: 0 masks (plain decoding), 1, 3, 7, ... up to all masks, and all masks with
+branches. Branches pay off where a pass takes hardly longer for more tokens.
 
-Within a level each row is fed what its own last blocks suggest (`Record`): one row counts, another reasons.
+Measurements. Each level has running averages of the tokens per row and of the seconds per step, taken from its own steps only. They
+are kept per size of the batch, where sizes are grouped by powers of two. Tokens divided by seconds are the *rate* of a level.
+
+Decisions. Every few steps `_decide` finds the *best* level, which has the highest rate. To replace the previous best, a level must be
+better by a margin, and a larger margin applies while few of its steps are known. Masks must also be better than plain decoding by a
+margin. Then the best level is fed, or another level has a *trial* of a few steps. The candidates for trials are the levels next to
+the best, plain decoding and, with few rows, all masks. If plain decoding is best, every number of masks is a candidate. Branches
+are a candidate only if a step with all masks takes little longer than a plain one.
+
+Cost of trials. A trial costs the time that it loses against the best level. The more it costs, the later it is repeated: a trial that
+loses the time of one step is repeated after `_PAUSE_PER_COST` steps, or later if there are more than two candidates.
+
+Budget. It limits how much slower than plain decoding the choices can be. It is counted in steps of plain decoding. Time that masks win
+against plain decoding is added to it, up to a maximum, and time that they lose is subtracted. Every step adds a small amount more. A
+trial of a level with masks needs a budget above `_TRIAL_BUDGET`. At `_PLAIN_BUDGET` or less, only plain decoding is fed, whatever
+was measured. There is one budget for batches of many rows and one for batches of few rows. The sizes of each group share it: as
+requests come and go, a batch passes through many sizes, and the losses allowed to each would add up.
+
+Rows. Within a level, each row is fed as many masks as its own last blocks suggest (`Record`), because one row may be counting while
+another reasons.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# Steps. A stretch lies between two decisions; its first step is not counted, for its drafts are of another level.
-_STRETCH = 4
-_TRIAL = 24.0  # after which a trial has shown what it can
-_PRICE = 120  # to the next trial of a level, for each step's time that one has cost
-_IDLE = 12  # after which a row that accepts nothing is tried again
-_MEMORY = 60  # that a level's average goes over
-_STALE, _LITTLE = 100, 6.0  # after which an average counts for no more than so many
-_SETTLED = 20.0  # from which on an average moves with the machine, and not by chance
-_CHEAP = 1.5  # plain ones: where one with all masks takes longer, branches cannot pay and have no trials
+# Steps. A step that follows a step of another level is not measured, because its drafts come from that level.
+_DECISION_INTERVAL = 4  # between two decisions
+_MAX_TRIAL_STEPS = 24.0  # after these, a trial has shown what it can
+_PAUSE_PER_COST = 120  # before the next trial of a level, for each step's time that its last trial cost
+_IDLE_STEPS = 12  # after which a row that accepts nothing is given a mask again
+_AVERAGE_STEPS = 60  # over which a level's running averages go
+_STALE_STEPS, _STALE_WEIGHT = 100, 6.0  # an average not updated for more than 100 steps counts as 6 steps at most
+_STABLE_STEPS = 20.0  # from this many on, an average changes because the machine does, and not by chance
 
-# Steps' time, of plain decoding.
-_LEAST, _MOST = 0.3, 6.0  # that a trial is taken to cost, however it went
-_PURSE, _PURSE_OF_FEW = 10.0, 9.0  # in a new purse: with the allowance, no first 1,000 steps lose 2%
-_FULL = 30.0  # in a full one
-_FARE, _DEBT = 5.0, -2.0  # that a trial must find in it, and may leave: its first step has masks to pay, and no drafts
-_ALLOWANCE = 0.006  # that a step adds to it: the share that may be lost against plain decoding
+# Times a plain step: if a step with all masks takes longer than this, branches cannot pay off and have no trials.
+_BRANCHES_MAX_RATIO = 1.5
 
-# Rows. A crowd begins with plain decoding; fewer rows do if they come after a crowd.
-_CROWD, _MANY = 8, 16
+# In steps of the best level: bounds of what a trial is taken to cost.
+_MIN_TRIAL_COST, _MAX_TRIAL_COST = 0.3, 6.0
 
-# Ratios by which another level must be better than the present one, and masks than plain decoding. The latter is higher with many
-# rows, whose steps differ by who joins and leaves more than masks win, and the first while few steps of a level are known.
-_MARGIN, _MARGIN_OF_MANY = 1.03, 1.1
-_DOUBT = 0.4  # more, divided by these steps
+# The budget, in steps of plain decoding.
+_START_BUDGET, _START_BUDGET_FEW_ROWS = 10.0, 9.0  # with `_BUDGET_PER_STEP`, the first 1,000 steps never lose 2%
+_MIN_BUDGET, _MAX_BUDGET = -10.0, 30.0
+# A trial may lower the budget from more than the first to the second: its first step feeds masks but has no drafts yet.
+_TRIAL_BUDGET, _PLAIN_BUDGET = 5.0, -2.0
+_BUDGET_PER_STEP = 0.006  # added in every step: the share of time that may be lost against plain decoding
 
-_FADE = 0.65  # of what held at a time is remembered a block later
+# Rows. Batches of `_MANY_ROWS` or more begin with plain decoding. So do smaller ones if they come after such a batch.
+_MANY_ROWS, _HIGH_MARGIN_ROWS = 8, 16
+
+# Ratios by which another level must be better than the best one, and masks better than plain decoding. The second ratio is higher from
+# `_HIGH_MARGIN_ROWS` on, where steps differ more by which rows join and leave than by what masks win. The first ratio is higher while
+# few steps of a level are known.
+_MARGIN, _HIGH_MARGIN = 1.03, 1.1
+_UNCERTAINTY = 0.4  # divided by the number of these steps, and added
+
+_REACH_DECAY = 0.65  # how much of `Record.reach` is left after another block
 
 
 class Record:
@@ -51,52 +71,53 @@ class Record:
     __slots__ = ("idle", "reach")
 
     def __init__(self) -> None:
-        self.reach = float("inf")  # drafts that held at a time, of late
-        self.idle = 0  # steps in which nothing was asked for
+        self.reach = float("inf")  # how many drafts held in one step, recently
+        self.idle = 0  # steps since a mask was last wanted
 
     def settle(self, fed: int, held: int) -> None:
-        """A block of so many masks gave so many drafts that held."""
+        """Record a block of `fed` masks, of whose drafts `held` held."""
         if fed:
-            self.reach = max(held, _FADE * min(self.reach, fed))
+            self.reach = max(held, _REACH_DECAY * min(self.reach, fed))
 
     def wants(self) -> int:
-        """Masks that may be of use in the next step: a row whose text turns easy has all of them after a few blocks, and one
-        that accepts nothing has one mask now and then."""
+        """How many masks may be useful in the next step. A row whose text becomes easy has all masks after a few blocks, and
+        a row that accepts nothing has one mask now and then."""
         masks = int(min(3 * self.reach + 0.5, 1 << 20))
         self.idle = 0 if masks else self.idle + 1
-        return masks or int(self.idle % _IDLE == 0)
+        return masks or int(self.idle % _IDLE_STEPS == 0)
 
 
 class Level(NamedTuple):
-    """What a row is fed at most: masks behind all of its drafts, and blocks behind some of them (`branches`)."""
+    """The most that a row is fed: masks after all of its drafts, and the number of branches, which follow some of them."""
 
     masks: int
     branches: int = 0
 
 
-class _Tally:
-    """Tokens of a row and seconds of a step, of the steps of one level at one size of the batch."""
+class _LevelStats:
+    """Tokens per row and seconds per step, of the steps of one level at one size of the batch."""
 
     def __init__(self) -> None:
         self.steps = 0.0
-        self.tokens = self.seconds = 0.0  # sums that forget
-        self.due = 0  # step from which it may have a trial
-        self.seen = 0  # step that was added last
+        self.tokens = self.seconds = 0.0  # decaying sums, as is `steps`
+        self.next_trial = 0  # the step from which on it may have a trial
+        self.last_step = 0  # the step that was added last
 
-    def usual(self, seconds: float) -> float:
-        """At most twice as long as a step of this level takes: a machine that stalls says nothing of it."""
+    def clipped(self, seconds: float) -> float:
+        """At most twice the average time of a step of this level: a stall of the machine says nothing about the level."""
         return min(seconds, 2 * self.seconds / self.steps) if self.steps else seconds
 
     def add(self, tokens: float, seconds: float, now: int) -> None:
-        if now - self.seen > _STALE:
-            self.forget(min(1.0, _LITTLE / max(self.steps, 1.0)))
-        self.seen = now
-        keep = 1 - 1 / _MEMORY
+        if now - self.last_step > _STALE_STEPS:
+            self.scale(min(1.0, _STALE_WEIGHT / max(self.steps, 1.0)))
+        self.last_step = now
+        keep = 1 - 1 / _AVERAGE_STEPS
         self.steps, self.tokens, self.seconds = (
             keep * old + new for old, new in ((self.steps, 1.0), (self.tokens, tokens), (self.seconds, seconds))
         )
 
-    def forget(self, share: float) -> None:
+    def scale(self, share: float) -> None:
+        """Reduce the weight of what is known to this share. The averages stay the same."""
         self.steps, self.tokens, self.seconds = (share * v for v in (self.steps, self.tokens, self.seconds))
 
     @property
@@ -104,11 +125,11 @@ class _Tally:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
-class _Size:
-    """What is known of batches of one size."""
+class _SizeStats:
+    """What is known about batches of one size."""
 
     def __init__(self, levels: int) -> None:
-        self.levels = [_Tally() for _ in range(levels)]
+        self.levels = [_LevelStats() for _ in range(levels)]
 
     @property
     def plain_step(self) -> float | None:
@@ -118,159 +139,173 @@ class _Size:
 
 
 class Pace:
-    """Chooses what each step is fed. places: the most masks of a row; branches: of a row, worth a trial beside all masks."""
+    """Chooses what each step is fed. places: the most masks of a row; branches: how many branches of a row are worth a trial
+    in addition to all masks."""
 
     def __init__(self, places: int, branches: int = 0) -> None:
         ladder = [Level(0)]
         while ladder[-1].masks < places:
             ladder.append(Level(min(2 * ladder[-1].masks + 1, places)))
-        self._all = len(ladder) - 1  # index of all masks without branches
+        self._all_masks = len(ladder) - 1  # index of the level of all masks without branches
         self._ladder = [*ladder, Level(places, branches)] if 0 < branches < places else ladder
-        self._sizes: dict[int, _Size] = {}
-        self._purses = [_PURSE_OF_FEW, _PURSE]  # in steps of plain decoding of the size that was there last
+        self._sizes: dict[int, _SizeStats] = {}
+        # [few rows, many rows], in steps of plain decoding of the last size in that group.
+        self._budgets = [_START_BUDGET_FEW_ROWS, _START_BUDGET]
         self._now = 0
         self._size = -1
-        self._present = 0  # index of the level that is fed
-        self._before = -1  # and of the step before; -1: another batch
+        self._current = 0  # index of the level that is fed
+        self._previous = -1  # index of the level of the step before; -1: it was another batch, or it was not timed
         self._best = -1  # index of the level that trials are compared with
-        self._left = 0  # steps of the stretch
-        self._cost = 0.0  # of the trial so far
+        self._steps_left = 0  # until the next decision
+        self._trial_cost = 0.0  # of the trial so far
 
     @property
     def most_branches(self) -> int:
-        """Branches that a row may be fed at some time."""
+        """The most branches that a row may ever be fed."""
         return self._ladder[-1].branches
 
     def level(self, rows: int) -> Level:
-        """For a step of so many rows."""
+        """The level for a step of this many rows."""
         size = rows.bit_length()
         if size != self._size:
-            self._change(size)
-        if self._left <= 0:
+            self._change_size(size)
+        if self._steps_left <= 0:
             self._decide(rows)
-        return self._ladder[self._present]
+        return self._ladder[self._current]
 
     def masks(self, rows: Sequence[Record]) -> list[int]:
-        """Masks of each of these rows for the next step."""
+        """How many masks each of these rows is fed in the next step."""
         most, branches = self.level(len(rows))
-        if not most or branches:  # where branches pay, tokens cost next to nothing, and no row need be spared any
+        if not most or branches:  # where branches pay off, tokens cost almost nothing, so every row has all masks
             return [most] * len(rows)
         return [min(most, row.wants()) for row in rows]
 
-    def _change(self, size: int) -> None:
-        """To another size. What is in the purse stays worth the same time."""
-        if _is_crowd(size) == _is_crowd(self._size):
+    def _change_size(self, size: int) -> None:
+        """Change to another size of the batch. The budget is converted, so that it stays worth the same time."""
+        if _has_many_rows(size) == _has_many_rows(self._size):
             before, after = (self._sizes[s].plain_step if s in self._sizes else None for s in (self._size, size))
             if before and after:
-                self._purses[_is_crowd(size)] *= before / after
-        self._size, self._left, self._before, self._best = size, 0, -1, -1
+                self._budgets[_has_many_rows(size)] *= before / after
+        self._size, self._steps_left, self._previous, self._best = size, 0, -1, -1
 
     @property
-    def _purse(self) -> float:
-        return self._purses[_is_crowd(self._size)]
+    def _budget(self) -> float:
+        return self._budgets[_has_many_rows(self._size)]
 
-    def _put(self, won: float) -> None:
-        """Into the purse, with the allowance of a step. won: steps' time, less than 0 where it was lost."""
-        self._purses[_is_crowd(self._size)] = min(max(self._purse + won, -_PURSE) + _ALLOWANCE, _FULL)
+    def _update_budget(self, won: float) -> None:
+        """Add `won` and what every step adds. won: in steps of plain decoding, negative if time was lost."""
+        self._budgets[_has_many_rows(self._size)] = min(
+            max(self._budget + won, _MIN_BUDGET) + _BUDGET_PER_STEP, _MAX_BUDGET
+        )
 
     def observe(self, rows: int, tokens: int, seconds: float | None) -> None:
-        """A step of so many rows emitted so many tokens; seconds: None where something else was done meanwhile."""
+        """Record that a step of `rows` rows emitted `tokens` tokens in all. seconds: None if other work was done meanwhile."""
         if rows.bit_length() != self._size:
             return
         self._now += 1
-        self._left -= 1
-        here, gained = self._here(), tokens / rows
-        levels = here.levels
+        self._steps_left -= 1
+        stats, gained = self._stats(), tokens / rows
+        levels = stats.levels
         if seconds is None:
-            self._before = -1
+            self._previous = -1
             return
-        seconds = levels[self._present].usual(seconds)
-        if self._before == self._present:
+        seconds = levels[self._current].clipped(seconds)
+        if self._previous == self._current:
             self._add(levels, gained, seconds)
         plain = levels[0].rate
-        self._put(gained - seconds * plain if plain and (self._present or self._before > 0) else 0.0)
-        if self._purse <= _DEBT and self._present:
-            self._left = 0
-        if self._best >= 0 and self._best != self._present:
+        self._update_budget(gained - seconds * plain if plain and (self._current or self._previous > 0) else 0.0)
+        if self._budget <= _PLAIN_BUDGET and self._current:
+            self._steps_left = 0
+        if self._best >= 0 and self._best != self._current:
             best = levels[self._best]
-            self._cost += max(0.0, seconds - gained / best.rate) * best.steps / best.seconds if best.rate else 0.0
-        self._before = self._present
+            self._trial_cost += max(0.0, seconds - gained / best.rate) * best.steps / best.seconds if best.rate else 0.0
+        self._previous = self._current
 
-    def _add(self, levels: list[_Tally], gained: float, seconds: float) -> None:
-        """To the present level. Where the machine as a whole becomes slower or faster, the best level shows it, and what is known
-        of the others moves along."""
-        present = levels[self._present]
-        before = present.seconds / present.steps if present.steps > _SETTLED else 0.0
-        present.add(gained, seconds, self._now)
-        if before and self._present == self._best:
-            drift = present.seconds / present.steps / before
+    def _add(self, levels: list[_LevelStats], gained: float, seconds: float) -> None:
+        """Add a step to the current level. If the best level becomes slower or faster, the machine as a whole does, so the
+        times of the other levels are scaled by the same factor."""
+        current = levels[self._current]
+        before = current.seconds / current.steps if current.steps > _STABLE_STEPS else 0.0
+        current.add(gained, seconds, self._now)
+        if before and self._current == self._best:
+            drift = current.seconds / current.steps / before
             for level in levels:
-                level.seconds *= 1.0 if level is present else drift
+                level.seconds *= 1.0 if level is current else drift
 
-    def _here(self) -> _Size:
-        """Of the present size. A new one begins with what the nearest known one found, as far as it goes: crowds tell of crowds."""
+    def _stats(self) -> _SizeStats:
+        """The statistics of the current size. A new size begins with those of the nearest known size of its group (many rows or
+        few rows), if there is one. They count as two steps at most."""
         if self._size not in self._sizes:
-            here = _Size(len(self._ladder))
-            alike = [known for known in self._sizes if _is_crowd(known) == _is_crowd(self._size)]
+            stats = _SizeStats(len(self._ladder))
+            alike = [known for known in self._sizes if _has_many_rows(known) == _has_many_rows(self._size)]
             near = min(alike, key=lambda known: abs(known - self._size), default=None)
             if near is not None:
-                for level, like in zip(here.levels, self._sizes[near].levels, strict=True):
+                for level, like in zip(stats.levels, self._sizes[near].levels, strict=True):
                     level.steps, level.tokens, level.seconds = like.steps, like.tokens, like.seconds
-                    level.forget(2 / max(2.0, like.steps))
-            self._sizes[self._size] = here
+                    level.scale(2 / max(2.0, like.steps))
+            self._sizes[self._size] = stats
         return self._sizes[self._size]
 
-    def _doubt(self, levels: list[_Tally], i: int) -> float:
-        """By what a level that few steps speak for must be better: a burst of other work on the machine is as long as they."""
-        return 1.0 if i == self._best else 1 + _DOUBT / levels[i].steps
+    def _uncertainty(self, levels: list[_LevelStats], i: int) -> float:
+        """The factor by which a level must be better because few of its steps are known: a burst of other work on the machine
+        can last as long as these steps."""
+        return 1.0 if i == self._best else 1 + _UNCERTAINTY / levels[i].steps
 
-    def _tries_branches(self, levels: list[_Tally]) -> bool:
-        plain, full = levels[0], levels[self._all]
-        cheap = plain.steps and full.steps and full.seconds / full.steps < _CHEAP * plain.seconds / plain.steps
+    def _tries_branches(self, levels: list[_LevelStats]) -> bool:
+        plain, full = levels[0], levels[self._all_masks]
+        cheap = (
+            plain.steps and full.steps and full.seconds / full.steps < _BRANCHES_MAX_RATIO * plain.seconds / plain.steps
+        )
         return bool(self.most_branches and cheap)
 
     def _decide(self, rows: int) -> None:
-        here = self._here()
-        levels = here.levels
-        self._left = _STRETCH
-        if self._best >= 0 and self._present != self._best:  # a trial has ended
-            trial, best = levels[self._present], levels[self._best]
+        """Choose the level of the next steps: the best, or one that has a trial."""
+        stats = self._stats()
+        levels = stats.levels
+        self._steps_left = _DECISION_INTERVAL
+        if self._best >= 0 and self._current != self._best:  # a trial has ended
+            trial, best = levels[self._current], levels[self._best]
             if (
-                self._purse > _DEBT
-                and trial.steps < _TRIAL
-                and trial.rate > best.rate > trial.rate / self._doubt(levels, self._present)
+                self._budget > _PLAIN_BUDGET
+                and trial.steps < _MAX_TRIAL_STEPS
+                and trial.rate > best.rate > trial.rate / self._uncertainty(levels, self._current)
             ):
-                return  # it is ahead: let it go on until that is no chance
-            rivals = 2 + self._tries_branches(levels) if self._best else self._all  # they share what trials may cost
-            levels[self._present].due = self._now + int(rivals / 2 * _PRICE * min(max(self._cost, _LEAST), _MOST))
+                return  # it is ahead, perhaps by chance: let it go on until this is certain
+            # The candidates share what trials may cost.
+            candidates = 2 + self._tries_branches(levels) if self._best else self._all_masks
+            levels[self._current].next_trial = self._now + int(
+                candidates / 2 * _PAUSE_PER_COST * min(max(self._trial_cost, _MIN_TRIAL_COST), _MAX_TRIAL_COST)
+            )
         known = [i for i, level in enumerate(levels) if level.steps]
         if not known:
-            is_first = rows < _CROWD and len(self._sizes) == 1  # a first answer may be no longer than the stretch
-            self._present = self._best = self._all if is_first else 0
-            self._left = 2 * _STRETCH if is_first else _STRETCH
+            # The first answer of all may be no longer than the steps to the next decision, so it has all masks at once.
+            is_first = rows < _MANY_ROWS and len(self._sizes) == 1
+            self._current = self._best = self._all_masks if is_first else 0
+            self._steps_left = 2 * _DECISION_INTERVAL if is_first else _DECISION_INTERVAL
             return
-        plain = _MARGIN_OF_MANY if rows >= _MANY else _MARGIN
+        plain = _HIGH_MARGIN if rows >= _HIGH_MARGIN_ROWS else _MARGIN
         margins = {self._best: _MARGIN, 0: plain}
-        best = max(known, key=lambda i: levels[i].rate * margins.get(i, 1.0) / self._doubt(levels, i))
-        if best != self._best:  # its neighbours may be better still
+        best = max(known, key=lambda i: levels[i].rate * margins.get(i, 1.0) / self._uncertainty(levels, i))
+        if best != self._best:  # the levels next to it may be better still
             for i in (best - 1, best + 1):
                 if 0 <= i < len(levels):
-                    levels[i].due = min(levels[i].due, self._now)
-        self._best, self._cost = best, 0.0
-        self._present = 0 if self._purse <= _DEBT else best
-        # From plain decoding on, speed need not climb with every mask: the first one may cost more than all others.
-        rivals = {0, best - 1, best + 1} - {best, -1, len(levels)} if best else set(range(1, self._all + 1))
-        if rows < _CROWD:
-            rivals |= {self._all} - {best}
+                    levels[i].next_trial = min(levels[i].next_trial, self._now)
+        self._best, self._trial_cost = best, 0.0
+        self._current = 0 if self._budget <= _PLAIN_BUDGET else best
+        # From plain decoding, speed need not rise with every mask: the first mask may cost more than all others. So try all levels.
+        candidates = {0, best - 1, best + 1} - {best, -1, len(levels)} if best else set(range(1, self._all_masks + 1))
+        if rows < _MANY_ROWS:
+            candidates |= {self._all_masks} - {best}
         if not self._tries_branches(levels):
-            rivals -= {self._all + 1}
-        due = [i for i in rivals if levels[i].due <= self._now and (i == 0 or self._purse > _FARE)]
-        if due and self._present == best:
-            middle = self._all - 1
-            self._present = min(due, key=lambda i: (levels[i].steps > 0, levels[i].due, abs(i - middle)))
-            if not levels[self._present].steps:
-                self._left = _STRETCH + 2
+            candidates -= {self._all_masks + 1}
+        due = [i for i in candidates if levels[i].next_trial <= self._now and (i == 0 or self._budget > _TRIAL_BUDGET)]
+        if due and self._current == best:
+            # First the levels without measurements, then the ones that have waited longest.
+            middle = self._all_masks - 1
+            self._current = min(due, key=lambda i: (levels[i].steps > 0, levels[i].next_trial, abs(i - middle)))
+            if not levels[self._current].steps:
+                self._steps_left = _DECISION_INTERVAL + 2
 
 
-def _is_crowd(size: int) -> bool:
-    return size >= _CROWD.bit_length()
+def _has_many_rows(size: int) -> bool:
+    return size >= _MANY_ROWS.bit_length()

@@ -1,4 +1,4 @@
-"""Presence and frequency penalties, which transformers does not have, as OpenAI's API defines them.
+"""Presence and frequency penalties as OpenAI's API defines them. transformers does not have them.
 
     logit of a token  -=  presence * (it was generated before)  +  frequency * (how often it was)
 
@@ -15,7 +15,7 @@ from .failures import DecodingError
 
 
 class PresenceFrequencyPenalty(LogitsProcessor):
-    """prompt_length: how many of the ids that it is shown are the prompt's, padding in front included."""
+    """prompt_length: how many of the ids that it receives belong to the prompt, including padding in front."""
 
     def __init__(self, presence: float, frequency: float, prompt_length: int) -> None:
         for name, value in (("presence_penalty", presence), ("frequency_penalty", frequency)):

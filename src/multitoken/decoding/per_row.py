@@ -1,4 +1,4 @@
-"""Processors and stopping criteria for one row. Some are made for a whole batch; the engine calls them a row at a time."""
+"""Processors and stopping criteria for one row. Some are made for a whole batch, but the engine calls them one row at a time."""
 
 import copy
 from typing import Any
@@ -18,14 +18,14 @@ from transformers import (
 
 from .failures import DecodingError
 
-_STATEFUL = {  # they count on being called once a token, with what was emitted and never with a draft
+_STATEFUL = {  # they rely on one call per token, with emitted tokens only and never with a draft
     SynthIDTextWatermarkLogitsProcessor: "watermarking_config with SynthID",
     UnbatchedClassifierFreeGuidanceLogitsProcessor: "guidance_scale",
 }
 
 
 def of_row(processors: LogitsProcessorList, row: int, rows: int, padding: int) -> LogitsProcessorList:
-    """What stands for `processors` in a row of so many, in front of which so much padding is shown."""
+    """The equivalent of `processors` for row `row` of `rows`, which is shown with `padding` tokens of padding in front."""
     return LogitsProcessorList(_of_row(processor, row, rows, padding) for processor in processors)
 
 
@@ -36,7 +36,7 @@ def _of_row(processor: LogitsProcessor, row: int, rows: int, padding: int) -> Lo
     own = copy.copy(processor)
     if isinstance(own, RepetitionPenaltyLogitsProcessor):
         ignored = own.prompt_ignore_length
-        # Padding that stands on the right is shown in front, too.
+        # Padding on the right is shown in front as well.
         if ignored is not None and not isinstance(ignored, int):
             own.prompt_ignore_length = max(int(ignored[row]), padding)
         return own
@@ -53,13 +53,13 @@ def _of_row(processor: LogitsProcessor, row: int, rows: int, padding: int) -> Lo
 
 
 def _part(of_prompts, row: int, rows: int):
-    """The entry, as a part of length 1, of the prompt that the row continues: several rows may continue one."""
+    """The entry of the prompt that the row continues, as a slice of length 1. Several rows may continue one prompt."""
     prompt = row * len(of_prompts) // rows
     return of_prompts[prompt : prompt + 1]
 
 
 def criteria_of_row(criteria: StoppingCriteriaList, rows: int) -> StoppingCriteriaList:
-    """What stands for `criteria` in one of so many rows."""
+    """The equivalent of `criteria` for one of `rows` rows."""
     if rows == 1:
         return criteria
     theirs = StoppingCriteriaList()
@@ -70,8 +70,8 @@ def criteria_of_row(criteria: StoppingCriteriaList, rows: int) -> StoppingCriter
 
 
 class _OfBatch(StoppingCriteria):
-    """A user's criterion, which may keep notes on every row of its batch (the evaluation harness's does): it is shown the row in the
-    place of each, and has notes of its own, for rows are not equally far."""
+    """A user's criterion, which may store a state for every row of its batch (the evaluation harness's does). It is shown this row in
+    place of every row, and has its own copy of that state, because rows do not progress equally fast."""
 
     def __init__(self, criterion: StoppingCriteria, rows: int) -> None:
         self._criterion, self._rows = copy.copy(criterion), rows

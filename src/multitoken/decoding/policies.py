@@ -1,7 +1,7 @@
-"""The rule: how many of a block's tokens are kept. One small frozen dataclass a policy.
+"""The policies: how many of a block's tokens are kept. Each policy is a small frozen dataclass.
 
-A block is k predictions, one at the anchor and k - 1 at masks; `kept` takes their confidences, anchor first. A policy
-that `verifies` keeps tokens behind the anchor only as drafts, which the next step confirms; otherwise they are final.
+A block is k predictions: one at the anchor and k - 1 at masks. `kept` takes their confidences, the anchor's first. A policy
+that `verifies` keeps the tokens after the anchor's only as drafts, which the next step confirms. Otherwise they are final.
 """
 
 import math
@@ -25,7 +25,7 @@ def _check_threshold(threshold: float) -> None:
 
 
 def _confident(confidences: Sequence[float], threshold: float) -> int:
-    """How many confidences at the front reach the threshold."""
+    """How many confidences reach the threshold before the first that does not."""
     for i, confidence in enumerate(confidences):
         if confidence < threshold:
             return i
@@ -34,7 +34,7 @@ def _confident(confidences: Sequence[float], threshold: float) -> int:
 
 @dataclass(frozen=True)
 class NextToken:
-    """Ordinary decoding: one token a step."""
+    """Ordinary decoding: one token per step."""
 
     name: ClassVar[str] = "next-token"
     verifies: ClassVar[bool] = False
@@ -46,7 +46,7 @@ class NextToken:
 
 @dataclass(frozen=True)
 class StaticK:
-    """Always k tokens a step, however unsure."""
+    """Always k tokens per step, even if their confidences are low."""
 
     k: int
 
@@ -64,7 +64,7 @@ class StaticK:
 
 @dataclass(frozen=True)
 class _Thresholded:
-    """What a threshold decides about."""
+    """Base class of the policies that have a threshold."""
 
     threshold: float
     k: int | None = None
@@ -76,9 +76,9 @@ class _Thresholded:
 
 @dataclass(frozen=True)
 class ConfAdapt(_Thresholded):
-    """The longest prefix of the block whose every token reaches the threshold, at least one (arXiv 2602.06019, 3.3).
+    """The longest prefix of the block in which every token reaches the threshold, but at least one token (arXiv 2602.06019, 3.3).
 
-    Emitted tokens are final, so the output may differ from next-token decoding. `k=None`: what the model was trained for.
+    Emitted tokens are final, so the output may differ from next-token decoding. `k=None`: the k that the model was trained for.
     """
 
     threshold: float = 0.9
@@ -92,14 +92,17 @@ class ConfAdapt(_Thresholded):
 
 @dataclass(frozen=True)
 class Exact(_Thresholded):
-    """Confident masks become drafts, which the next step confirms for free: the output is next-token decoding's.
+    """Confident predictions at masks become drafts, which the next step confirms for free. The output is that of next-token
+    decoding.
 
-    The anchor's token is the model's own next token: taken as it is, never tested. The next step must feed the drafts
-    anyway, to overwrite the masks' cache entries, so the logits that confirm them cost nothing. `k=None`: as trained.
+    The anchor's token is the model's own next token, so it is kept without a test. The next step must feed the drafts
+    anyway, to overwrite the masks' cache entries, so the logits that confirm them cost nothing. `k=None`: the k that the
+    model was trained for.
 
-    branches: so many further blocks a step, each behind the place of a draft that may be refused (`branches`), so that a
-    refusal there leaves drafts as well. More tokens to compute in a pass, fewer passes; the threshold can be lower. None: as many as
-    pay on the machine, found out while it decodes; none where nothing is found out.
+    branches: the number of further blocks per step. Each follows the drafts before one that may be refused (`branches`), so
+    that there are new drafts even after that refusal. Each pass then computes more tokens, but there are fewer passes, and
+    the threshold can be lower. None: as many as pay off on this machine, which is measured during decoding; without such
+    measurements, no branches.
     """
 
     threshold: float = 0.5
@@ -123,11 +126,11 @@ POLICIES: dict[str, type[NextToken] | type[StaticK] | type[ConfAdapt] | type[Exa
 }
 
 
-POLICY_OPTIONS = ("policy", "threshold", "k", "branches")  # how a policy is told: its name, and what it may have
+POLICY_OPTIONS = ("policy", "threshold", "k", "branches")  # the options that describe a policy: its name and its fields
 
 
 def as_numbers(policy: Policy) -> tuple[float, bool]:
-    """(threshold, whether the anchor must reach it too): a policy as `kept_many` takes it."""
+    """The form in which `kept_many` takes a policy: (threshold, whether the anchor must reach it too)."""
     if isinstance(policy, NextToken):
         return math.inf, False
     if isinstance(policy, StaticK):
@@ -136,26 +139,26 @@ def as_numbers(policy: Policy) -> tuple[float, bool]:
 
 
 def kept_many(confidences: Tensor, thresholds: Tensor, tests_anchor: Tensor) -> Tensor:
-    """`kept` for N blocks at once, each by its own policy. confidences [N, k], a negative number where nothing was fed;
-    thresholds [N] float64, for a float32 one is another number; tests_anchor [N] bool. -> [N] int64, at least 1."""
+    """`kept` for N blocks at once, each with its own policy. confidences [N, k], a negative number where nothing was fed;
+    thresholds [N] float64, because a float32 one would be a different number; tests_anchor [N] bool. -> [N] int64, at least 1."""
     confident = confidences >= thresholds[:, None]
     confident[:, 0] |= ~tests_anchor
     return confident.long().cumprod(1).sum(1).clamp(min=1)
 
 
 def as_options(policy: Policy) -> dict[str, Any]:
-    """The policy as options say it, and `generation_config.json: mtp`: its name under "policy", and what it has. Undone by
-    `layered_policy`."""
+    """The policy as a dictionary of options, as in `generation_config.json: mtp`: its name under "policy", and its fields.
+    `layered_policy` is the inverse."""
     options = {"policy": policy.name, **asdict(policy)}
     if options.get("branches", 0) is None:
-        del options["branches"]  # whoever reads it may be older than they are
+        del options["branches"]  # the version that reads this may not know branches
     return options
 
 
 def make_policy(
     name: str, *, threshold: float | None = None, k: int | None = None, branches: int | None = None
 ) -> Policy:
-    """The policy of that name; an option that it does not have is refused, never dropped."""
+    """The policy of that name. An option that it does not have raises `DecodingError` and is never ignored."""
     if name not in POLICIES:
         raise DecodingError(f"policy is {name!r}; expected one of {', '.join(POLICIES)}")
     policy = POLICIES[name]
@@ -171,8 +174,9 @@ def make_policy(
 
 
 def layered_policy(*layers: Mapping[str, Any]) -> Policy:
-    """The policy that layers of options make, each with some of "policy" (a name), "threshold", "k" and "branches". The last layer
-    that names a policy decides, with what it and those after it say: another policy's threshold is not this one's."""
+    """The policy that results from layers of options, each with some of "policy" (a name), "threshold", "k" and "branches". Later
+    layers override earlier ones. A layer that names another policy discards the options before it, because one policy's
+    threshold does not apply to another."""
     options: dict[str, Any] = {}
     for layer in layers:
         if "policy" in layer and layer["policy"] != options.get("policy"):
@@ -192,14 +196,14 @@ def varied(
     k: int | None = None,
     branches: int | None = None,
 ) -> Policy:
-    """`default` with what is given in its place; None: not given."""
+    """`default`, with its options replaced by those given here. None: not given."""
     given = {"policy": name, "threshold": threshold, "k": k, "branches": branches}
     says = {key: value for key, value in given.items() if value is not None}
     return layered_policy(as_options(default), says)
 
 
 def with_trained_k(policy: Policy, trained_k: int) -> Policy:
-    """The policy with its k filled in, or an error where it asks for more than the model was trained for."""
+    """The policy with its k filled in. Raises `DecodingError` if its k is more than the model was trained for."""
     if policy.k is None:
         return replace(policy, k=trained_k)  # pyright: ignore[reportCallIssue]
     if policy.k > trained_k:

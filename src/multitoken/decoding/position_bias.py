@@ -1,8 +1,8 @@
-"""Families that count positions by index inside their attention: ALiBi, and GPT-Neo's local layers.
+"""Model families whose attention counts positions by index: ALiBi, and GPT-Neo's local layers.
 
-A block at the end of a packed row, or a slot of a cache, then stands at the wrong distance, without a word. The model's own
-function is asked once for a plain row, and looked up at the true positions, which the mask of a pass carries
-(`AttentionRule` puts them there). A pass that is not ours has no such mask, and is computed as it always was.
+For a block at the end of a packed row, or for a cache slot, the index is not the position, so the distances would be silently
+wrong. Therefore the model's own function is called for a plain row, and its values are looked up at the true positions. The mask
+of a pass carries these positions (`AttentionRule` adds them). A pass that is not ours has no such mask and is computed as usual.
 
 Shapes: B rows, S queries, T keys, H heads, L length of the plain row.
 """
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 
 def carry(mask: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-    """The mask [B, 1, S, T], knowing the positions of its queries [B, S] and keys [B or 1, T]."""
+    """The mask [B, 1, S, T], with the positions of its queries [B, S] and keys [B or 1, T] attached."""
     mask.true_positions = (queries, keys)  # pyright: ignore[reportAttributeAccessIssue]
     return mask
 
@@ -28,7 +28,7 @@ def _carried(mask: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def reads_true_positions(model: PreTrainedModel) -> bool:
-    """Whether the model counts by index, and from now on by what its masks carry."""
+    """Whether the model counts by index. If so, from now on it uses the positions that its masks carry."""
     install = _FAMILIES.get(str(model.config.model_type))
     if install is None or (model.config.model_type == "falcon" and not model.config.alibi):
         return False
@@ -39,12 +39,12 @@ def reads_true_positions(model: PreTrainedModel) -> bool:
 
 
 def wants_forbidden(model: PreTrainedModel) -> bool:
-    """MPT's masks say what is *not* seen."""
+    """Whether the model's masks mark what is *not* seen, as MPT's do."""
     return model.config.model_type == "mpt"
 
 
 def with_globals(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
-    """The function, finding these in place of its module's own: the library stays as it is."""
+    """A copy of the function that uses these names in place of its module's globals. The library itself is not changed."""
     inner: Any = function
     while hasattr(inner, "__wrapped__"):
         inner = inner.__wrapped__
@@ -56,12 +56,12 @@ def with_globals(function: Callable[..., Any], **names: Any) -> Callable[..., An
 
 
 def _by_key(table: Tensor, keys: Tensor, rows: int) -> Tensor:
-    """table [H, L] at the keys' positions -> [rows, H, 1, T]."""
+    """table [H, L], read at the keys' positions -> [rows, H, 1, T]."""
     return table[:, keys].transpose(0, 1)[:, :, None].expand(rows, -1, -1, -1)
 
 
 def _alibi(build: Callable[..., Tensor], mask: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """Stands for Bloom's and Falcon's `build_alibi_tensor`. -> [B * H, 1, T]."""
+    """Replaces Bloom's and Falcon's `build_alibi_tensor`. -> [B * H, 1, T]."""
     found = _carried(mask)
     if found is None:
         return build(mask, heads, dtype=dtype)
@@ -85,7 +85,8 @@ def _falcon(model: Any) -> None:
 
 
 class _Bias:
-    """What MPT's attention slices and adds: of three axes by its shape, of four by what comes out. [B, H, 1, T]"""
+    """The bias that MPT's attention slices and adds. It reports a shape of three axes, which MPT expects, but slicing it gives
+    all four: [B, H, 1, T]."""
 
     def __init__(self, bias: Tensor) -> None:
         self._bias = bias
@@ -102,7 +103,7 @@ def _mpt_attention(attention: Any, hidden_states: Tensor, position_bias: Tensor,
     found = _carried(named.get("attention_mask"))
     if found is not None:
         queries, keys = found
-        # Its zero is the last position; a shift of all keys changes no softmax.
+        # MPT's bias is zero at the last position of the row. Adding a constant for all keys does not change the softmax.
         position_bias = _Bias(_by_key(position_bias[:, 0], keys, len(queries)))  # pyright: ignore[reportAssignmentType]
     return type(attention).forward(attention, hidden_states, position_bias, *args, **named)
 
@@ -113,7 +114,7 @@ def _mpt(model: Any) -> None:
 
 
 class _Window:
-    """What GPT-Neo's attention takes for its table of who sees whom. [B, 1, S, T]"""
+    """Replaces GPT-Neo's causal table, which says which keys each query sees. [B, 1, S, T]"""
 
     def __init__(self, sees: Tensor) -> None:
         self._sees = sees
@@ -123,7 +124,7 @@ class _Window:
 
 
 class _Local:
-    """The attention of one layer, with another table."""
+    """The attention of one layer, with another causal table."""
 
     def __init__(self, attention: Any, bias: _Window) -> None:
         self._attention, self.bias = attention, bias

@@ -1,4 +1,4 @@
-"""How far a model's positions reach: as far as what it computes at one does not depend on where the others are."""
+"""How far a model's positions reach. They end where the result at one position begins to depend on where the others are."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from transformers import PreTrainedModel
 
 
 def position_limit(model: PreTrainedModel) -> int | None:
-    """Positions that may be fed; None where the config sets no limit.
+    """How many positions may be fed, or None if the config sets no limit.
 
-    longrope turns every position of a pass by other frequencies once one of them lies beyond `original_max_position_embeddings`:
-    a long neighbour, or masks that reach over, would change what real tokens say. So there it ends. (dynamic does so beyond
-    `max_position_embeddings`, where every model ends.) Llama 4 scales queries of its layers without rotary angles by cache index,
-    which does not show before `floor_scale` tokens.
+    longrope rotates every position of a pass by other frequencies as soon as one position is beyond
+    `original_max_position_embeddings`. A long row in the same batch, or masks that reach beyond, would then change the logits of
+    real tokens, so the limit is there. (dynamic does the same beyond `max_position_embeddings`, where every model ends.) Llama 4
+    scales the queries of its layers without rotary angles by cache index, which has no effect before `floor_scale` tokens.
     """
     config: Any = model.config.get_text_config()
     limits = [getattr(config, "max_position_embeddings", None)]
@@ -28,6 +28,6 @@ def position_limit(model: PreTrainedModel) -> int | None:
 
 
 def is_shortened(model: PreTrainedModel) -> bool:
-    """Whether the limit lies below the one that the config names."""
+    """Whether the limit is below the one that the config gives."""
     named = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return named is not None and position_limit(model) != named

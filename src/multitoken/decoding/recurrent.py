@@ -1,17 +1,19 @@
-"""Decoding with recurrent layers: the state is a little behind, and what stands between is replayed.
+"""Decoding with recurrent layers. The stored state lags a little behind the text, and the tokens in between are replayed.
 
-A line keeps, for each mixer, the state behind some real token, its *checkpoint*, and the mixer's inputs since. A pass runs
+For each mixer, a line keeps its *checkpoint*, which is the state after some real token, and the mixer's inputs since then. A pass
+runs
 
     [inputs since the checkpoint | pending real tokens | drafts | masks]
 
-from the checkpoint and throws the state behind the last of them away, so that masks and refused drafts write to nothing. What
-turned out real, `commit` says; its inputs are kept, and count as "since the checkpoint" in the next pass. Where they have become
-many, the pass first moves the checkpoint over as many of them as are surely real. That is the only place where a state changes.
+from the checkpoint and discards the state after the last of them, so masks and refused drafts change no stored state. `commit`
+then says how many of the fed tokens turned out real. Their inputs are kept and count as "since the checkpoint" in the next pass.
+When these have become many, the pass first moves the checkpoint over as many of them as are certainly real. That is the only
+place where a stored state changes.
 
-Kinds that can leave the states behind any of their tokens (`Kind.leaves_any`) need no replay: before the next pass, the checkpoint moves
-behind the last token that turned out real.
+Kinds that can leave the states after any of their tokens (`Kind.leaves_any`) need no replay: before the next pass, the checkpoint
+moves to the last token that turned out real.
 
-Rows are as unlike as they please: behind its own tokens a row is padded, which no output of a causal layer sees.
+Rows may differ in all of these lengths. A row is padded after its own tokens, and no output of a causal layer sees that padding.
 
 Shapes: B rows of a pass, W tokens fed (left-padded), D hidden.
 """
@@ -25,13 +27,14 @@ from torch import Tensor
 from .mixer_state import Parts, State
 from .mixers import Mixer, Mixers
 
-STRIDE = 16  # tokens by which the checkpoint moves, and fewer than these are replayed
+STRIDE = 16  # the checkpoint moves by multiples of this many tokens, and fewer than this are replayed
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Rows that run so many tokens together. rows: of the pass; tokens [r, n]: indices into [inputs kept, fed tokens] of a row;
-    source [r, n]: which fed token each is, counted through the rows, -1 where it is replayed or padding."""
+    """Rows that run n tokens together. rows: their indices in the pass; tokens [r, n]: indices into [kept inputs, fed tokens],
+    counted through the rows of the pass; source [r, n]: the index of each among the fed tokens, counted in the same way, or -1 if
+    it is replayed or padding."""
 
     rows: list[int]
     tokens: Tensor
@@ -40,8 +43,8 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One pass. kept: the most inputs that a row brings; moves: runs that move the checkpoint; rest: what is thrown away behind
-    it; output [B, W]: where in all runs' outputs, one behind the other, each fed token's stands."""
+    """One pass. kept: the most inputs since its checkpoint that any row has; moves: runs that move the checkpoint; rest: the run
+    after them, which does not move it; output [B, W]: the index of each fed token's output in the joined outputs of all runs."""
 
     lines: slice
     kept: int
@@ -58,8 +61,8 @@ class RecurrentSlots:
         self._inputs: list[Tensor | None] = [None for _ in mixers.all]  # [lines, room, D]
         self._since = [0] * lines  # real tokens of each line since its checkpoint
         self._replays = not mixers.leave_any
-        self._left: list[State | None] = [None for _ in mixers.all]  # of the last pass, where nothing is replayed
-        self._moved = [0] * lines  # tokens over which the last pass moved it
+        self._left: list[State | None] = [None for _ in mixers.all]  # states of the last pass, if nothing is replayed
+        self._moved = [0] * lines  # tokens over which the last pass moved the checkpoint
         self._plan: _Plan | None = None
 
     @property
@@ -67,7 +70,7 @@ class RecurrentSlots:
         return len(self._since)
 
     def _settle(self) -> None:
-        """Without a replay: move the lines of the last pass to what turned out real in it."""
+        """Without replay: move the checkpoints of the last pass's lines to the last token that turned out real."""
         plan = self._plan
         if self._replays or plan is None or plan.rest is None:
             return
@@ -93,7 +96,7 @@ class RecurrentSlots:
             self._inputs[i] = None if inputs is None else _longer(inputs, more)
 
     def forget(self, line: int) -> None:
-        """The state before the first token."""
+        """Reset a line to the state before the first token."""
         self._settle()
         self._since[line] = self._moved[line] = 0
         for parts, inputs in zip(self._states, self._inputs, strict=True):
@@ -114,20 +117,20 @@ class RecurrentSlots:
                 inputs[to] = inputs[lines]
 
     def commit(self, line: int, accepted: int) -> None:
-        """The first `accepted` of the tokens that the last pass fed for this line turned out real."""
+        """Record that the first `accepted` of the tokens that the last pass fed for this line turned out real."""
         self._since[line] += accepted - self._moved[line]
         self._moved[line] = 0
 
     def place(self, first: int, real: Sequence[int], widths: Sequence[int], device: torch.device) -> None:
-        """The next pass: lines first, first + 1, ... feed `widths` tokens, left-padded to the widest, the first `real` of which
-        are surely real."""
+        """Plan the next pass. Lines first, first + 1, ... feed `widths` tokens each, left-padded to the widest. The first
+        `real` tokens of each line are certainly real."""
         self._settle()
         rows, width = range(len(widths)), max(widths)
         since = [self._since[first + i] for i in rows]
         kept = max(since)
         known = [n + r for n, r in zip(since, real, strict=True)]
         whole = [n + w for n, w in zip(since, widths, strict=True)]
-        # All that is known where nothing else is fed: plain decoding then has nothing to replay.
+        # A row that feeds known tokens only moves over all of them, so plain decoding has nothing to replay.
         moved = [n if n == all_ else n // STRIDE * STRIDE * self._replays for n, all_ in zip(known, whole, strict=True)]
         rest = [all_ - m for all_, m in zip(whole, moved, strict=True)]
 
@@ -149,7 +152,7 @@ class RecurrentSlots:
             if (chosen := [i for i in rows if moved[i] == length])
         ]
         rest_run = run(list(rows), moved, max(rest)) if max(rest) else None
-        # Where each fed token's output stands.
+        # The index of each fed token's output.
         output = torch.zeros(len(widths), width, dtype=torch.long)
         start = 0
         for part in [*moves, *([rest_run] if rest_run else [])]:
@@ -169,9 +172,9 @@ class RecurrentSlots:
         self._moved[lines] = moved
 
     def run(self, mixer: Mixer, x: Tensor) -> Tensor:
-        """The pass's tokens at one mixer, [B, W, D] -> [B, W, D]."""
+        """Run one mixer on the pass's tokens, [B, W, D] -> [B, W, D]."""
         plan, inputs, parts = self._plan, self._inputs[mixer.index], self._states[mixer.index]
-        assert plan is not None, "place() comes first"
+        assert plan is not None, "call place() before run()"
         both = torch.cat([inputs[plan.lines, : plan.kept], x], 1) if plan.kept and inputs is not None else x
         flat = both.flatten(0, 1)
         outputs = []
@@ -194,7 +197,7 @@ class RecurrentSlots:
         return torch.cat(outputs)[plan.output] if len(outputs) > 1 else outputs[0][plan.output]
 
     def _store(self, index: int, parts: Parts, lines: list[int] | None) -> Parts:
-        """Write the rows' states to their lines; before the first pass, make room for all lines."""
+        """Write the rows' states to their lines, after allocating room for all lines if there is none yet. lines=None: allocate only."""
         own = self._states[index]
         for key, part in parts.items():
             if key not in own:
@@ -204,7 +207,7 @@ class RecurrentSlots:
         return own
 
     def _keep(self, index: int, tokens: Tensor, lines: slice) -> None:
-        """tokens [B, n, D] are what stands behind the checkpoint now, real or not: `commit` says how many are."""
+        """Keep tokens [B, n, D] as the inputs since the checkpoint. Not all need be real: `commit` says how many are."""
         inputs, n = self._inputs[index], tokens.shape[1]
         if inputs is None or inputs.shape[1] < n:
             room = tokens.new_zeros(self.lines, n + STRIDE, tokens.shape[2])
@@ -214,7 +217,7 @@ class RecurrentSlots:
         inputs[lines, :n] = tokens
 
     def line_bytes(self) -> int:
-        """Bytes that a line takes, whatever its length; 0 before the first pass."""
+        """Bytes that a line takes, which do not depend on its length. 0 before the first pass."""
         return sum(
             tensor[:1].numel() * tensor.element_size()
             for parts, inputs in zip(self._states, self._inputs, strict=True)

@@ -1,4 +1,4 @@
-"""One sequence on its way: what it feeds next, and what it makes of what the model says."""
+"""One sequence during decoding: what it feeds next, and what it does with the model's predictions."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ from .sampling import scale_free
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how it is to be continued. `seed=None` is greedy.
+    """A prompt and how to continue it. `seed=None` is greedy.
 
-    `processors` and `criteria` are transformers' own; they are shown `shown_before` (the padding that a caller's batch has in
-    front, if any), the prompt and what was emitted: for every position exactly the prefix that plain decoding would show.
-    Noise is keyed by (seed, noise_row, position). `keep_scores` has chunks carry logits and scores. `adaptive=False`: the row
-    is fed all masks that it may have, even where the engine feeds as many as pay.
+    `processors` and `criteria` are those of transformers. They are shown `shown_before` (the padding in front of the row in a
+    caller's batch, if any), the prompt and the emitted tokens: for every position exactly the prefix that plain decoding would
+    show. Noise is keyed by (seed, noise_row, position). `keep_scores`: chunks contain logits and scores. `adaptive=False`: the
+    row is fed all masks that it may have, even if the engine chooses the number of masks by what is fastest.
     """
 
     prompt: Sequence[int]
@@ -39,10 +39,10 @@ class Request:
 
 
 class Row:
-    """`ids` holds the prompt and everything emitted; its first `cached` tokens are in slots.
+    """The state of one request. `ids` holds the prompt and everything emitted; its first `cached` tokens are in cache slots.
 
-    A row feeds [tokens that are not in slots | drafts | masks]. While its prompt is longer than one pass takes it is not
-    `started`, and has emitted nothing.
+    A row feeds [tokens that are not in slots | drafts | masks]. While the rest of its prompt is longer than one pass takes, it
+    is not `started` and has emitted nothing.
     """
 
     def __init__(self, number: int, request: Request) -> None:
@@ -54,12 +54,12 @@ class Row:
         self.drafts: list[int] = []
         self.sure: list[float] = []  # the drafts' confidences
         self.started = False
-        self.place = 0  # in the order in which rows got lines
+        self.place = 0  # its number in the order in which rows got cache lines
         self.finish: Finish | None = None
         self.error: DecodingError | None = None
-        self.record = Record()  # what its blocks give, for the pace
-        self.settled: tuple[int, int, int] | None = None  # by the last step: masks fed, drafts made, drafts that held
-        self._fed: int | None = None  # masks of the block that the drafts are of, if it was good
+        self.record = Record()  # what its last blocks gave, for the pace
+        self.settled: tuple[int, int, int] | None = None  # of the last step: masks fed, drafts made, drafts that held
+        self._fed: int | None = None  # masks of the block that the drafts come from, if it was valid
 
     @property
     def policy(self) -> Policy:
@@ -67,7 +67,7 @@ class Row:
 
     @cached_property
     def way(self) -> Hashable | None:
-        """How it chooses its tokens: rows of one way can choose together. None where its processors look at token ids."""
+        """How the row chooses its tokens. Rows with an equal value can choose together. None if its processors look at token ids."""
         request = self.request
         if request.seed is None and not request.processors:
             return "greedy"
@@ -79,28 +79,28 @@ class Row:
         return self.finish is not None or self.error is not None
 
     def pending(self) -> int:
-        """Tokens that are real and not in slots; at least one."""
+        """How many real tokens are not in slots yet; at least one."""
         return len(self.ids) - self.cached
 
     def room_for_masks(self, max_positions: int | None, held: int | None = None) -> int:
-        """How many masks may be fed behind so many of the drafts, all if not given: never more than could still be emitted, nor past
-        the model's last position."""
+        """How many masks may be fed after the first `held` drafts (None: after all). Never more than could still be emitted, and
+        never beyond the model's last position."""
         held = len(self.drafts) if held is None else held
         if held and self.drafts[held - 1] in self.request.eos_ids:
             return 0
         assert self.policy.k is not None
-        # A verified mask becomes a draft, and the last token of all is never a draft: it comes out of the confirmation.
+        # With verification, masks give drafts. The very last token is never a draft: it comes from the step that confirms drafts.
         room = self.remaining - held - (2 if self.policy.verifies else 1)
         if max_positions is not None:
             room = min(room, max_positions - len(self.ids) - held)
         return max(0, min(self.policy.k - 1, room))
 
     def most_slots(self, paced: int) -> int:
-        """Slots of the cache that it may come to need, its branches' among them. paced: branches that a pace may feed."""
+        """The most cache slots that it may need, including those of its branches. paced: how many branches a pace may feed."""
         return len(self.ids) + self.remaining + self._most_branches(paced) * self._branch_masks()
 
     def branches(self, max_positions: int | None, paced: int) -> tuple[Branch, ...]:
-        """The branches that its policy asks for, or the pace where it asks for none; each half as long as a block."""
+        """The branches that its policy asks for, or `paced` ones if the policy gives no number. Each is half as long as a block."""
         found = [
             Branch(held, min(self._branch_masks(), self.room_for_masks(max_positions, held)))
             for held in likely_fronts(self.sure, self._most_branches(paced))
@@ -108,7 +108,7 @@ class Row:
         return tuple(branch for branch in found if branch.masks)
 
     def _most_branches(self, paced: int) -> int:
-        """Each stands behind another number of its drafts, of which there are k - 1 at most."""
+        """Each branch follows a different number of drafts, and there are at most k - 1 drafts."""
         asked = self.policy.branches if isinstance(self.policy, Exact) else 0
         if asked is None:
             asked = paced if self.request.adaptive else 0
@@ -118,15 +118,16 @@ class Row:
         return (self.policy.k or 1) // 2
 
     def held(self, tokens: Sequence[int]) -> int:
-        """How many drafts the model's own choices confirm."""
+        """How many drafts are confirmed by the model's own choices."""
         held = 0
         while held < len(self.drafts) and tokens[held] == self.drafts[held]:
             held += 1
         return held
 
     def take(self, tokens: list[int], confidences: list[float]) -> Chunk:
-        """Advance by one step's choices, the last real token's first: tokens and confidences of the drafts' places, one more, and
-        of the block behind those that hold, if there is one. What is behind a refused draft is left out or of its own branch."""
+        """Advance by one step's choices. tokens and confidences: for each draft the choice in its place, up to and including
+        the first that refuses one; if all drafts hold, one choice more. Then come those of the block after the drafts that
+        hold, if there is one. After a refused draft, that block is a branch."""
         held = self.held(tokens)
         self.settled = (self._fed, len(self.drafts), held) if self._fed is not None else None
         self._fed = None
@@ -144,7 +145,7 @@ class Row:
         self.drafts = self._up_to_eos(drafts)
         self.sure = sure[: len(self.drafts)]
         if len(self.drafts) < len(drafts):
-            self._fed = len(self.drafts)  # what stands behind EOS says nothing of acceptance
+            self._fed = len(self.drafts)  # what follows EOS says nothing about acceptance
         emitted = self._stopped(self._up_to_eos(emitted))
         self.cached, self.started = cached, True
         self.ids = self.ids + emitted
@@ -160,14 +161,14 @@ class Row:
         return tokens
 
     def _stopped(self, emitted: list[int]) -> list[int]:
-        """What is left of it where a criterion is met, or EOS ends it: a chunk may hold more than plain decoding writes."""
+        """The tokens up to where a criterion is met or EOS ends the text: `emitted` may hold more than plain decoding would write."""
         if self.request.criteria:
             shown = torch.tensor([[*self.request.shown_before, *self.ids, *emitted]])
             before = shown.shape[1] - len(emitted)
             for i in range(len(emitted)):
                 try:
                     met = self.request.criteria(shown[:, : before + i + 1], None)  # pyright: ignore[reportArgumentType]
-                except Exception as error:  # a user's criterion: its failure is its own row's
+                except Exception as error:  # a user's criterion: its failure concerns this row only
                     self.error = DecodingError(f"a stopping criterion failed: {type(error).__name__}: {error}")
                     self.error.__cause__ = error
                     break

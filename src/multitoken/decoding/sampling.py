@@ -1,4 +1,5 @@
-"""From logits to tokens: the likeliest, or one drawn by the noise of its position (`gumbel.py`), after what processors make of them.
+"""From logits to tokens. Processors change the logits; then the likeliest token is taken, or one is drawn with the noise of its
+position (`gumbel.py`).
 
 Shapes: N positions, V vocabulary.
 """
@@ -21,7 +22,7 @@ from .nucleus import is_plain_top_p, nucleus
 if TYPE_CHECKING:
     from .row import Row
 
-BLIND = (  # processors that do not look at the prefix: all positions of a row at once
+BLIND = (  # processors that do not look at the prefix: they process all positions of a row at once
     transformers.EpsilonLogitsWarper,
     transformers.EtaLogitsWarper,
     transformers.InfNanRemoveLogitsProcessor,
@@ -36,8 +37,8 @@ BLIND = (  # processors that do not look at the prefix: all positions of a row a
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sample at `temperature` (> 0), among the `top_k` likeliest, the nucleus `top_p` and those of at least `min_p` times the
-    likeliest's probability, where given; `seed` fixes the text."""
+    """Sample at `temperature` (> 0). Each of these limits the candidates, if given: the `top_k` likeliest tokens, the nucleus
+    `top_p`, and the tokens with at least `min_p` times the probability of the likeliest. `seed` fixes the text."""
 
     temperature: float = 1.0
     seed: int = 0
@@ -61,7 +62,7 @@ class Sampling:
                 raise DecodingError(f"{name} is {share!r}; expected a number above 0 and at most 1")
 
     def processors(self) -> LogitsProcessorList:
-        """Transformers' own warpers, in its order."""
+        """Transformers' own warpers, in the order that transformers uses."""
         warpers = LogitsProcessorList()
         if self.temperature != 1.0:
             warpers.append(transformers.TemperatureLogitsWarper(float(self.temperature)))
@@ -78,7 +79,7 @@ _SCALE_FREE = tuple(kind for kind in BLIND if kind is not transformers.SuppressT
 
 
 def without_prefix(processors: LogitsProcessorList, scores: Tensor) -> Tensor:
-    """What processors that do not look at the prefix make of scores [N, V]."""
+    """Scores [N, V] after processors that do not look at the prefix."""
     shown = torch.zeros(len(scores), 1, dtype=torch.long, device=scores.device)
     for processor in processors:
         if is_plain_top_p(processor):
@@ -89,7 +90,7 @@ def without_prefix(processors: LogitsProcessorList, scores: Tensor) -> Tensor:
 
 
 def scale_free(processors: LogitsProcessorList) -> Hashable | None:
-    """What names these processors, if each looks at nothing but the scores, whichever tokens they are of; None otherwise."""
+    """A key that identifies these processors, if each depends on the scores alone and not on token ids. Otherwise None."""
     if any(type(processor) not in _SCALE_FREE for processor in processors):
         return None
     return tuple((type(p).__name__, *sorted((k, str(v)) for k, v in vars(p).items())) for p in processors)
@@ -100,7 +101,7 @@ def _is_number(value: object) -> bool:
 
 
 def choose_alike(rows: Sequence["Row"], logits: Sequence[Tensor]) -> list[tuple[list[int], Tensor]]:
-    """What `choose` says of rows whose processors are equal and look at scores only, all at once. logits: [N, V] float32 of each."""
+    """What `choose` returns for rows whose processors are equal and look at scores only, in one go. logits: [N, V] float32 per row."""
     flat = logits[0] if len(rows) == 1 else torch.cat(list(logits))
     processors = rows[0].request.processors
     scores = without_prefix(processors, flat) if processors else flat
@@ -121,15 +122,16 @@ def choose_alike(rows: Sequence["Row"], logits: Sequence[Tensor]) -> list[tuple[
 
 
 def choose(row: "Row", logits: Tensor) -> tuple[list[int], Tensor]:
-    """Tokens for the positions of a row, and the scores that they were chosen by. logits: [N, V] float32.
+    """Tokens for the positions of a row, and the scores by which they were chosen. logits: [N, V] float32.
 
-    The first position is the one behind the row's ids; each is shown the prefix that plain decoding would show it, confirmed
-    drafts included. There may be fewer tokens than positions: behind a rejected draft, and where a processor raises at a
-    place that is a guess, there are none.
+    The first position is the one after the row's ids. For each position, processors are shown the prefix that plain decoding
+    would show them, including confirmed drafts. There may be fewer tokens than positions: there are none after a rejected
+    draft, and none from a position on where a processor raises and the prefix is a guess.
     """
     request = row.request
     start = len(row.ids)
-    if all(type(processor) in BLIND for processor in request.processors):  # a subclass may look all the same
+    # Exact types only: a subclass may look at the prefix.
+    if all(type(processor) in BLIND for processor in request.processors):
         scores = without_prefix(request.processors, logits) if request.processors else logits
         return _pick(row, scores, start), scores
     before = [*request.shown_before, *row.ids]
@@ -143,12 +145,12 @@ def choose(row: "Row", logits: Tensor) -> tuple[list[int], Tensor]:
             scores = request.processors(prefix[:, :here], logits[j : j + 1].clone())  # pyright: ignore[reportArgumentType]
         except Exception:
             if j > len(row.drafts):
-                break  # it was shown a guess, which may well be one that it cannot stand: no more guesses
+                break  # the prefix was a guess, which the processor may not accept: stop guessing
             raise
         tokens += _pick(row, scores, start + j)
         kept.append(scores)
         if j < len(row.drafts) and tokens[j] != row.drafts[j]:
-            break  # what stands behind a rejected draft is dropped, and plain decoding never shows a processor that prefix
+            break  # what follows a rejected draft is dropped, and plain decoding never shows a processor that prefix
         prefix[0, here] = tokens[j]
     return tokens, torch.cat(kept)
 

@@ -1,10 +1,10 @@
 """The scan of Mamba-2 for CPUs: state space duality, arXiv 2405.21060, section 6, one chunk after the other.
 
-transformers' own scan, which stands in where its fused kernels do not run, repeats B and C for every head of a group and pads to whole
-chunks. Steps and pieces of training are a few tokens, so most of its time went into copies.
+transformers' own scan, which runs where its fused kernels do not, repeats B and C for every head of a group and pads to whole
+chunks. Decoding steps and pieces in training are only a few tokens long, so most of its time went into copies.
 
-Shapes: B rows, S tokens, H heads in G groups, P numbers of a head, N of a state. A state is [B, G, N, (H / G) P] here, so that tokens
-are read and written in the order in which they lie.
+Shapes: B rows, S tokens, H heads in G groups, P numbers per head, N numbers per state. Here a state is [B, G, N, (H / G) P], so
+that tokens are read and written in memory order.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def scan(
     leaves_any: bool = False,
 ) -> tuple[Tensor, Tensor | None, AnyState | None]:
     """x [B, S, H, P], dt [B, S, H], A [H], B and C [B, S, G, N], D [H], initial_states [B, H, P, N].
-    -> (y [B, S, H, P], the states [B, H, P, N] behind the last token, those behind any), in float32; None for what is not to be left."""
+    -> (y [B, S, H, P], the states [B, H, P, N] after the last token, those after any token), float32; None for what is not left."""
     rows, length, heads, size = x.shape
     groups, each = B.shape[2], heads // B.shape[2]
     if dt_bias is not None:
@@ -43,7 +43,7 @@ def scan(
         state = x.new_zeros(rows, groups, B.shape[3], each * size)
     else:
         state = initial_states.float().reshape(rows, groups, each * size, -1).transpose(2, 3)
-    # Decays multiply; their logarithms are summed in float64, for differences of long sums are taken.
+    # Decays multiply, so their logarithms are summed. They are float64 because differences of long sums are taken.
     decay = A.double() * dt.double()  # [B, S, H]
     moved = x * dt[..., None]
     inputs, readers = B.float().transpose(1, 2), C.float().transpose(1, 2)  # [B, G, S, N]
@@ -62,7 +62,7 @@ def scan(
 @dataclass(frozen=True)
 class _Chunk:
     x: Tensor  # [B, S, H, P], times dt
-    decay: Tensor  # [B, S, H] logarithms, summed up
+    decay: Tensor  # [B, S, H] cumulative sums of logarithms
     B: Tensor  # [B, G, S, N]
     state: Tensor  # [B, G, N, (H / G) P]
 
@@ -84,7 +84,7 @@ class _Chunk:
 
 
 def _carried(x: Tensor, left: Tensor, B: Tensor, state: Tensor, kept: Tensor) -> Tensor:
-    """What is left of the tokens, by decays [B, S, H], and of the state in front of them, by decays [B, H]."""
+    """The sum of what is left of the tokens, by decays `left` [B, S, H], and of the state before them, by decays `kept` [B, H]."""
     moved = left.exp().float()[..., None] * x
     added = B.transpose(-1, -2) @ moved.unflatten(2, (B.shape[1], -1)).transpose(1, 2).flatten(3)
     fading = kept.exp().float().repeat_interleave(x.shape[3], -1).unflatten(1, (B.shape[1], 1, -1))

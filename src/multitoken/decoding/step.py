@@ -1,10 +1,10 @@
-"""One step: one forward pass over neighbouring rows, and what each of them emits from it.
+"""One step: one forward pass over neighbouring rows, and the tokens that each row emits from it.
 
 A row feeds [pending real tokens | drafts | masks]. The logits at the last pending token and at each draft are the
-model's own next-token choices: they confirm drafts one by one. If all drafts hold, the block (the choice after the last
-of them, and the masks) is good, and the policy says how much of it is kept. If one fails, the model's own token stands
-in its place and the masks, conditioned on a wrong token, are dropped; a branch that stands behind the drafts that held is
-the block then.
+model's own next-token choices, and they confirm the drafts one by one. If all drafts hold, the block (the choice after the
+last draft, and the masks) is valid, and the policy decides how much of it is kept. If a draft fails, the model's own token
+replaces it, and the masks are dropped because they are conditioned on a wrong token. If a branch follows exactly the drafts
+that held, the branch is then the block.
 
 Shapes: B rows, S tokens fed (left-padded), W logits wanted (the last W), V vocabulary.
 """
@@ -35,8 +35,8 @@ from .sampling import choose, choose_alike
 
 @dataclass
 class Batch:
-    """What rows decode with: the model, its mask token and draft head if it has them, its attention rule, the cache, and the model's
-    layers compiled, if they are."""
+    """What all rows decode with: the model, its mask token and draft head (if any), its attention rule, the cache, and the compiled
+    layers (if any)."""
 
     model: PreTrainedModel
     mask_id: int | None
@@ -48,9 +48,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Feed:
-    """What one row feeds: so many of its pending tokens, and masks behind all of them and the drafts; then those of its branches.
+    """What one row feeds: `pending` of its pending tokens, then its drafts, `masks` masks, and the masks of its branches.
 
-    A piece of a prompt (`pending` below the row's own number) has neither, and no logits are wanted.
+    A piece of a prompt (`pending` below the row's own number) feeds no drafts and no masks, and its logits are not needed.
     """
 
     row: Row
@@ -68,7 +68,7 @@ class Feed:
 
     @property
     def blind(self) -> int:
-        """Masks of the block and of all branches."""
+        """The number of masks in the block and in all branches."""
         return self.masks + sum(branch.masks for branch in self.branches) if self.branches else self.masks
 
     @property
@@ -76,7 +76,7 @@ class Feed:
         return self.pending + (len(self.row.drafts) + self.blind if self.whole else 0)
 
     def block(self, held: int) -> tuple[int, int]:
-        """Where the block behind so many confirmed drafts is: its masks, and how many stand behind them. (0, 0): there is none."""
+        """The block after `held` confirmed drafts: (its number of masks, how many masks follow them). (0, 0) if there is none."""
         if held == len(self.row.drafts):
             return self.masks, self.blind - self.masks
         behind = self.blind - self.masks
@@ -94,17 +94,18 @@ class Feed:
 
 @torch.inference_mode()
 def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk]:
-    """One forward pass over rows in lines first_line, first_line + 1, ...; a chunk for each row that is fed as a whole.
+    """Run one forward pass over the rows in lines first_line, first_line + 1, ... -> a chunk for each row that is fed as a whole.
 
-    A row whose logits are not numbers, or whose processors fail, gets an `error` in place of a chunk; the others go on.
+    A row whose logits are not numbers, or whose processors fail, gets an `error` in place of a chunk. The other rows continue.
     """
     drafts = batch.drafter is not None and any(feed.masks for feed in feeds)
     with _heard(batch.model, drafts) as heard:
         logits = forward_rows(batch, feeds, first_line)
-    if batch.mask_id is not None and batch.mask_id < logits.shape[-1]:  # a gated adapter's id may lie beyond
+    # A gated adapter's mask id may be beyond the vocabulary.
+    if batch.mask_id is not None and batch.mask_id < logits.shape[-1]:
         logits[..., batch.mask_id] = -torch.inf
     top, confidences = top_and_confidence(logits)
-    # One transfer, which waits for the device once: float32 holds every id of a vocabulary under 16 million.
+    # One transfer, so that the device is waited for once. float32 is exact for every id of a vocabulary under 16 million.
     chosen, sure = torch.stack([top.float(), confidences]).tolist()
     picks: list[Picks] = []
     scored: list[tuple[Tensor, Tensor]] = []
@@ -127,7 +128,7 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
                     tokens, scores = drawn + tokens[len(drawn) :], torch.cat([scores, raw[len(drawn) :]])
                 else:
                     tokens, scores = choose(row, raw)
-            except Exception as error:  # a user's processor: its failure is its own row's
+            except Exception as error:  # a user's processor: its failure concerns this row only
                 row.error = DecodingError(f"a logits processor failed: {type(error).__name__}: {error}")
                 row.error.__cause__ = error
                 continue
@@ -149,8 +150,8 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
 
 
 def _choose_together(feeds: Sequence[Feed], logits: Tensor, drafts: bool) -> dict[int, tuple[list[int], Tensor]]:
-    """Tokens and scores of the rows that do not choose greedily and look at scores only, by index: those that choose alike in one
-    go. drafts: a draft head chooses at masks, so they are left out."""
+    """Tokens and scores, by row index, of the rows that do not choose greedily and look at scores only. Rows that choose in the same
+    way are handled in one call. drafts: a draft head chooses at the masks, so masks are left out."""
     groups: dict[Hashable, list[int]] = {}
     for i, feed in enumerate(feeds):
         request = feed.row.request
@@ -169,7 +170,7 @@ def _choose_together(feeds: Sequence[Feed], logits: Tensor, drafts: bool) -> dic
 
 @contextmanager
 def _heard(model: PreTrainedModel, listen: bool) -> Iterator[list[Tensor]]:
-    """Note what the output matrix is given: [B, W, D], the hidden states of the wanted places."""
+    """Record the input of the output matrix: [B, W, D], the hidden states of the wanted positions."""
     heard: list[Tensor] = []
     output: Any = model.get_output_embeddings()
     hook = output.register_forward_pre_hook(lambda _, args: heard.append(args[0])) if listen else None
@@ -195,7 +196,7 @@ def _with_scores(row: Row, chunk: Chunk, logits: Tensor, scores: Tensor) -> Chun
 
 
 def forward_rows(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> Tensor:
-    """Float32 logits [B, W, V] of the last W fed tokens of each row, W the most that one of them wants, at least 1."""
+    """Float32 logits [B, W, V] of the last W fed tokens of each row. W is the most that any row wants, and at least 1."""
     device = batch.model.device
     fed = [feed.tokens(batch.mask_id) for feed in feeds]
     keep = max(1, *(feed.wanted for feed in feeds)) if len(feeds) > 1 else max(1, feeds[0].wanted)
@@ -204,7 +205,7 @@ def forward_rows(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> Te
     masks = [feed.blind if feed.whole else 0 for feed in feeds]
     compiled = batch.compiled
     if compiled is not None and not (all(feed.row.started for feed in feeds) and (width == 1 or any(masks))):
-        compiled = None  # there are graphs for masks and for one token each, and none for prompts
+        compiled = None  # graphs exist for passes with masks and for one token per row, not for prompts
     if len(feeds) == 1 and compiled is None:
         ids = torch.tensor(fed, device=device)
         positions = torch.arange(view - width, view, device=device)[None]
@@ -238,17 +239,18 @@ def forward_rows(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> Te
 def _with_branches(
     rule: AttentionRule, feeds: Sequence[Feed], width: int, view: int, device: torch.device
 ) -> tuple[Tensor, Masks]:
-    """Positions [B, S] and who sees whom, with branches. A branch's masks lie in slots behind everything else, where nobody looks in
-    later steps; they stand at the positions behind their front, and see it and one another."""
+    """Positions [B, S] and the attention mask of a pass with branches. The masks of a branch are in slots after everything else,
+    which no later step reads. Their positions follow the drafts that the branch follows. They see the row up to the last of
+    these drafts, and each other."""
     rows, ends = len(feeds), torch.tensor([[feed.row.cached + feed.width] for feed in feeds])
     slots = torch.arange(view)
     keys = slots.repeat(rows, 1)
     own = ends - width + torch.arange(width)  # each token's slot
-    stands = own.clamp_min(0)  # padding stands at 0, and is nobody's
+    stands = own.clamp_min(0)  # padding may come before slot 0, and its output is not used
     last, again = (
         stands.clone(),
         torch.full((rows, width), view),
-    )  # it sees the slots up to `last`, and those from `again` to its own
+    )  # a token sees the slots up to `last`, and those from `again` to its own
     for i, feed in enumerate(feeds):
         slot = feed.row.cached + feed.width - (feed.blind - feed.masks)
         for branch in feed.branches:
@@ -268,5 +270,5 @@ def _with_branches(
 def _place_recurrent(recurrent: RecurrentSlots, feeds: Sequence[Feed], first_line: int, device: torch.device) -> None:
     for i, feed in enumerate(feeds):
         if not feed.row.cached:
-            recurrent.forget(first_line + i)  # of the row that had the line before
+            recurrent.forget(first_line + i)  # the state of the row that had the line before
     recurrent.place(first_line, [feed.pending for feed in feeds], [feed.width for feed in feeds], device)

@@ -80,7 +80,7 @@ def steep(fed: int, masks: int) -> float:
     return 0.002 + 0.0004 * fed + (0.0005 if masks else 0)
 
 
-def dear_first_mask(fed: int, masks: int) -> float:
+def costly_first_mask(fed: int, masks: int) -> float:
     """As measured in vLLM on a CPU, eight requests: one mask a row trebles the time of a step, and fifteen do not double that."""
     return 0.009 + 0.00008 * fed if masks else 0.003 + 0.00003 * fed
 
@@ -91,12 +91,12 @@ def free(fed: int, masks: int) -> float:
 
 
 CASES = {
-    "eight rows, a dear first mask": (dear_first_mask, [0.97] * 8),
-    "thirty-two rows, a dear first mask": (dear_first_mask, [0.6] * 32),
+    "eight rows, a costly first mask": (costly_first_mask, [0.97] * 8),
+    "thirty-two rows, a costly first mask": (costly_first_mask, [0.6] * 32),
     "one row that reasons": (flat, [0.9]),
     "one row that counts badly": (flat, [0.05]),
-    "eight rows, dear tokens": (steep, [0.6] * 8),
-    "thirty-two rows, dear tokens, poor drafts": (steep, [0.3] * 32),
+    "eight rows, costly tokens": (steep, [0.6] * 8),
+    "thirty-two rows, costly tokens, poor drafts": (steep, [0.3] * 32),
     "thirty-two rows, cheap tokens": (flat, [0.85] * 32),
 }
 
@@ -142,7 +142,7 @@ def test_never_below_plain_decoding(name: str, branches: int) -> None:
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_costs_that_change_in_the_middle(factor: float) -> None:
-    """Masks become dear, or cheap, while the server runs: what was measured before is wrong by then."""
+    """Masks become costly, or cheap, while the server runs: what was measured before is wrong by then."""
     state = {"factor": 1.0}
 
     def cost(fed: int, masks: int) -> float:
@@ -191,7 +191,7 @@ def test_a_machine_that_is_busy_at_first(rows: int) -> None:
         state = {"factor": 5.0}
 
         def cost(fed: int, masks: int, state: dict[str, float] = state) -> float:
-            return state["factor"] * dear_first_mask(fed, masks)
+            return state["factor"] * costly_first_mask(fed, masks)
 
         server, pace, records = (
             Server(cost, [0.97] * rows, seed, noise=0.4),
@@ -201,7 +201,7 @@ def test_a_machine_that_is_busy_at_first(rows: int) -> None:
         paced(server, pace, records, 60)
         state["factor"], server.noise = 1.0, 0.15
         found.append(rate(paced(server, pace, records, 8000)[6000:]))
-    assert sum(found) / len(found) > 0.95 * best(dear_first_mask, [0.97] * rows)
+    assert sum(found) / len(found) > 0.95 * best(costly_first_mask, [0.97] * rows)
 
 
 def test_rows_that_differ() -> None:
@@ -233,7 +233,7 @@ def test_rows_that_come_and_go() -> None:
     assert total["tokens"] / total["seconds"] > 2 * plain
 
 
-@pytest.mark.parametrize("cost", [dear_first_mask, steep])
+@pytest.mark.parametrize("cost", [costly_first_mask, steep])
 def test_requests_that_drain_through_all_sizes(cost: Callable[[int, int], float]) -> None:
     """Waves of requests: what each size of the batch may lose must not add up to more than one may."""
     plain = {rows: 1 / constant(Server(cost, [0.3] * rows, noise=0), 0, 100) for rows in (32, 20, 12, 6, 3, 1)}
