@@ -6,7 +6,7 @@
     answer = model.generate("What is 12 times 12?", policy=mt.Exact(threshold=0.5))
     print(answer.text, answer.tokens_per_step)
 
-Names are loaded when they are first used, so that the command line answers at once.
+Names are imported when they are first used, so that the command line starts fast.
 """
 
 import logging
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# transformers and peft import these wherever they are installed, which then tell of kernels for other machines.
+# transformers and peft import these if they are installed. They then log messages about kernels for other machines.
 for _talkative in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):
     if logging.getLogger(_talkative).level == logging.NOTSET:
         logging.getLogger(_talkative).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The keywords of `mt.adapt`, for editors and type checkers. A test compares them with `config.AdaptConfig`."""
+"""The keyword arguments of `mt.adapt`, for editors and type checkers. A test compares them with `config.AdaptConfig`."""
 
 from typing import Literal, TypedDict
 
@@ -6,7 +6,7 @@ from .config import PathOrName
 
 
 class AdaptOptions(TypedDict, total=False):
-    """The keywords of `mt.adapt` beside model, data and output: the fields of `AdaptConfig`, for editors and type checkers."""
+    """The keyword arguments of `mt.adapt` besides model, data and output: the other fields of `AdaptConfig`."""
 
     method: Literal["full", "lora", "gated"]
     rank: int

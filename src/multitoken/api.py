@@ -1,7 +1,7 @@
-"""The door to the evaluation for Python: `multitoken evaluate` and `multitoken calibrate`, in one call each.
+"""Evaluation from Python: what `multitoken evaluate` and `multitoken calibrate` do, in one call each.
 
-With several processes (`torchrun -m multitoken.cli evaluate ...`) each answers its share of the questions; the first one speaks and
-writes.
+With several processes (`torchrun -m multitoken.cli evaluate ...`) each process answers its share of the questions. Only the first
+process prints messages and writes files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,13 +42,16 @@ def evaluate(
     console: "Console | None" = None,
     verbose: bool = True,
 ) -> "list[Row]":
-    """Accuracy, sameness and speed of `model` under several policies, against `original`. One row a model and policy.
+    """Measure `model` under several policies: accuracy, speed, and how many outputs are identical to those of `original`.
+
+    Returns one row per model and policy.
 
     task: a JSONL file of prompts and answers, the name of an embedded task, or a `Task`. policies: policies or their short forms
-    ("exact:0.5"). others: further models by the names that their rows carry. prompts: how many questions (embedded tasks: 100 if not
-    given). batch_size: questions answered side by side, which is faster; 1 measures the speed that a single user sees. output: a
-    folder for results.json, tradeoff.png and report.html, and answers.jsonl, from which an interrupted measurement goes on with
-    `resume`. Raises `UsageError`, `DataError` and `OutputError`, before anything is decoded.
+    ("exact:0.5"). others: further models, by the names that their rows get. prompts: the number of questions (embedded tasks: 100
+    if not given). batch_size: the number of questions answered at the same time. More is faster; 1 measures the speed that a
+    single user sees. output: a folder for results.json, tradeoff.png, report.html and answers.jsonl. With `resume`, an
+    interrupted measurement continues from its answers.jsonl. Raises `UsageError`, `DataError` and `OutputError`, before anything
+    is decoded.
     """
     from multitoken.evaluation.journal import journal_of, prepare_output
     from multitoken.evaluation.measure import DEFAULT_POLICIES, label_of, measure, of_type, parse_policy, publish
@@ -84,7 +87,7 @@ def evaluate(
 
 
 def task_of(task: Any, prompts: int | None, grader: str | None, max_new_tokens: int) -> "Task":
-    """A task as it is, a JSONL file's questions, or an embedded task's."""
+    """The `Task` itself if one is given; otherwise the task read from a JSONL file, or the embedded task of that name."""
     from multitoken.evaluation.tasks import Task, load_task
     from multitoken.quickstart.embedded import embedded_task
 
@@ -120,14 +123,16 @@ def calibrate(
     verbose: bool = True,
     **loading: Any,
 ) -> "Calibration":
-    """The fastest policy, threshold and k for `model` within a loss that you allow, promised at a stated confidence.
+    """Find the fastest policy, threshold and k for `model` whose loss stays within a limit, at the given confidence.
 
-    max_drop: the accuracy that may be lost against `original` (0.01 is one point; needs answers to grade against). min_identical: the
-    share of outputs that must be the original's. Neither: only `policy="exact"`, which loses nothing. policy: "exact" or "confadapt",
-    if only that may be chosen. thresholds: those that are tried, a dozen from 0.3 to 0.999 if not given. original: needed unless the
-    adapter acts at masks only ("gated"), whose original is itself at one token a step. write: store what is chosen in the `generation_config.json` of a model given as a folder, so that everything that
-    decodes it uses it. output: a folder that keeps the answers, from which an interrupted calibration goes on with `resume`. loading: of
-    `mt.load`, for models given as folders. Raises `UsageError`, `DataError` and `OutputError`, before anything is decoded.
+    max_drop: the accuracy that may be lost compared with `original` (0.01 is one point; needs answers to grade against).
+    min_identical: the share of outputs that must be identical to the original's. If neither is given, only `policy="exact"` is
+    allowed, which loses nothing. policy: "exact" or "confadapt", to allow only that one. thresholds: the thresholds to try; a
+    dozen from 0.3 to 0.999 if not given. original: needed unless the adapter acts at mask tokens only ("gated"): its original is
+    the same model at one token per step. write: store the choice in the `generation_config.json` of a model given as a folder, so
+    that everything that decodes the model uses it. output: a folder that stores the answers; with `resume`, an interrupted
+    calibration continues from them. loading: options of `mt.load`, for models given as folders. Raises `UsageError`, `DataError`
+    and `OutputError`, before anything is decoded.
     """
     from multitoken.checkpoints.save import store_decoding
     from multitoken.decoding.policies import ConfAdapt, Exact, as_options
@@ -141,7 +146,7 @@ def calibrate(
     if policy is not None and policy not in kinds:
         raise UsageError(f"policy is {policy!r}; expected 'exact' or 'confadapt', or leave it out to try both")
     if max_drop is not None and min_identical is not None:
-        raise UsageError("max_drop and min_identical are two ways to say what may be lost; give one of them")
+        raise UsageError("max_drop and min_identical are two ways to limit what may be lost; give one of them")
     if max_drop is None and min_identical is None and policy != "exact":
         raise UsageError(
             "say what may be lost: max_drop=0.01 (one point of accuracy) or min_identical=0.99; or policy='exact', which loses nothing"
@@ -152,22 +157,22 @@ def calibrate(
         allowed = Allowed("drop", max_drop) if max_drop is not None else None
     questions = task_of(task, prompts, grader, max_new_tokens)
     tried_kinds = [kinds[policy]] if policy else list(kinds.values())
-    # Both raise for bad values before anything is written or loaded.
+    # Both raise an error for bad values before anything is written or loaded.
     candidates_of(1, tried_kinds, thresholds)
     check_calibration(questions, allowed, confidence)
     folder = None if isinstance(model, Model) else Path(model)
     if write and (folder is None or not folder.is_dir()):
-        raise UsageError(f"{folder or model} is no folder to write to; give a folder, or write=False")
+        raise UsageError(f"{folder or model} is not a folder to write to; give a folder, or write=False")
     kept = None if output is None else Path(output)
     prepare_output(kept, overwrite=overwrite, resume=resume)
     if not isinstance(model, Model):
         model = Model.load(model, **loading)
     elif loading:
-        raise UsageError(f"{', '.join(loading)}: the model is loaded already; give its folder, or leave these out")
+        raise UsageError(f"{', '.join(loading)}: the model is already loaded; give its folder, or leave these out")
     if model.mtp is not None and model.mtp.method != "gated" and original is None:
         raise UsageError(
-            f"this model's own weights were trained ({model.mtp.method}), so its loss is against the model it was made from: "
-            "give that as original"
+            f"this model's own weights were trained ({model.mtp.method}), so its loss is measured against the model it was made "
+            "from: give that model as original"
         )
     if original is not None and not isinstance(original, Model):
         original = Model.load(original, **{name: value for name, value in loading.items() if name != "base"})

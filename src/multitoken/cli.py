@@ -1,4 +1,4 @@
-"""The command line: argv -> one call."""
+"""The command line: it parses argv and runs one command."""
 
 import sys
 
@@ -36,7 +36,7 @@ app.command("adopt")(adopt_command)
 app.command("check")(check_command)
 app.command("demo")(demo_command)
 
-_INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+_INTERRUPTED = 130  # the exit code that shells expect of a program that Ctrl-C ended
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 def _run(arguments: list[str], debug: bool) -> int:
     try:
         code = app(arguments, standalone_mode=False) or 0
-    except TyperException as error:  # wrong words on the command line: typer says which
+    except TyperException as error:  # a wrong command line: typer has a message for it
         show = getattr(error, "show", None)
         show() if show else print(f"Error: {error}", file=sys.stderr)
         return 2
@@ -66,7 +66,7 @@ def _run(arguments: list[str], debug: bool) -> int:
 
 
 def _report(error: Exception) -> int:
-    """Print what went wrong, in the words of whoever raised it; a surprise is called one."""
+    """Print the error's own message and return the exit code; an error of an unknown kind is reported as unexpected."""
     if isinstance(error, MultitokenError):
         code = error.exit_code
     elif isinstance(error, FloatingPointError | OSError):

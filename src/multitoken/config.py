@@ -1,4 +1,4 @@
-"""Everything `multitoken adapt` can be told, in one typed record: CLI, `mt.adapt` and recipes use the same words.
+"""All options of `multitoken adapt`, in one typed record. The CLI, `mt.adapt` and recipes use the same option names.
 
 Nothing heavy is imported here, so that `--help` answers at once.
 """
@@ -15,7 +15,7 @@ from multitoken.errors import UsageError, nearest
 
 DEFAULT_MINUTES = 10.0
 METHODS = ("gated", "lora", "full")
-# What is not given is chosen by the method (docs/defaults.md).
+# Defaults that depend on the method (docs/defaults.md).
 BY_METHOD: dict[str, dict[str, Any]] = {
     "gated": {"optimizer": "muon", "next_token_weight": 0.0},
     "lora": {"optimizer": "muon", "next_token_weight": 10.0, "batch_size": 4, "blocks_per_row": 24},
@@ -28,7 +28,7 @@ PathOrName = Annotated[
 
 
 class AdaptConfig(BaseModel):
-    """The options of one adaptation. Make one with `make_config`, which turns what is wrong into a `UsageError`."""
+    """The options of one adaptation. Make one with `make_config`, which turns invalid values into a `UsageError`."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
@@ -37,114 +37,120 @@ class AdaptConfig(BaseModel):
     model: PathOrName = Field(min_length=1)
     """The model to adapt: a folder or a Hub name."""
     data: PathOrName = Field(min_length=1)
-    """Training data: a .jsonl, .json, .parquet, .txt or .md file, a folder, or a dataset `NAME[:CONFIG][@SPLIT]`."""
+    """Training data: a .jsonl, .json, .parquet, .txt or .md file, a folder, or a dataset NAME:CONFIG@SPLIT (last two optional)."""
     output: Path
     """The folder that the adapted model is written to."""
     method: Literal["full", "lora", "gated"] = "gated"
-    """What trains: gated, a low-rank adapter that acts at masks only, so that nothing of the original model is lost; lora, one
-    that is merged in at the end; full, every weight, as in the paper."""
+    """What is trained. gated: a low-rank adapter that acts at mask tokens only, so that nothing of the original model is lost.
+    lora: a low-rank adapter that is merged into the weights at the end. full: every weight, as in the paper."""
     rank: int = Field(default=64, ge=1)
-    """Rank of the adapter of method lora or gated."""
+    """Rank of the adapter (methods gated and lora)."""
     layers: str | None = None
-    """The layers that the adapter acts in: a regular expression found in their names (all linear ones if not given)."""
+    """The layers that the adapter acts in: a regular expression to search for in their names (all linear layers, if not
+    given)."""
     head_rank: int = Field(default=128, ge=0)
-    """Rank of the draft head, which chooses a block's tokens from left to right; 0: no head, all places independently."""
+    """Rank of the draft head, which chooses the tokens of a block from left to right. 0: no draft head; all positions of a block
+    are chosen independently."""
     masks: Literal["vector", "noise"] = "vector"
-    """What method gated feeds in the places of masks: vector, one that trains; noise, random tokens, so that SGLang serves the adapter
-    as UNO's (docs/uno.md)."""
+    """What method gated feeds at the positions of mask tokens. vector: one vector, which is trained. noise: random tokens, so
+    that SGLang can serve the adapter as an UNO adapter (docs/uno.md)."""
     start_from: PathOrName | None = None
-    """Begin method gated with the adapter in this folder and its draft head, of the same rank or a smaller one, and of the same base (or an
-    earlier version of it), in place of untrained ones."""
+    """Start method gated from the adapter in this folder and its draft head, instead of untrained ones. They need the same rank
+    or a smaller one, and the same base (or an earlier version of it)."""
     quantize: Literal["none", "int8", "nf4"] = "none"
-    """Hold the frozen model of method gated in 8-bit weights (int8, torchao) or in 4-bit ones (nf4, bitsandbytes) while the adapter
-    trains."""
+    """Hold the frozen model of method gated in 8-bit weights (int8, torchao) or in 4-bit weights (nf4, bitsandbytes) while the
+    adapter trains."""
 
     minutes: float | None = Field(default=None, gt=0)
-    """How long to train, in minutes of wall clock (10 if neither minutes nor steps are given)."""
+    """How long to train, in minutes of wall-clock time (10 if neither minutes nor steps are given)."""
     steps: int | None = Field(default=None, ge=1)
-    """How long to train, in optimizer steps; only this makes a run repeatable bit by bit."""
+    """How long to train, in optimizer steps. Only a run of a given number of steps is repeatable bit by bit."""
     batch_size: int = Field(default=8, ge=1)
     """Rows in one forward pass (methods lora and full: 4, if not given)."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Forward passes whose gradients are added up for one optimizer step."""
     max_length: int = Field(default=1024, ge=4)
-    """Tokens of prompt and response together; longer samples are cut."""
+    """The most tokens of prompt and response together; longer samples are cut."""
     pack: bool = False
-    """Let short samples share a row as long as the longest sample; none sees another, and blocks are the row's."""
+    """Pack short samples into shared rows as long as the longest sample. Samples in a row do not see each other, and
+    blocks_per_row counts for the whole row."""
     join_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of steps in which samples stand one behind the other, as turns of one conversation, for drafts behind long prompts."""
+    """Share of steps in which samples are joined one after the other, as turns of one conversation, to train drafts after long
+    prompts."""
     validation_share: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the prompts that is kept from training and measured instead."""
+    """Share of the prompts that is held out from training and used for validation."""
 
     k_max: int = 16
-    """The longest block: tokens predicted by one forward pass."""
+    """The longest block: the number of tokens predicted by one forward pass."""
     k_schedule: Literal["random", "fixed"] = "random"
-    """How long training blocks are: drawn from 2 to k_max, or always k_max."""
+    """How long training blocks are. random: drawn from 2 to k_max. fixed: always k_max."""
     k_growth: float = Field(default=1.0, ge=0, le=1)
     """Share of the run over which the longest block grows from 4 to k_max; 0: it is k_max from the start."""
     blocks_per_row: int = Field(default=8, ge=1)
-    """Blocks packed behind the real tokens of one row (methods lora and full: 24, if not given)."""
+    """Blocks packed after the real tokens of one row (methods lora and full: 24, if not given)."""
     train_on: Literal["response", "all"] = "response"
-    """The tokens that blocks may predict: those of the response, or those of the prompt as well."""
+    """The tokens that blocks may predict. response: those of the response. all: those of the prompt as well."""
 
     labels: Literal["auto", "online", "data"] = "auto"
-    """What a block should have said: online, the teacher's word on the student's own block; data, the response's tokens;
-    auto, the response's where the original model wrote it greedily, else the original's probabilities behind the response's
-    tokens."""
+    """The tokens that a block is trained to predict. online: the teacher's predictions on the student's own block. data: the
+    response's tokens. auto: the response's tokens where the original model wrote the response greedily; otherwise the original
+    model's probabilities after the response's tokens."""
     teacher: Literal["hard", "soft"] = "hard"
-    """The teacher's word: its best token, or its whole distribution (KL divergence)."""
+    """The teacher's labels. hard: its most likely token. soft: its whole distribution (KL divergence)."""
     loss_until: Literal["end", "first-disagreement"] = "end"
-    """How far into a block the loss counts: to its end (the paper), or to the first token that is not its label."""
+    """How far into a block the loss counts. end: to its end (the paper). first-disagreement: to the first token that is not its
+    label."""
     loss_weights: Literal["even", "reach"] = "reach"
-    """How places of a block count: evenly, or each with the probability that all places before it are right."""
+    """How the positions of a block are weighted in the loss. even: equally. reach: each with the probability that all positions
+    before it are right."""
     next_token_weight: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the original model's next-token predictions on real tokens (methods lora and full: 10, if
-    not given). It rises as the learning rate falls, up to ten times as much."""
+    not given). The weight rises as the learning rate falls, up to ten times as much."""
     max_drift: float | None = Field(default=None, gt=0, lt=1)
-    """Share of next tokens on unseen prompts that may differ from the original's (methods lora and full): next_token_weight is
-    doubled at each look that finds more."""
+    """Share of next tokens on unseen prompts that may differ from the original's (methods lora and full). next_token_weight is
+    doubled after each validation that finds more."""
 
     optimizer: Literal["adamw", "muon"] = "muon"
     """The optimizer; muon orthogonalises the updates of weight matrices (method full: adamw, if not given)."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """The highest learning rate of the run (by method, optimizer and the model's width, if not given)."""
+    """The highest learning rate of the run (if not given, chosen by method, optimizer and the model's width)."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay; the mask token's own row never decays."""
     warmup: float = Field(default=0.05, ge=0, le=1)
-    """Share of the run in which the learning rate climbs from zero."""
+    """Share of the run in which the learning rate rises from zero."""
 
     responses: Literal["greedy", "sampled", "mixed"] = "mixed"
-    """How the original model writes the responses that the data lacks; mixed: every second one is sampled."""
+    """How the original model writes the responses that are missing in the data. mixed: every second one is sampled."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of sampled responses."""
     max_new_tokens: int = Field(default=256, ge=1)
     """The longest response that the original model writes."""
     responses_from: str | None = None
-    """An OpenAI-compatible server that runs the original model, such as http://localhost:8000/v1, and writes the missing responses; with
-    "#NAME" behind it where it serves several models."""
+    """An OpenAI-compatible server that runs the original model and writes the missing responses, such as
+    http://localhost:8000/v1. Append "#NAME" if it serves several models."""
     rewrite_responses: bool = False
-    """Have the original model write every response, also where the data has one."""
+    """Let the original model write every response, even where the data has one."""
 
     seed: int = Field(default=0, ge=0)
-    """Decides every random draw of the run."""
+    """Seed of every random draw of the run."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The type of the computation and of a frozen model's weights; what trains is float32 in any case. auto: float32 on a CPU,
-    bfloat16 elsewhere. float16 needs a GPU."""
+    """The type of the computation and of a frozen model's weights; weights that are trained are always float32. auto: float32 on
+    a CPU, bfloat16 elsewhere. float16 needs a GPU."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, about a third slower."""
     device: str = "auto"
     """Where to compute: auto (an accelerator if there is one), cpu, mps, cuda, cuda:N, xpu or xpu:N."""
     shard: bool = False
-    """Split the model over the processes of a run (FSDP2): method full with gradients and optimizer, gated the frozen model.
-    Needs torchrun, or another launcher, with several processes."""
+    """Split the model over the processes of a run (FSDP2): with method full the weights, gradients and optimizer states, with
+    method gated the frozen model. Needs torchrun, or another launcher, with several processes."""
     device_map: Literal["auto"] | None = None
     """Spread the frozen model of method gated over several devices and memory (auto, by accelerate)."""
     evaluate_every: int | None = Field(default=None, ge=1)
-    """Steps between two looks at unseen prompts (a tenth of the run, if not given)."""
+    """Steps between two validations on unseen prompts (a tenth of the run, if not given)."""
     patience: int | None = Field(default=None, ge=1)
-    """End the run after so many looks in which the expected tokens per step were no better than before."""
+    """Stop the run after this many validations in which the expected tokens per step were no better than before."""
     report_to: str = "tensorboard"
-    """Where the log goes: any reporter of transformers' Trainer, several with commas between, or none."""
+    """Where the log goes: any reporter of transformers' Trainer, several separated by commas, or none."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between two checkpoints that a run can be resumed from."""
     resume: bool = False
@@ -165,7 +171,7 @@ class AdaptConfig(BaseModel):
     @classmethod
     def _fill_by_method(cls, values: Any) -> Any:
         if not isinstance(values, dict) or (method := values.get("method", "gated")) not in METHODS:
-            return values  # the fields' own checks say it better
+            return values  # the fields' own checks give a better message
         return BY_METHOD[method] | {
             name: value for name, value in values.items() if name not in BY_METHOD[method] or value is not None
         }
@@ -199,7 +205,7 @@ class AdaptConfig(BaseModel):
             raise ValueError(
                 "resume continues what the output folder holds and overwrite discards it: give one of them"
             )
-        # An option that would do nothing is refused: its author expects an effect.
+        # An option that would have no effect is refused: whoever sets it expects one.
         if self.temperature != 1.0 and self.responses == "greedy":
             raise ValueError(
                 f"temperature={self.temperature:g} needs responses=sampled or mixed: greedy responses have none"
@@ -218,35 +224,39 @@ class AdaptConfig(BaseModel):
             raise ValueError("shard needs optimizer=adamw for method=full: muon works on whole matrices")
         if self.shard and self.method == "lora":
             raise ValueError(
-                "shard belongs to method=full or gated: an adapter of lora is merged into whole weights; use gated"
+                "shard belongs to method=full or gated: a lora adapter is merged into whole weights; use method=gated"
             )
         if self.shard and self.quantize != "none":
             raise ValueError(f"shard cannot split {self.quantize} weights: leave one of the two out")
         if self.method != "gated" and self.masks != "vector":
             raise ValueError(f"masks={self.masks} belongs to method=gated, found {self.method}")
         if self.method != "gated" and self.quantize != "none":
-            raise ValueError(f"quantize belongs to method=gated, which leaves the weights alone, found {self.method}")
+            raise ValueError(
+                f"quantize belongs to method=gated, which does not change the weights, found {self.method}"
+            )
         if self.method == "gated" and self.gradient_checkpointing:
             raise ValueError(
-                "gradient_checkpointing would lose the prefix that method=gated keeps as a cache, and the masks' "
-                "activations are all there is to save; lower batch_size or blocks_per_row instead"
+                "gradient_checkpointing would lose the prefix that method=gated keeps in a cache, and only the activations "
+                "of mask tokens could be saved; lower batch_size or blocks_per_row instead"
             )
         if self.patience is not None and not self.validation_share:
-            raise ValueError("patience looks at unseen prompts: it needs a validation_share above 0")
+            raise ValueError("patience counts validations on unseen prompts: it needs a validation_share above 0")
         if self.method == "gated" and (self.next_token_weight or self.max_drift is not None):
             option = "next_token_weight" if self.next_token_weight else "max_drift"
             raise ValueError(f"{option} needs method=full or lora: a gated adapter cannot move next-token predictions")
         if self.max_drift is not None and not self.validation_share:
-            raise ValueError("max_drift is held by looks at unseen prompts: it needs a validation_share above 0")
+            raise ValueError(
+                "max_drift is checked by validation on unseen prompts: it needs a validation_share above 0"
+            )
         if self.teacher == "soft" and self.labels == "data":
             raise ValueError("teacher=soft needs labels=online: with labels=data there is no teacher pass")
         return self
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
-    """The options in a YAML file; relative paths in it count from the working directory.
+    """The options in a YAML file; relative paths in it are relative to the working directory.
 
-    Raises `UsageError` for a file that cannot be read, is no YAML mapping, or holds an unknown key.
+    Raises `UsageError` for a file that cannot be read, is not a YAML mapping, or holds an unknown key.
     """
     import yaml
 
@@ -269,8 +279,8 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
 def make_config(recipe: Mapping[str, Any] | None = None, **options: Any) -> AdaptConfig:
     """Defaults, overridden by the recipe, overridden by the options that are not None.
 
-    `steps` as an option also replaces the recipe's `minutes`, and the other way round.
-    Raises `UsageError` that names every value that cannot be, what was expected, and what the option is for.
+    `steps` among the options also replaces the recipe's `minutes`, and the other way round.
+    Raises a `UsageError` that names every invalid value, what was expected, and what the option does.
     """
     given = {name: value for name, value in options.items() if value is not None}
     values = dict(recipe or {})

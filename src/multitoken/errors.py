@@ -1,16 +1,17 @@
-"""What can go wrong, as one small tree. Every message names the value, what was expected and the mend.
+"""All errors, as one small tree. Every message names the value, what was expected and how to fix it.
 
     MultitokenError                 exit code 1
-    ├── DecodingError               exit code 2: a prompt or option that cannot be decoded; a ValueError
-    │   └── RowsFailed              some answers of a call failed, and it has the others
-    ├── UsageError                  exit code 2: an option or argument that cannot be
+    ├── DecodingError               exit code 2: a prompt or option that cannot be decoded; also a ValueError
+    │   └── RowsFailed              some answers of a call failed; the error holds the others
+    ├── UsageError                  exit code 2: an invalid option or argument
     ├── DataError                   training or evaluation data
     ├── ModelError                  a model or checkpoint that cannot be used
     │   └── UnsupportedModelError   a family or state that would decode wrongly: refused
     ├── OutputError                 a folder in use, a full disk
     └── OutOfMemoryError            a run too large for its machine
 
-The root and its first branch stand in `decoding/failures.py`: `decoding/` is an island.
+The root and its first branch are defined in `decoding/failures.py`, because `decoding/` imports nothing from the rest of the
+package.
 """
 
 import difflib
@@ -33,7 +34,7 @@ __all__ = [
 
 
 class UsageError(MultitokenError):
-    """An option or argument that cannot be."""
+    """An invalid option or argument."""
 
     exit_code = 2
 
@@ -59,7 +60,7 @@ class OutOfMemoryError(MultitokenError):
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """`"; did you mean 'steps'?"` or the list of what is valid, to end a message about an unknown word."""
+    """`"; did you mean 'steps'?"`, or the list of valid words: the end of a message about an unknown word."""
     options = sorted(valid)
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(options)}"

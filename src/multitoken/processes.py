@@ -1,5 +1,5 @@
-"""The processes of one run, where a launcher (`torchrun`, `accelerate launch`) started several: which of them this is, and how they
-share out work that is done piece by piece. Alone, everything here does nothing."""
+"""The processes of one run, where a launcher (`torchrun`, `accelerate launch`) started several: which one this is, and how they
+divide work that is done piece by piece. With a single process, everything here does nothing."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=1)  # one may have hours more to do than another; a launcher ends all when one dies
+# One process may have hours more work than another. If one dies, the launcher stops all of them.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -23,24 +24,24 @@ class Processes:
 
     @classmethod
     def here(cls) -> "Processes":
-        """As the launcher says."""
+        """What the launcher set in the environment."""
         return cls(int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0")))
 
     @property
     def first(self) -> bool:
-        """The one that speaks and writes results."""
+        """Whether this is the process that prints messages and writes results."""
         return self.index == 0
 
     def mine(self, pieces: Sequence[T]) -> Sequence[T]:
-        """Every `number`-th piece: neighbours tend to be alike, so all have as much to do."""
+        """Every `number`-th piece. Neighbouring pieces tend to be alike, so all processes get the same amount of work."""
         return pieces[self.index :: self.number]
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have called this."""
         self.gather(None)
 
     def gather(self, value: T) -> list[T]:
-        """What each of them has, by index. All have to ask."""
+        """The value of each process, by index. All processes have to call this."""
         if self.number == 1:
             return [value]
         from torch import distributed
@@ -53,12 +54,13 @@ class Processes:
 
 
 def console_of(console: "Console | None", verbose: bool) -> "Console":
-    """What a call speaks to: the console that it was given, or standard output; nobody where it is not to, or not the first process."""
+    """The console that a call prints to: the given one, or standard output. It is quiet without `verbose`, and in all but the
+    first process."""
     from rich.console import Console
 
     return (console or Console()) if verbose and Processes.here().first else Console(quiet=True)
 
 
 def local_index() -> int | None:
-    """Which of the processes on this machine this is; None: no launcher started it."""
+    """The index of this process among those on this machine; None if no launcher started it."""
     return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line a minute in logs and pipes, where no bar can be drawn."""
+"""Progress of long work: a bar on a terminal; in logs and pipes, where no bar can be drawn, one line per minute."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ _EVERY = 60.0  # seconds between two lines
 
 
 class Lines:
-    """Says on a console that is no terminal how far the work is, once a minute. On a terminal: nothing, for there is a bar."""
+    """Prints the progress once a minute on a console that is not a terminal. On a terminal it prints nothing: there is a bar."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._clock = console, clock
@@ -28,8 +28,8 @@ class Lines:
 def counting_bar(
     console: Console, what: str, total: int | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[..., None]]:
-    """For as long as the block runs; what it yields takes `(done, total)`, and `tokens`, those of this run so far, where they are
-    counted."""
+    """Show a progress bar while the block runs. It yields a function of `(done, total)` that updates the bar, and of `tokens` as
+    well where they are counted: those of this run so far."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""Save a gated adapter as a small folder, whole or not at all. (`models/gated.py` reads it and describes it.)"""
+"""Save a gated adapter as a small folder, completely or not at all. (`models/gated.py` reads and describes the format.)"""
 
 import os
 from collections.abc import Mapping
@@ -32,8 +32,8 @@ def save_adapter(
     extra_files: Mapping[str, str] | None = None,
     decoding: Mapping[str, Any] | None = None,
 ) -> None:
-    """`base` is a hub name or a folder; a folder is noted relative to `output`, so that both may move together. `dtype` is
-    that of the file: adapters compute in float32. `decoding`: how it decodes unless told otherwise (policy, threshold).
+    """`base` is a hub name or a folder; a folder is stored relative to `output`, so that both can be moved together. `dtype` is
+    the type in the file; adapters compute in float32. `decoding`: the default policy and its options (policy, threshold).
 
     Raises OutputError where `output` cannot be written (see `atomic_folder`).
     """

@@ -1,7 +1,7 @@
-"""Files and folders that are there whole or not at all, and disk errors in words.
+"""Files and folders that are written completely or not at all, and clear messages for disk errors.
 
-A folder is filled under another name beside its target, flushed, marked complete and renamed: whoever finds `.complete`
-in it, finds all of it, also after a crash or a power cut.
+A folder is filled under another name next to its target, flushed to disk, marked complete and renamed. A folder that holds
+`.complete` is therefore complete, even after a crash or a power cut.
 """
 
 import errno
@@ -30,7 +30,7 @@ _REASONS = {
 
 @contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn a full disk, a spent quota, a missing permission or a read-only disk into an OutputError about `path`."""
+    """Turn a full disk, an exceeded quota, a missing permission or a read-only disk into an OutputError about `path`."""
     try:
         yield
     except Exception as error:
@@ -43,13 +43,13 @@ def disk_errors(path: str | Path) -> Iterator[None]:
 def _errno(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
-    # safetensors wraps what the system said in an error of its own: "I/O error: No space left ... (os error 28)".
+    # safetensors wraps the system error in an error of its own: "I/O error: No space left ... (os error 28)".
     found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
     return int(found[1]) if found else None
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8. A reader, or a crash, sees the old file or the new one, never a part."""
+    """Write `text` as UTF-8. Readers see the old file or the new one, never a part of one, even after a crash."""
     target = Path(os.path.realpath(path))
     temporary = _beside(target)
     with disk_errors(path):
@@ -71,11 +71,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 @contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder that becomes `path`, with the marker `.complete`, when the block ends well.
+    """Yield an empty folder that becomes `path`, with the marker `.complete`, when the block ends without an error.
 
     On any exception, KeyboardInterrupt included, the temporary folder is removed and `path` stays as it was. With
     `overwrite` the old folder is moved aside, the new one takes its name, and only then is the old one removed.
-    Raises OutputError as `check_output` does, and for what `disk_errors` knows.
+    Raises OutputError as `check_output` and `disk_errors` do.
     """
     check_output(path, overwrite=overwrite)
     target = Path(os.path.realpath(path))
@@ -93,14 +93,14 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
 
 
 def check_output(path: str | Path, *, overwrite: bool) -> None:
-    """Raise OutputError if `atomic_folder(path)` could not take its place. Cheap: call it before the work.
+    """Raise OutputError if `atomic_folder(path)` could not create the folder. This is cheap: call it before the work.
 
-    A new or empty folder is fine; a file, a folder in use (without `overwrite`), the current or home folder and a place
-    that cannot be written are not.
+    A new or empty folder is fine. A file, a folder that is not empty (without `overwrite`), a folder that holds the current or
+    the home folder, and a path that cannot be written are not.
     """
     target = Path(os.path.realpath(path))
     if any(place.is_relative_to(target) for place in (Path.cwd(), Path.home().resolve())):
-        raise OutputError(f"{path} holds the current or the home folder and is never replaced; choose one of its own")
+        raise OutputError(f"{path} holds the current or the home folder and is never replaced; choose another folder")
     with disk_errors(path):
         if target.exists() and not target.is_dir():
             raise OutputError(f"{path} is a file; expected a new or empty folder: choose another output")
@@ -119,11 +119,11 @@ def is_complete(path: str | Path) -> bool:
 
 
 def _swap(new: Path, target: Path, path: str | Path, overwrite: bool) -> None:
-    """Give `new` the name `target`. The old folder is never gone before the new one is there."""
+    """Rename `new` to `target`. The old folder is removed only after the new one has taken its name."""
     if not target.exists():
         new.rename(target)
     else:
-        check_output(path, overwrite=overwrite)  # again: another run may have filled it since
+        check_output(path, overwrite=overwrite)  # checked again: another run may have filled it since
         old = _beside(target)
         target.rename(old)
         try:
@@ -136,7 +136,7 @@ def _swap(new: Path, target: Path, path: str | Path, overwrite: bool) -> None:
 
 
 def _beside(target: Path) -> Path:
-    # Not tempfile: its files and folders are closed to everyone else (0600, 0700), and the rename would keep that.
+    # Not tempfile: other users cannot read its files and folders (0600, 0700), and a rename keeps these modes.
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 

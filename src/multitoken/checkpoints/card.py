@@ -1,4 +1,4 @@
-"""The model card of an exported checkpoint: `README.md` with the Hub's metadata. Nothing in it names a place here."""
+"""The model card of an exported checkpoint: `README.md` with the Hub's metadata. It contains no path of this machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a card says. `base` is a hub name, or None where the base has none that is known; `decoding` is the `mtp` block
-    of `generation_config.json`; `adapted` and `exported` are provenance records."""
+    """The facts that a card states. `base` is a hub name, or None if the base's hub name is not known; `decoding` is the `mtp`
+    block of `generation_config.json`; `adapted` and `exported` are provenance records."""
 
     name: str
     mtp: MtpConfig
@@ -54,14 +54,14 @@ def model_card(facts: Facts) -> str:
 
 
 def license_of(folder: Path | None, hub_name: str | None) -> dict[str, str]:
-    """What the base's own model card says of its license; nothing where that is not known."""
+    """The license entries of the base's own model card; empty if they are not known."""
     card = folder / "README.md" if folder is not None and (folder / "README.md").is_file() else None
     try:
         if card is None and hub_name is not None:
             found = cached_file(hub_name, "README.md", **QUIET)
             card = Path(found) if found else None
         facts = metadata_load(card) if card is not None else None
-    except (OSError, ValueError, yaml.YAMLError):  # a card that cannot be had or read says nothing
+    except (OSError, ValueError, yaml.YAMLError):  # a card that cannot be fetched or read gives no license
         return {}
     return {key: str(facts[key]) for key in _LICENSE if facts and facts.get(key)}
 
@@ -87,30 +87,26 @@ def _what(facts: Facts) -> str:
     k = facts.mtp.k
     if facts.mtp.method == "gated":
         kept = (
-            "It changes nothing at real tokens: next-token decoding is the original's, and under the `exact` policy, which "
-            "confirms every drafted token by the original's own word, so is every token that comes out (equal ids in "
-            "float32)."
+            "It changes nothing at real tokens, so next-token decoding is identical to the original's. The `exact` policy "
+            "confirms every drafted token by the original's own next-token prediction, so its output is identical as well "
+            "(equal ids in float32)."
         )
         what = (
             f"A gated adapter for {_base_link(facts)} that acts at mask tokens only"
             if facts.reference
             else f"{_base_link(facts)}, its weights unchanged, with a gated adapter that acts at mask tokens only"
         )
-        return f"{what}, and lets it write up to {k} tokens a step (arXiv 2602.06019). {kept}"
+        return f"{what}. With it, the model writes up to {k} tokens per step (arXiv 2602.06019). {kept}"
     return (
-        f"{_base_link(facts)}, adapted (`{facts.mtp.method}`) to write up to {k} tokens a step (arXiv 2602.06019). Its "
-        "weights are not the original's any more: under the `exact` policy its answers are those of its own next-token "
-        "decoding, at several tokens a step."
+        f"{_base_link(facts)}, adapted (`{facts.mtp.method}`) to write up to {k} tokens per step (arXiv 2602.06019). Its "
+        "weights are no longer the original's. Under the `exact` policy its answers are identical to those of its own "
+        "next-token decoding, at several tokens per step."
     )
 
 
 def _use(facts: Facts) -> str:
     settings = ", ".join(f"`{key}` {value}" for key, value in facts.decoding.items())
-    gate = (
-        ""
-        if facts.mtp.method != "gated"
-        else " The adapter lies in `mtp_adapter/`, and ordinary decoding never reads it."
-    )
+    gate = "" if facts.mtp.method != "gated" else " The adapter is in `mtp_adapter/`; ordinary decoding never reads it."
     return f"""
 
 With transformers 5.19 or newer; multitoken need not be installed:
@@ -124,14 +120,14 @@ model = AutoModelForCausalLM.from_pretrained("{facts.name}", trust_remote_code=T
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))
 ```
 
-`trust_remote_code=True` lets transformers run the decoding loop in `custom_generate/`, which is multitoken's own, file by
-file. Without it this is an ordinary model that writes a token a step. A model that was loaded so takes the loop for one
-call: `model.generate(**inputs, custom_generate="{facts.name}", trust_remote_code=True)`. `pipeline`, `TextStreamer`,
-sampling, batches and stop strings work as ever.{gate}
+`trust_remote_code=True` lets transformers run the decoding loop in `custom_generate/`, whose files are copies of
+multitoken's own. Without it this is an ordinary model that writes one token per step. A model that was loaded without it can
+use the loop for a single call: `model.generate(**inputs, custom_generate="{facts.name}", trust_remote_code=True)`.
+`pipeline`, `TextStreamer`, sampling, batches and stop strings work as usual.{gate}
 
-How it decodes stands in `generation_config.json: mtp` ({settings}) and in a call:
-`model.generate(**inputs, mtp={{"policy": "confadapt", "threshold": 0.9}})`. Policies: `exact`, whose output is next-token
-decoding's; `confadapt`, which keeps what is confident and may differ; `static`; `next-token`.
+The default policy is set in `generation_config.json: mtp` ({settings}). A call can set another one:
+`model.generate(**inputs, mtp={{"policy": "confadapt", "threshold": 0.9}})`. Policies: `exact`, whose output is identical to
+next-token decoding; `confadapt`, which accepts confident tokens and may differ; `static`; `next-token`.
 
 With multitoken:
 
@@ -146,7 +142,7 @@ print(answer.text, answer.tokens_per_step)
 def _use_of_reference(facts: Facts) -> str:
     return f"""
 
-This folder holds the adapter alone. It needs multitoken, which fetches the base (`{facts.base}`) and checks that its
+This folder holds only the adapter. It needs multitoken, which fetches the base (`{facts.base}`) and checks that its
 weights are those that the adapter was made for (`{facts.mtp.base_hash[:19]}`):
 
 ```python
@@ -156,13 +152,13 @@ answer = mt.load("{facts.name}").generate("Your prompt")
 print(answer.text, answer.tokens_per_step)
 ```
 
-It is no LoRA adapter for PEFT, though its file format is PEFT's: PEFT, and transformers' `from_pretrained` where PEFT is
-installed, would let it act at every token and spoil the model. For use without multitoken, export the checkpoint without
-`--reference`: base and adapter together."""
+It is not a LoRA adapter for PEFT, although its file format is PEFT's: PEFT, and transformers' `from_pretrained` where PEFT is
+installed, would apply it at every token, and the output would be wrong. For use without multitoken, export the checkpoint
+without `--reference`, which writes base and adapter together."""
 
 
 _NOT_MEASURED = """Not yet. `multitoken evaluate {name} --original BASE --task questions.jsonl --output evaluation` measures
-accuracy, sameness and speed; `multitoken export ... --evaluation evaluation` puts them here."""
+accuracy, speed and how many outputs are identical; `multitoken export ... --evaluation evaluation` adds the results here."""
 
 
 def _measured(measured: Measured) -> str:
@@ -198,6 +194,6 @@ def _command(record: Mapping[str, Any]) -> str:
     where = f", on {machine['cores']} cores of {machine['cpu']}{gpu}" if {"cores", "cpu"} <= machine.keys() else ""
     date = str(record.get("date", ""))[:10] or "date unknown"
     command = str(record.get("command", "")) or "no command recorded"
-    if command == "-c":  # sys.argv of `python -c`, and of a notebook's like
+    if command == "-c":  # sys.argv of `python -c`, similar in a notebook
         command = "(called from Python)"
     return f"```\n{command}\n```\n\n{date}: {versions or 'versions unknown'}{where}."

@@ -31,13 +31,13 @@ from .provenance import provenance
 from .save import write_decoding, write_head
 from .weight_copy import copy_weights
 
-REQUIREMENTS = "transformers>=5.19\n"  # transformers looks before it runs the code, and names what is missing
+REQUIREMENTS = "transformers>=5.19\n"  # transformers checks this before it runs the code, and names what is missing
 _LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the parts of a checkpoint lie. `adapter` is None for one whose own weights were adapted."""
+    """Where the parts of a checkpoint are. `adapter` is None for a checkpoint whose own weights were adapted."""
 
     folder: Path
     weights: Path
@@ -57,21 +57,21 @@ def export(
     overwrite: bool = False,
     push_to_hub: str | None = None,
 ) -> Path:
-    """Write `source`, a folder that `multitoken adapt` made, to the folder `output`, and put that on the Hub if
+    """Export `source`, a folder that `multitoken adapt` made, to the folder `output`, and upload that to the Hub if
     `push_to_hub` names a repository. Returns `output`.
 
-    policy: how the exported checkpoint decodes unless a call says otherwise (as `source` does). base: where the model of a gated
-    adapter lies, if not where the adapter says. reference: a gated adapter without its base, which is named only.
-    evaluation: a folder that `multitoken evaluate` wrote, for the model card. dtype: store the weights in another.
+    policy: the default policy of the exported checkpoint (that of `source`, if not given). base: where the model of a gated
+    adapter is, if not where the adapter says. reference: export a gated adapter without its base, which is only named.
+    evaluation: a folder that `multitoken evaluate` wrote, for the model card. dtype: store the weights in this type.
 
-    Raises UsageError, DataError and OutputError before any work for options that cannot be, and ModelError for a checkpoint
-    that is not adapted, not whole, or does not fit its base.
+    Raises UsageError, DataError and OutputError for invalid options, before any work, and ModelError for a checkpoint that is not
+    adapted, is incomplete, or does not fit its base.
     """
     source, output = Path(source), Path(output)
     mtp = _read_mtp(source)
     _check_options(mtp, dtype, policy, reference)
     if policy is not None:
-        with_trained_k(policy, mtp.k)  # refuses a k that is too large
+        with_trained_k(policy, mtp.k)  # raises for a k that is too large
     measured = read_evaluation(evaluation) if evaluation is not None else None
     check_output(output, overwrite=overwrite)
     if push_to_hub is not None:
@@ -82,7 +82,7 @@ def export(
     place = _find(source, mtp, base)
     if reference and place.base is None:
         raise UsageError(
-            f"{source} is an adapter of {mtp.base_name!r}, which is no name on the Hub; --reference needs one: give it as "
+            f"{source} is an adapter of {mtp.base_name!r}, which is not a name on the Hub; --reference needs one: give it as "
             "base (--base), or leave --reference out to export base and adapter together"
         )
     mtp = dataclasses.replace(mtp, base_name=place.base or mtp.base_name)
@@ -120,11 +120,11 @@ def export(
 
 
 def _read_mtp(source: Path) -> MtpConfig:
-    """The `mtp` block of a checkpoint, from its small files alone."""
+    """The `mtp` block of a checkpoint, read without its weights."""
     if is_adapter(source):
         return read_adapter_config(source)[1]
     if not (source / "config.json").is_file():
-        raise ModelError(f"{source} is no checkpoint; expected a folder that `multitoken adapt` wrote")
+        raise ModelError(f"{source} is not a checkpoint; expected a folder that `multitoken adapt` wrote")
     block = _read_json(source / "config.json").get("mtp")
     if not isinstance(block, dict):
         raise ModelError(
@@ -148,7 +148,7 @@ def _check_options(mtp: MtpConfig, dtype: str | None, policy: Policy | None, ref
         )
     if dtype is not None or policy is not None:
         option = f"dtype {dtype!r}" if dtype is not None else f"policy {policy!r}"
-        raise UsageError(f"{option} belongs to a model, and --reference writes an adapter alone; leave one of them out")
+        raise UsageError(f"{option} belongs to a model, and --reference writes only an adapter; leave one of them out")
 
 
 def _find(source: Path, mtp: MtpConfig, base: str | Path | None) -> _Source:
@@ -166,13 +166,13 @@ def _find(source: Path, mtp: MtpConfig, base: str | Path | None) -> _Source:
 def _write_model(
     loaded: Loaded, place: _Source, mtp: MtpConfig, decoding: dict[str, Any], dtype: str | None, folder: Path
 ) -> None:
-    """A model that anybody can load, and what makes it write several tokens a step."""
+    """Write a model that plain transformers can load, and the files with which it writes several tokens per step."""
     copy_weights(place.weights, folder, DTYPES[dtype] if dtype is not None else None)
     config = _read_json(place.weights / "config.json") | {"mtp": mtp.to_dict()}
     if place.adapter is None:
-        # vLLM's own parallel drafter (PARD) reads the mask's id here. It knows no weights that act at masks only.
+        # vLLM's own parallel drafter (PARD) reads the mask token's id here. It does not support weights that act at masks only.
         config["pard_token"] = mtp.mask_token_id
-    # It names code that stays behind; transformers has the class, or it would not have loaded.
+    # It names code files that are not copied. transformers has the class, or the checkpoint would not have loaded.
     config.pop("auto_map", None)
     if dtype is not None:
         config.pop("torch_dtype", None)
@@ -182,7 +182,7 @@ def _write_model(
     generation = _read_json(place.weights / "generation_config.json") or json.loads(
         loaded.model.generation_config.to_json_string()
     )
-    generation.pop("_from_model_config", None)  # with it, transformers drops what it does not know
+    generation.pop("_from_model_config", None)  # with this key, transformers drops the keys that it does not know
     write_json(folder / "generation_config.json", generation | {"mtp": decoding})
     if place.adapter is not None:
         _write_adapter(dataclasses.replace(place, folder=place.adapter), mtp, folder / ADAPTER_FOLDER)
@@ -200,7 +200,7 @@ def _write_adapter(place: _Source, mtp: MtpConfig, folder: Path) -> None:
 
 
 def _copy_code(folder: Path) -> None:
-    """`decoding/`, byte for byte."""
+    """Copy `decoding/` byte for byte."""
     folder.mkdir()
     for file in sorted(Path(multitoken.decoding.__file__).parent.glob("*.py")):
         shutil.copyfile(file, folder / file.name)
@@ -214,7 +214,7 @@ def _copy_evaluation(measured: Measured, folder: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """{} where there is no such file."""
+    """The JSON object in a file; {} if there is no such file."""
     if not path.is_file():
         return {}
     try:

@@ -13,19 +13,19 @@ _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]{0,95}")
 
 
 def check_push(name: str) -> None:
-    """Raise `UsageError` where `push` could not begin. Asks nobody: call it before the work."""
+    """Raise `UsageError` if `push` could not start. Uses no network: call it before the work."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"push_to_hub is {name!r}; expected a name on the Hub, such as 'me/my-model'")
     if not get_token():
         raise UsageError(
             f"cannot push to {name}: there is no Hugging Face token here; log in with `hf auth login` or set HF_TOKEN to "
-            "a token that may write"
+            "a token with write access"
         )
 
 
 def push(folder: str | Path, name: str) -> str:
-    """Upload the folder as one commit to the model repository `name`, which is made if it is not there; a private one
-    stays private. Returns its address. Raises `OutputError` where the Hub refuses or cannot be reached."""
+    """Upload the folder as one commit to the model repository `name`, which is created if it does not exist; a private one
+    stays private. Returns its address. Raises `OutputError` if the Hub refuses or cannot be reached."""
     api = HfApi()
     try:
         place = api.create_repo(name, exist_ok=True)
@@ -35,9 +35,9 @@ def push(folder: str | Path, name: str) -> str:
             commit_message="Export of multitoken",
             ignore_patterns=[COMPLETE],
         )
-    except Exception as error:  # the client and its transport, which differs by version, raise many kinds
+    except Exception as error:  # the client and its transport, which differs by version, raise many kinds of errors
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise OutputError(
-            f"cannot push to {name}: {reason}. {folder} is whole: push it again with `hf upload {name} {folder}`"
+            f"cannot push to {name}: {reason}. {folder} is complete: push it again with `hf upload {name} {folder}`"
         ) from error
     return str(place)

@@ -1,4 +1,4 @@
-"""What `multitoken evaluate` wrote, for a model card: the rows as a table, and the command behind them."""
+"""The results of `multitoken evaluate` for a model card: the rows as a table, and the command that measured them."""
 
 import json
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _HEADINGS = ("model", "policy", "accuracy (95%)", "tokens per step", "speed", "i
 
 @dataclass(frozen=True)
 class Measured:
-    """An evaluation: its folder, its rows as `results.json` has them, and what made it."""
+    """An evaluation: its folder, its rows as in `results.json`, and its provenance."""
 
     folder: Path
     rows: list[dict[str, Any]]
@@ -33,7 +33,7 @@ class Measured:
 
     @property
     def table(self) -> str:
-        """Markdown; one table a task."""
+        """The rows as Markdown, one table per task."""
         tables = []
         for task in dict.fromkeys(row["task"] for row in self.rows):
             mine = [row for row in self.rows if row["task"] == task]
@@ -44,7 +44,7 @@ class Measured:
 
 
 def read_evaluation(folder: str | Path) -> Measured:
-    """Raises `DataError` for a folder that `multitoken evaluate` did not write."""
+    """Read the evaluation in a folder. Raises `DataError` for a folder that `multitoken evaluate` did not write."""
     place = Path(folder)
     for name in (RESULTS, PICTURE):
         if not (place / name).is_file():
@@ -63,7 +63,7 @@ def read_evaluation(folder: str | Path) -> Measured:
 
 
 def _sampled(row: dict[str, Any]) -> str:
-    """The temperature and top-p of sampled answers; nothing for greedy ones."""
+    """The temperature, top-p and top-k of sampled answers; empty for greedy ones."""
     found = row.get("sampling") or {}
     parts = {"temperature": found.get("temperature"), "top-p": found.get("top_p"), "top-k": found.get("top_k")}
     return "".join(f", {name} {value:g}" for name, value in parts.items() if value is not None)

@@ -1,4 +1,5 @@
-"""What made an artefact: the command, the versions, the git revision, the machine. Without a machine's own paths."""
+"""How an artefact was made: the command, the versions, the git revision, the machine. It holds no absolute paths of the
+machine."""
 
 import os
 import platform
@@ -18,7 +19,7 @@ import multitoken
 
 
 def provenance(**extra: Any) -> dict[str, Any]:
-    """A JSON object that says what made an artefact; `extra` joins it and must not rename what is there."""
+    """A JSON object that says how an artefact was made. The keys of `extra` are added; they must not be keys of the record."""
     record = {
         "command": command_line(sys.argv),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -37,12 +38,12 @@ def provenance(**extra: Any) -> dict[str, Any]:
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """The command as one could type it again: the program's name, paths relative to here or to `~`."""
+    """The command as one could type it again: the program's name, and paths relative to the current folder or to `~`."""
     return " ".join(_quote(word) for word in (Path(argv[0]).name, *(_shorten(argument) for argument in argv[1:])))
 
 
 def _quote(word: str) -> str:
-    # shlex would quote "~/out" too, which a shell then takes literally.
+    # shlex would also quote "~/out", and a shell then does not expand the "~".
     return word if re.fullmatch(r"[\w@%+=:,./~-]+", word) else shlex.quote(word)
 
 
@@ -61,7 +62,7 @@ def _shorten(argument: str) -> str:
 
 
 def git_revision() -> str | None:
-    """The commit of the current folder's repository, `-dirty` if tracked files differ; None where there is none."""
+    """The commit of the current folder's repository, `-dirty` if tracked files differ; None if there is no repository."""
     try:
         revision = _git("rev-parse", "HEAD")
         return f"{revision}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else revision

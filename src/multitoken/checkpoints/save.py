@@ -1,4 +1,4 @@
-"""Save a model that has a mask token as an ordinary Hugging Face folder, whole or not at all."""
+"""Save a model that has a mask token as an ordinary Hugging Face folder, completely or not at all."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -36,10 +36,10 @@ def save_checkpoint(
 ) -> None:
     """Write safetensors, `config.json` with the `mtp` block, generation config, tokenizer and `provenance.json`.
 
-    `dtype` casts the saved weights only: the model in memory keeps its own, and gets `config.mtp` and nothing else.
-    `extra_files` maps names in the folder to their text. `decoding`: how it decodes unless told otherwise (policy, threshold).
+    `dtype` casts the saved weights only: the model in memory keeps its own type, and only `config.mtp` is added to it.
+    `extra_files` maps names in the folder to their text. `decoding`: the default policy and its options (policy, threshold).
 
-    Raises OutputError where `output` cannot be written (see `atomic_folder`), and ModelError where `mtp` and the
+    Raises OutputError if `output` cannot be written (see `atomic_folder`), and ModelError where `mtp` and the
     tokenizer disagree about the mask token.
     """
     found = tokenizer.convert_tokens_to_ids(mtp.mask_token)
@@ -74,20 +74,20 @@ def save_checkpoint(
 def write_decoding(
     decoding: Mapping[str, Any] | None, folder: Path, generation: Mapping[str, Any] | None = None
 ) -> None:
-    """`generation_config.json`, with how the checkpoint decodes unless told otherwise as its `mtp`; no file where nothing is
-    said."""
+    """Write `generation_config.json`, with the checkpoint's default policy and its options as `mtp`. Writes no file if there is
+    nothing to store."""
     config = dict(generation or {})
     if decoding:
-        config.pop("_from_model_config", None)  # with it, transformers drops what it does not know
+        config.pop("_from_model_config", None)  # with this key, transformers drops the keys that it does not know
         config["mtp"] = dict(decoding)
     if config:
         write_json(folder / GENERATION_CONFIG_NAME, config)
 
 
 def store_decoding(folder: str | Path, decoding: Mapping[str, Any]) -> None:
-    """Let a saved checkpoint decode so unless told otherwise; whatever else its `generation_config.json` says stays.
+    """Set the default policy and options of a saved checkpoint. All other entries of its `generation_config.json` stay.
 
-    Raises `OutputError` for a folder that is no checkpoint or cannot be written.
+    Raises `OutputError` for a folder that is not a checkpoint or cannot be written.
     """
     folder = Path(folder)
     if not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG)):
@@ -98,7 +98,7 @@ def store_decoding(folder: str | Path, decoding: Mapping[str, Any]) -> None:
 
 
 def write_head(head: DraftHead | None, folder: Path) -> None:
-    """The draft head, if there is one; its version stands in the `mtp` block."""
+    """Write the draft head, if there is one; its version is in the `mtp` block."""
     if head is not None:
         (folder / HEAD_WEIGHTS).parent.mkdir(exist_ok=True)
         save_file(head_state(head), folder / HEAD_WEIGHTS, metadata={"format": "pt"})
@@ -106,10 +106,10 @@ def write_head(head: DraftHead | None, folder: Path) -> None:
 
 @contextmanager
 def own_settings_kept(model: PreTrainedModel) -> Iterator[None]:
-    """Undo what `save_pretrained` writes into the model, and keep it from judging the generation config.
+    """Undo what `save_pretrained` writes into the model, and keep it from validating the generation config.
 
-    Many published models carry one that transformers reads but refuses to write (a temperature without sampling): a
-    training of hours would end in that refusal. It is written verbatim instead.
+    Many published models have a generation config that transformers reads but refuses to write (a temperature without
+    sampling): hours of training would end in that error. It is written verbatim instead.
     """
     dtype, architectures, generation = model.config.dtype, model.config.architectures, model.generation_config
     model.generation_config = GenerationConfig()
@@ -120,14 +120,14 @@ def own_settings_kept(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """The state dict with its floating-point parameters in `dtype`; tied ones stay one tensor, buffers as they are."""
+    """The state dict with its floating-point parameters in `dtype`. Tied parameters stay one tensor, buffers stay as they are."""
     state = model.state_dict()
     if dtype is None:
         return state
     cast: dict[int, torch.Tensor] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in state and parameter.is_floating_point():
-            # save_pretrained recognises tied weights by their memory: two casts of one weight would be saved twice.
+            # save_pretrained recognises tied weights by their memory: if a weight were cast twice, it would be saved twice.
             if id(parameter) not in cast:
                 cast[id(parameter)] = parameter.detach().to(dtype)
             state[name] = cast[id(parameter)]

@@ -1,8 +1,9 @@
-"""To UNO and back: draft adapters as SGLang serves them (`--speculative-algorithm UNO`), in PEFT's format without a mask vector.
+"""Convert to UNO and back: draft adapters as SGLang serves them (`--speculative-algorithm UNO`), in PEFT's format without a mask
+vector.
 
 SGLang 0.5.23 reads `adapter_config.json` (peft_type, r, lora_alpha, target_modules: the last part of each name counts) and every
-`*.safetensors` of the folder, whose names hold `layers.N.` and PEFT's `lora_A` and `lora_B`; an update of k_proj or v_proj needs one of
-q_proj beside it.
+`*.safetensors` file of the folder. The tensor names must hold `layers.N.` and PEFT's `lora_A` and `lora_B`. A layer with an
+update of k_proj or v_proj needs an update of q_proj as well.
 """
 
 from pathlib import Path
@@ -21,18 +22,19 @@ from .atomic import atomic_folder, check_output, write_json
 def export_uno(source: str | Path, output: str | Path, *, overwrite: bool = False) -> str:
     """Write a gated adapter that was trained with `masks="noise"` as an UNO adapter. Returns the command that serves it.
 
-    Raises `UsageError` for an adapter with a mask vector, which UNO has no place for, and `OutputError` where it cannot be written.
+    Raises `UsageError` for an adapter with a mask vector, which the UNO format cannot hold, and `OutputError` if it cannot be
+    written.
     """
     source, output = Path(source), Path(output)
     if not is_adapter(source):
         raise UsageError(
-            f"{source} is no gated adapter's folder; expected one that `multitoken adapt --masks noise` wrote"
+            f"{source} is not the folder of a gated adapter; expected one that `multitoken adapt --masks noise` wrote"
         )
     settings, mtp = read_adapter_config(source)
     state = load_file(source / WEIGHTS)
     if MASK_VECTOR in state:
         raise UsageError(
-            f"{source} was trained with a mask vector, which UNO has no place for; adapt with --masks noise (masks='noise')"
+            f"{source} was trained with a mask vector, which the UNO format cannot hold; adapt with --masks noise (masks='noise')"
         )
     _check_layers(settings["target_modules"])
     with atomic_folder(output, overwrite=overwrite) as folder:
@@ -46,8 +48,8 @@ def export_uno(source: str | Path, output: str | Path, *, overwrite: bool = Fals
 
 
 def adopt_uno(source: str | Path, output: str | Path, *, base: str, overwrite: bool = False) -> Path:
-    """Write an UNO adapter, a folder or a Hub name, as a gated adapter of ours, which every command takes. base: its model's folder or
-    Hub name. Returns `output`. Raises as `load_causal_lm` and `save_adapter` do."""
+    """Write an UNO adapter, a folder or a Hub name, as a gated adapter, which every command accepts. base: the folder or Hub name
+    of its model. Returns `output`. Raises as `load_causal_lm` and `save_adapter` do."""
     check_output(output, overwrite=overwrite)
     loaded = load_causal_lm(source, base=base, uno=True, device="cpu")
     assert loaded.adapter is not None and loaded.mtp is not None

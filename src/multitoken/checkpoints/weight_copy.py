@@ -1,4 +1,5 @@
-"""Copy a checkpoint's weight files: byte for byte, or each tensor in another type. Names, shards and what is tied stay."""
+"""Copy a checkpoint's weight files: byte for byte, or each tensor in another type. Names, shards and tied weights stay the
+same."""
 
 import json
 import shutil
@@ -15,8 +16,8 @@ from .atomic import write_json
 
 
 def copy_weights(source: Path, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """The files that transformers reads weights from, one after the other. dtype: of floating-point numbers; None: as they
-    are. Raises `ModelError` where there are none."""
+    """Copy the files that transformers reads weights from, one after the other. dtype: the type of floating-point tensors in the
+    copy; None: unchanged. Raises `ModelError` if there are no weight files."""
     index = source / SAFE_WEIGHTS_INDEX_NAME
     size = 0
     for file in weight_files(str(source)):
@@ -34,7 +35,7 @@ def copy_weights(source: Path, folder: Path, dtype: torch.dtype | None = None) -
 
 
 def _cast(file: Path, to: Path, dtype: torch.dtype) -> int:
-    """Write the file in another type. -> bytes of its tensors."""
+    """Write the file in another type. Returns the size of its tensors in bytes."""
     with safe_open(file, framework="pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         metadata = opened.metadata() or {}

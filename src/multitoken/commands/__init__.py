@@ -1,1 +1,1 @@
-"""The commands: one module each, `argv` already parsed by typer. Heavy imports wait until a command runs."""
+"""The commands, one module each; typer has already parsed `argv`. Heavy imports happen only when a command runs."""

@@ -1,4 +1,4 @@
-"""`multitoken adapt`: its options are the fields of `AdaptConfig`, each with its sentence."""
+"""`multitoken adapt`: its options are the fields of `AdaptConfig`, and their docstrings are the help texts."""
 
 import inspect
 from pathlib import Path
@@ -12,7 +12,7 @@ from .options import console_for
 
 
 def adapt_command(**options: Any) -> None:
-    """Adapt MODEL to several tokens a pass and save it to --output."""
+    """Adapt MODEL to write several tokens per forward pass and save it to --output."""
     dry_run = options.pop("dry_run", None)
     recipe = load_recipe(options.pop("config")) if options.get("config") else options.pop("config", None)
     config = make_config(recipe, **options)
@@ -31,7 +31,7 @@ def adapt_command(**options: Any) -> None:
 
 
 def _signature() -> inspect.Signature:
-    """One option a field of `AdaptConfig`: the field's sentence is its help."""
+    """One option per field of `AdaptConfig`; the field's docstring is the option's help."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         inspect.Parameter(
@@ -41,16 +41,16 @@ def _signature() -> inspect.Signature:
             "config",
             keyword,
             default=None,
-            annotation=Annotated[Path | None, typer.Option(help="A YAML file that holds any of these options.")],
+            annotation=Annotated[Path | None, typer.Option(help="A YAML file with any of these options.")],
         ),
     ]
-    dry_run = typer.Option("--dry-run", help="Measure a few steps and say what the run would take; write nothing.")
+    dry_run = typer.Option("--dry-run", help="Measure a few steps and print what the run would need; write nothing.")
     parameters.append(inspect.Parameter("dry_run", keyword, default=False, annotation=Annotated[bool, dry_run]))
     for name, field in AdaptConfig.model_fields.items():
         if name == "model":
             continue
         kind = _option_type(field.annotation)
-        default = "" if field.is_required() else f" [default: {field.default}]" if field.default is not None else ""
+        default = "" if field.is_required() else f" (default: {field.default})" if field.default is not None else ""
         option = typer.Option(help=(field.description or "") + default, show_default=False)
         parameters.append(inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind | None, option]))
     return inspect.Signature(parameters)
@@ -61,7 +61,7 @@ def _help(name: str) -> str:
 
 
 def _option_type(annotation: Any) -> Any:
-    """bool, int and float are parsed here; all else goes as text to `AdaptConfig`, which checks it in better words."""
+    """bool, int and float are parsed by typer. All other types go as text to `AdaptConfig`, whose error messages are better."""
     plain = [t for t in (bool, int, float) if annotation is t or annotation == t | None]
     return plain[0] if plain else str
 

@@ -31,24 +31,27 @@ def calibrate_command(
         typer.Option(help="Try only this threshold; repeat it for several. If not given, a dozen are tried."),
     ] = None,
     original: Annotated[str | None, typer.Option(help="The model it was made from (full and lora need it).")] = None,
-    confidence: Annotated[float, typer.Option(help="How sure the promise must be.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="Confidence at which the loss must stay within the limit.")] = 0.95,
     prompts: options.PromptsOption = None,
     grader: options.GraderOption = None,
     max_new_tokens: options.AnswerLengthOption = 256,
-    batch_size: Annotated[int, typer.Option(help="Requests side by side: what is fastest depends on it.")] = 32,
-    write: Annotated[bool, typer.Option(help="Store what is chosen in MODEL's generation_config.json.")] = True,
+    batch_size: Annotated[
+        int, typer.Option(help="Requests decoded at the same time; the fastest policy depends on it.")
+    ] = 32,
+    write: Annotated[bool, typer.Option(help="Store the choice in MODEL's generation_config.json.")] = True,
     base: options.BaseOption = None,
     device: options.DeviceOption = "auto",
     dtype: options.DtypeOption = "auto",
     trust_remote_code: options.TrustFlag = False,
     output: Annotated[
-        Path | None, typer.Option(help="Keep the answers in this folder, so that an interrupted calibration can go on.")
+        Path | None,
+        typer.Option(help="Store the answers in this folder, so that an interrupted calibration can continue."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the answers in --output.")] = False,
-    resume: Annotated[bool, typer.Option(help="Go on with an interrupted calibration in --output.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted calibration in --output.")] = False,
     json_output: options.JsonFlag = False,
 ) -> None:
-    """Find the fastest policy, threshold and k of MODEL within a loss that you allow, and store it."""
+    """Find the fastest policy, threshold and k for MODEL whose loss stays within a limit that you set, and store them."""
     from multitoken.api import calibrate
 
     console = options.console_for(json_output)
@@ -78,7 +81,7 @@ def calibrate_command(
     _show(found, console)
     if found.chosen is not None and write:
         where = (
-            "the embedded model stays as it is"
+            "the embedded model was not changed"
             if model == "demo"
             else f"stored in {Path(model) / 'generation_config.json'}"
         )
@@ -115,24 +118,24 @@ def _show(found: "Calibration", console: "Console") -> None:
 def _verdict(found: "Calibration") -> str:
     if found.allowed is None:
         assert found.chosen is not None
-        return f"{found.chosen.label}: the fastest here, and no output changes."
+        return f"{found.chosen.label}: the fastest one here, and no output changes."
     lost = "outputs differ" if found.allowed.kind == "different" else "of accuracy are lost"
     if found.chosen is not None and found.chosen.at_most == 0.0:
-        return f"{found.chosen.label}: the fastest within what may be lost, and no output changes."
+        return f"{found.chosen.label}: the fastest one within the limit, and no output changes."
     limit = f"at most {_share(found.allowed.share)} {lost}, at {found.confidence:.0%} confidence"
     failed = [each for each in found.candidates if each.confirmed_loss is not None and not each.promised]
     said = (
         f"{found.chosen.label}: {limit} ({found.prompts} prompts, half of them to confirm)."
         if found.chosen is not None
-        else f"Nothing can be promised: {limit}, was not reached on {found.prompts} prompts."
+        else f"Nothing can be promised: the goal ({limit}) was not reached on {found.prompts} prompts."
     )
     return "\n".join([said, *(f"{each.label}: {_reason(each)}" for each in failed)])
 
 
 def _reason(each: "Candidate") -> str:
     if each.needed is None:
-        return f"loses too much ({_share(each.confirmed_loss)} of the confirming half)"
-    return f"too few prompts to promise it; about {each.needed:,} would do"
+        return f"loses too much ({_share(each.confirmed_loss)} on the half of the prompts that confirms)"
+    return f"too few prompts to promise the limit; about {each.needed:,} would be enough"
 
 
 def _share(value: float | None) -> str:

@@ -13,7 +13,10 @@ from .options import BaseOption, DeviceOption, DtypeOption, JsonFlag, TrustFlag,
 def check_command(
     model: Annotated[str, typer.Argument(help="A folder or Hub name; 'demo' is the embedded one.")],
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="From the config alone: random weights, few layers, no download.")
+        bool,
+        typer.Option(
+            "--random-weights", help="Use only the config: random weights, few layers, no download of weights."
+        ),
     ] = False,
     base: BaseOption = None,
     device: DeviceOption = "auto",
@@ -21,8 +24,8 @@ def check_command(
     trust_remote_code: TrustFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
-    """Test what MODEL can be used for: trained, decoded, exact, batched, sampled, gated, exported. Exit code 1 if it would be
-    wrong in any."""
+    """Test what MODEL can be used for: trained, decoded, exact, batched, sampled, gated, exported. The exit code is 1 if any of
+    these would be wrong."""
     from multitoken.models.check import check_model, uses
     from multitoken.models.loading import load_causal_lm, load_config
     from multitoken.models.random_weights import random_model
@@ -37,7 +40,7 @@ def check_command(
         tested, name, mask_id = loaded.model, loaded.name, loaded.mtp and loaded.mtp.mask_token_id
         if loaded.adapter is not None:
             raise UsageError(
-                f"{name} has a gate already; check the model it was made from, with a gate of the test's own"
+                f"{name} already has a gate; check the model it was made from (the test adds a gate of its own)"
             )
         how = "its own weights"
     vocabulary: int = tested.config.get_text_config().vocab_size

@@ -9,14 +9,16 @@ from .options import console_for
 
 
 def demo_command(
-    fast: Annotated[bool, typer.Option("--fast", help="Use the embedded adapter: under a minute.")] = False,
-    output: Annotated[Path, typer.Option(help="Folder for the report, the picture and the numbers.")] = Path(
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Use the embedded adapter instead of training one: takes under a minute.")
+    ] = False,
+    output: Annotated[Path, typer.Option(help="Folder for the report, the plot and the numbers.")] = Path(
         "demo-output"
     ),
     minutes: Annotated[float | None, typer.Option(help="Minutes of training.")] = None,
-    questions: Annotated[int | None, typer.Option(help="Questions to each model under each policy.")] = None,
+    questions: Annotated[int | None, typer.Option(help="Number of questions for each model and policy.")] = None,
 ) -> None:
-    """Watch an ordinary model become a multi-token model, with honest numbers and a picture."""
+    """Watch an ordinary model become a multi-token model, with measured numbers and a plot."""
     from multitoken.quickstart.demo import QUESTIONS_OF_A_FAST_ONE, DemoOptions, run_demo
 
     if fast and questions is None:

@@ -16,9 +16,9 @@ def evaluate_command(
     model: Annotated[str, typer.Argument(help="The model to measure; 'demo' is the embedded adapted one.")],
     output: Annotated[Path, typer.Option(help="Folder for results.json, tradeoff.png and report.html.")],
     task: Annotated[str, typer.Option(help="An embedded task (word-problems, letters, ...) or a JSONL file.")],
-    original: Annotated[str | None, typer.Option(help="The model it was made from, to compare with.")] = None,
+    original: Annotated[str | None, typer.Option(help="The model that MODEL was made from, to compare with.")] = None,
     compare: Annotated[
-        list[str] | None, typer.Option(help="NAME=MODEL, repeatable: another model, in rows of that name.")
+        list[str] | None, typer.Option(help="NAME=MODEL, repeatable: another model to measure; its rows get that name.")
     ] = None,
     policy: Annotated[
         list[str] | None,
@@ -30,13 +30,16 @@ def evaluate_command(
     temperature: Annotated[
         float | None, typer.Option(help="Sample at this temperature; greedy if not given, or 0.")
     ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens of this share.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample among so many of the likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among the most likely tokens that together have this probability.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample among this many of the most likely tokens.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the first question's noise (0 if not given); each next one's is one more.")
+        int | None,
+        typer.Option(help="Seed of the first question (0 if not given); each next question's seed is one more."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(help="Questions answered side by side. 1 measures what a single user sees; 32 is faster.")
+        int, typer.Option(help="Questions answered at the same time. 1 measures what a single user sees; 32 is faster.")
     ] = 1,
     base: options.BaseOption = None,
     device: options.DeviceOption = "auto",
@@ -44,10 +47,10 @@ def evaluate_command(
     device_map: options.DeviceMapOption = None,
     trust_remote_code: options.TrustFlag = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what the output folder holds.")] = False,
-    resume: Annotated[bool, typer.Option(help="Go on with an interrupted measurement in --output.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted measurement in --output.")] = False,
     json_output: options.JsonFlag = False,
 ) -> None:
-    """Measure accuracy, sameness and speed of MODEL under several policies, against --original."""
+    """Measure MODEL under several policies: accuracy, speed, and how many outputs are identical to those of --original."""
     from multitoken.api import evaluate, task_of
     from multitoken.checkpoints.provenance import provenance
     from multitoken.evaluation.journal import prepare_output

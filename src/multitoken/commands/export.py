@@ -16,26 +16,29 @@ def export_command(
     policy: Annotated[
         str | None,
         typer.Option(
-            help=f"How it decodes unless a call says otherwise: {POLICY_HELP}. If not given: as the checkpoint does."
+            help=f"The default policy of the export: {POLICY_HELP}. If not given: the checkpoint's default policy."
         ),
     ] = None,
     threshold: ThresholdOption = None,
     k: KOption = None,
     reference: Annotated[
-        bool, typer.Option("--reference", help="A gated adapter alone, which names its base on the Hub.")
+        bool, typer.Option("--reference", help="Export a gated adapter without its base, which it names on the Hub.")
     ] = False,
     uno: Annotated[
-        bool, typer.Option("--uno", help="An adapter trained with --masks noise, as SGLang serves it (UNO's format).")
+        bool,
+        typer.Option(
+            "--uno", help="Export an adapter trained with --masks noise in UNO's format, which SGLang serves."
+        ),
     ] = False,
     base: BaseOption = None,
     evaluation: Annotated[Path | None, typer.Option(help="A folder that evaluate wrote, for the model card.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Store the weights in bfloat16, float16 or float32; as they are, if not given.")
+        str | None, typer.Option(help="Store the weights in bfloat16, float16 or float32; unchanged if not given.")
     ] = None,
     push_to_hub: Annotated[str | None, typer.Option(help="Upload the folder to this repository on the Hub.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what the output folder holds.")] = False,
 ) -> None:
-    """Write CHECKPOINT to the folder OUTPUT as plain transformers load it, with the code that decodes it and a card."""
+    """Write CHECKPOINT to the folder OUTPUT so that plain transformers can load it, with its decoding code and a model card."""
     from multitoken.checkpoints.export import export
     from multitoken.checkpoints.uno import export_uno
 
@@ -47,7 +50,9 @@ def export_command(
         }  # fmt: skip
         given = [name for name, value in others.items() if value is not None]
         if given:
-            raise UsageError(f"{', '.join(given)}: an UNO adapter's folder has no place for it; leave it out")
+            raise UsageError(
+                f"{', '.join(given)}: not possible with --uno, which writes only the adapter; leave it out"
+            )
         serve = export_uno(model_path(checkpoint), output, overwrite=overwrite)
         console.print(f"Exported {output}. Serve it with:\n{serve}", markup=False, soft_wrap=True)
         return
@@ -62,7 +67,7 @@ def export_command(
         overwrite=overwrite,
         push_to_hub=push_to_hub,
     )
-    console.print(f"Exported {output}; its card is {output / 'README.md'}", markup=False, soft_wrap=True)
+    console.print(f"Exported {output}; its model card is {output / 'README.md'}", markup=False, soft_wrap=True)
     if push_to_hub is not None:
         console.print(f"Pushed to https://huggingface.co/{push_to_hub}", markup=False, soft_wrap=True)
 
@@ -73,7 +78,7 @@ def adopt_command(
     base: Annotated[str, typer.Option(help="The model that it drafts for: a folder or Hub name.")],
     overwrite: Annotated[bool, typer.Option(help="Replace what the output folder holds.")] = False,
 ) -> None:
-    """Write an UNO draft adapter to the folder OUTPUT as a gated adapter, which every other command takes."""
+    """Write an UNO draft adapter to the folder OUTPUT as a gated adapter, which every other command accepts."""
     from multitoken.checkpoints.uno import adopt_uno
 
     adopt_uno(adapter, output, base=base, overwrite=overwrite)

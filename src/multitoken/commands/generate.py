@@ -33,11 +33,13 @@ def generate_command(
     k: KOption = None,
     branches: BranchesOption = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of the answer (256, or as many as fit, if not given).")
+        int | None, typer.Option(help="Maximum number of tokens of the answer (256, or as many as fit, if not given).")
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy if not given.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens of this share.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Sample with this seed: one seed, one text.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among the most likely tokens that together have this probability.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Sample with this seed; the same seed gives the same text.")] = None,
     base: BaseOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -57,7 +59,7 @@ def generate_command(
     colours = ("cyan", "yellow", "green", "magenta")
     started = time.perf_counter()
     chunks = []
-    # One answer is too short to measure the machine for.
+    # A single answer is too short for measuring the machine to pay off.
     options: dict[str, Any] = {"adaptive": False}
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     options |= {name: value for name, value in given.items() if value is not None}
@@ -88,13 +90,13 @@ def chat_command(
     threshold: ThresholdOption = None,
     k: KOption = None,
     branches: BranchesOption = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum number of tokens of an answer.")] = 512,
     base: BaseOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustFlag = False,
 ) -> None:
-    """Talk with MODEL in the terminal; /help there tells what one can change on the way."""
+    """Chat with MODEL in the terminal; type /help there to see which settings can be changed."""
     from multitoken.models.model import Model
     from multitoken.serving.terminal import Chat
 

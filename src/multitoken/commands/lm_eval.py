@@ -1,4 +1,4 @@
-"""`multitoken lm-eval`: lm-evaluation-harness's own command line, with this project's model registered."""
+"""`multitoken lm-eval`: the command line of lm-evaluation-harness, with this project's model class registered."""
 
 import sys
 
@@ -12,7 +12,7 @@ HARNESS_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "he
 def lm_eval_command(context: typer.Context) -> None:
     """Run lm-evaluation-harness: --model_args pretrained=DIR,policy=exact,threshold=0.7 --tasks gsm8k ...
 
-    All arguments are the harness's (--help lists them). If not given: --model multitoken, --batch_size 32, --device auto.
+    All arguments are those of the harness (--help lists them). If not given: --model multitoken, --batch_size 32, --device auto.
     """
     try:
         from lm_eval._cli import HarnessCLI
@@ -38,7 +38,7 @@ def lm_eval_command(context: typer.Context) -> None:
 
 
 def _defaults(arguments: list[str]) -> list[str]:
-    """What is meant where the arguments do not say it. The harness's own device is a GPU, whether there is one or not."""
+    """Defaults for arguments that are not given. The harness's own default device is a GPU, whether there is one or not."""
     defaults = {("--model", "-M"): "multitoken", ("--batch_size", "-b"): "32", ("--device",): "auto"}
     given = {word.split("=")[0] for word in arguments}
     return [word for names, value in defaults.items() if not given & {*names} for word in (names[0], value)]

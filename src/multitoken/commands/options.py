@@ -1,4 +1,4 @@
-"""What several commands take, and how they speak."""
+"""Options and output functions that several commands share."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,16 +15,20 @@ if TYPE_CHECKING:
 POLICY_HELP = "next-token, static, confadapt or exact"
 ModelArgument = Annotated[str, typer.Argument(help="A folder or Hub name, adapted or not; 'demo' is the embedded one.")]
 PolicyOption = Annotated[
-    str | None, typer.Option(help=f"{POLICY_HELP}. If not given: as the model says (exact, where it is adapted).")
+    str | None, typer.Option(help=f"{POLICY_HELP}. If not given: the model's default policy (exact, if it is adapted).")
 ]
 ThresholdOption = Annotated[float | None, typer.Option(help="Confidence from 0 to 1 that a token must reach.")]
 BranchesOption = Annotated[
     int | None,
-    typer.Option(min=0, help="Further blocks a step, behind drafts that may be refused (exact): fewer, larger passes."),
+    typer.Option(
+        min=0, help="Further blocks per step, after drafts that may be rejected (exact): fewer, larger passes."
+    ),
 ]
-KOption = Annotated[int | None, typer.Option(help="Most tokens a step; at most what the model was trained for.")]
+KOption = Annotated[
+    int | None, typer.Option(help="Maximum number of tokens per step; at most what the model was trained for.")
+]
 BaseOption = Annotated[
-    str | None, typer.Option(help="Where the model of a gated adapter lies, if not where the adapter says.")
+    str | None, typer.Option(help="Where the base model of a gated adapter is, if not where the adapter says.")
 ]
 DeviceOption = Annotated[
     str, typer.Option(help="auto (an accelerator if there is one), cpu, cuda, cuda:N, mps or xpu.")
@@ -33,22 +37,23 @@ DtypeOption = Annotated[
     str, typer.Option(help="auto (the model's own; float32 on a CPU), float32, bfloat16 or float16.")
 ]
 DeviceMapOption = Annotated[
-    str | None, typer.Option(help="auto: spread the model over all devices and memory (accelerate).")
+    str | None, typer.Option(help="auto: spread the model over all devices and memory (by accelerate).")
 ]
 PromptsOption = Annotated[int | None, typer.Option(help="How many questions (embedded tasks: 100 if not given).")]
 GraderOption = Annotated[
     str | None,
     typer.Option(help="last-number, exact, contains, regex, rouge-l, none, or your own MODULE:FUNCTION (JSONL files)."),
 ]
-AnswerLengthOption = Annotated[int, typer.Option(help="Most tokens of an answer.")]
+AnswerLengthOption = Annotated[int, typer.Option(help="Maximum number of tokens of an answer.")]
 TrustFlag = Annotated[bool, typer.Option(help="Run the modelling code that comes with the checkpoint.")]
 JsonFlag = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object as the last line; the rest goes to stderr.")
+    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout; all else goes to stderr.")
 ]
 
 
 def console_for(json_output: bool = False) -> Console:
-    """Standard output; standard error where JSON is to be the last line of the output. Of several processes the first one speaks."""
+    """A console on standard output, or on standard error if JSON is printed as well. Of several processes, only the first one
+    prints."""
     return Console(stderr=json_output, quiet=not Processes.here().first)
 
 
@@ -67,7 +72,7 @@ def model_path(name: str, embedded: str = "gated") -> str:
 
 
 def given_policy(name: str | None, threshold: float | None, k: int | None) -> "Policy | None":
-    """What the options say where no model is loaded, Exact if they name no policy; None: they say nothing."""
+    """The policy that the options describe, without a loaded model; Exact if they name none. None if no option is given."""
     from multitoken.decoding.policies import Exact, varied
 
     is_given = name is not None or threshold is not None or k is not None
@@ -77,7 +82,7 @@ def given_policy(name: str | None, threshold: float | None, k: int | None) -> "P
 def chosen_policy(
     model: "Model", name: str | None, threshold: float | None, k: int | None, branches: int | None = None
 ) -> "Policy":
-    """The model's default policy, with what the options say in its place."""
+    """The model's default policy, changed by the options that are given."""
     from multitoken.decoding.policies import varied
 
     return varied(model.default_policy, name, threshold=threshold, k=k, branches=branches)

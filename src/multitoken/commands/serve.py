@@ -26,20 +26,24 @@ from .options import (
 
 def serve_command(
     model: ModelArgument,
-    host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 127.0.0.1 accepts connections from this machine only.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 chooses any free port.")] = 8000,
     api_key: Annotated[
-        str | None, typer.Option(envvar="MULTITOKEN_API_KEY", help="Key that every request must bring.")
+        str | None, typer.Option(envvar="MULTITOKEN_API_KEY", help="Key that every request must send.")
     ] = None,
     served_name: Annotated[str | None, typer.Option(help="The model's name in the API; MODEL if not given.")] = None,
-    policy: Annotated[str | None, typer.Option(help=f"Of requests that name none: {POLICY_HELP}.")] = None,
+    policy: Annotated[str | None, typer.Option(help=f"Policy of requests that name none: {POLICY_HELP}.")] = None,
     threshold: ThresholdOption = None,
     k: KOption = None,
     branches: BranchesOption = None,
-    max_rows: Annotated[int, typer.Option(help="Answers that are written side by side.")] = 32,
-    queue: Annotated[int, typer.Option(help="Answers that may wait besides; more get a 429.")] = 128,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 1024,
-    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 600.0,
+    max_rows: Annotated[int, typer.Option(help="Maximum number of answers that are decoded at the same time.")] = 32,
+    queue: Annotated[
+        int, typer.Option(help="Maximum number of further answers that wait; beyond that, requests get a 429.")
+    ] = 128,
+    max_tokens: Annotated[int, typer.Option(help="Maximum number of tokens of an answer.")] = 1024,
+    timeout: Annotated[float, typer.Option(help="Maximum time of a request, in seconds.")] = 600.0,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="A site whose pages may call the API from a browser; repeatable.")
     ] = None,
@@ -52,7 +56,10 @@ def serve_command(
     trust_remote_code: TrustFlag = False,
     compiled: Annotated[
         bool,
-        typer.Option("--compile", help="Compile the steps first (torch.compile): minutes at the start, then faster."),
+        typer.Option(
+            "--compile",
+            help="Compile the decoding steps first (torch.compile): takes minutes at the start, then is faster.",
+        ),
     ] = False,
 ) -> None:
     """Serve MODEL with an OpenAI-compatible API, and a page at / that shows what multi-token decoding is."""
@@ -82,13 +89,13 @@ def serve_command(
     if engine == "vllm" and compiled:
         raise UsageError("vLLM compiles by itself; leave --compile out")
     if engine == "vllm" and branches:
-        raise UsageError("vLLM's attention has no place for branches; leave --branches out")
+        raise UsageError("vLLM's attention does not support branches; leave --branches out")
     if engine == "vllm":
         given = replace(options, policy=given_policy(policy, threshold, k))
         serve_with_vllm(model_path(model), given, trust_remote_code=trust_remote_code)
     loaded = Model.load(model_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code, base=base)
     console = console_for()
     if compiled:
-        console.print("Compiling the steps of decoding: this takes minutes.")
+        console.print("Compiling the decoding steps; this takes minutes.")
         loaded.compile()
     run.serve(loaded, replace(options, policy=chosen_policy(loaded, policy, threshold, k, branches)), console)

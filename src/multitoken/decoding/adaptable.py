@@ -1,4 +1,4 @@
-"""Which layers a low-rank update can act behind, token by token."""
+"""Finds the layers whose output a low-rank update can be added to, token by token."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -13,7 +13,10 @@ from .mixer_state import cache_argument
 
 @torch.no_grad()
 def at_tokens(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> list[str]:
-    """Those that map each token of a pass to a vector. Seen in a pass over tokens behind others that are cached."""
+    """The names of the layers that map each token of a pass to one vector.
+
+    This is observed in a forward pass over tokens that follow cached ones.
+    """
     tokens, seen = 7, {}
 
     def look(name: str, _: nn.Module, args: tuple[Any, ...], y: Any) -> None:
@@ -33,20 +36,22 @@ def at_tokens(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> list[s
 
 
 def is_linear(module: nn.Module) -> bool:
-    """`nn.Linear` and its kin: quantised ones, and GPT-2's `Conv1D`, which is one with its matrix transposed. A router that
-    is a linear layer, but gives more than its product, is none."""
+    """Whether a module is a linear layer: `nn.Linear`, a quantised one, or GPT-2's `Conv1D` (a transposed matrix).
+
+    A router that is a linear layer but returns more than its product does not count.
+    """
     if isinstance(module, nn.Linear):
         return type(module).forward is nn.Linear.forward or not type(module).__name__.endswith("Router")
     return type(module).__name__ == "Conv1D"
 
 
 def is_experts(module: nn.Module) -> bool:
-    """All experts of a layer in three-dimensional parameters: hidden states in, hidden states out."""
+    """Whether a module holds all experts of a layer in three-dimensional parameters: hidden states in and out."""
     return type(module).__name__.endswith("Experts") and any(p.ndim == 3 for p in module.parameters(recurse=False))
 
 
 def sides(module: nn.Module, hidden: int) -> tuple[int, int]:
-    """(inputs, outputs) of a layer."""
+    """(input size, output size) of a layer."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if is_experts(module):

@@ -1,4 +1,4 @@
-"""Which arguments of `generate` multi-token decoding takes. All others are refused by name: none is silently ignored."""
+"""Which arguments of `generate` multi-token decoding accepts. Others are refused by name. None is silently ignored."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -21,7 +21,8 @@ _TAKEN = (
     "streamer",
     "tokenizer",
 )
-# Options of a generation config, with the values besides None that mean plain decoding. These change what is written ...
+# Options of a generation config, each with the values that mean plain decoding; None always does. These options change
+# the output ...
 _WRITE_OTHERWISE: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
@@ -36,7 +37,7 @@ _WRITE_OTHERWISE: dict[str, tuple[Any, ...]] = {
     "use_mtp": (False,),
     "is_assistant": (False,),
 }
-# ... and these do not, or only together with one of those: a checkpoint may have them, a call may not ask for them.
+# ... and these do not, or only together with one of the options above. A checkpoint may set them, but a call may not.
 _HAVE_NO_MEANING: dict[str, tuple[Any, ...]] = {
     "use_cache": (True,),
     "cache_implementation": ("dynamic", "hybrid"),
@@ -65,8 +66,11 @@ _HAVE_NO_MEANING: dict[str, tuple[Any, ...]] = {
 def check_arguments(
     arguments: Mapping[str, Any], given: GenerationConfig | None, of_checkpoint: GenerationConfig
 ) -> dict[str, Any]:
-    """The arguments that are to be handed on. Raises `DecodingError` for one that is not supported or not known, in the
-    call, in the generation config given with it, or in the checkpoint's."""
+    """The arguments to pass on.
+
+    Raises `DecodingError` for an unsupported or unknown argument, whether it is in the call, in the generation config
+    given with the call, or in the checkpoint's generation config.
+    """
     options = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {"transformers_version"}
     kept = {}
     for name, value in arguments.items():
@@ -83,19 +87,19 @@ def check_arguments(
                 continue
             mend = "leave it out"
             if option(name, kept, given) is None:
-                mend = f"the checkpoint's generation config asks for it: give {name}={plain[0] if plain else None}"
+                mend = f"the checkpoint's generation config sets it: pass {name}={plain[0] if plain else None}"
             raise DecodingError(f"{name}={value!r} is not supported by multi-token decoding; {mend}")
     return kept
 
 
 def option(name: str, arguments: Mapping[str, Any], *configs: GenerationConfig | None) -> Any:
-    """An option of the call: as an argument, even None, or else of the first config that has it."""
+    """The value of an option: the call's argument, even if None, or else the value in the first config that sets it."""
     if name in arguments:
         return arguments[name]
     return next((v for config in configs if (v := getattr(config, name, None)) is not None), None)
 
 
 def check_length(max_new_tokens: object) -> None:
-    """Raises `DecodingError` for what is no length of an answer."""
+    """Raises `DecodingError` if `max_new_tokens` is not a whole number of at least 1."""
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise DecodingError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number of at least 1")

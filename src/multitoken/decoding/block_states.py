@@ -1,14 +1,15 @@
 """Packed blocks with recurrent layers: every block starts from the state at its anchor.
 
-The real tokens of a sample run through a mixer once. A kind that can leave the states behind any of its tokens (`Kind.leaves_any`) leaves
-those at the anchors. Of any other, the tokens come in short pieces, and the states at the borders from which blocks start are kept: a
-block starts from the last border before it, and the real tokens between the border and the block are run again in front of it. So all
-blocks of all rows, whatever their anchors, are one call. Gradients pass through states and repeated inputs alike.
+The real tokens of a sample run through a mixer once. Some kinds of mixer can leave the state after any of their tokens
+(`Kind.leaves_any`). They leave the states at the anchors. For any other kind, the tokens are run in short pieces, and
+the states at the borders from which blocks start are kept. A block starts from the last border before it, and the real
+tokens between the border and the block are run again before the block's own tokens. All blocks of all rows are
+therefore one call, wherever their anchors are. Gradients pass through both the states and the repeated inputs.
 
-    sample    a b c d e f g h          borders with pieces of 3: behind c, behind f
-    block     (anchor e) e M M         runs [d | e M M] from the state behind c
+    sample    a b c d e f g h          borders with pieces of 3: after c, after f
+    block     (anchor e) e M M         runs [d | e M M] from the state after c
 
-Samples that share a row are run as rows of their own, so that none sees another's state.
+Samples that share a row are run as separate rows, so that none sees another's state.
 
 Shapes: B rows, T real tokens, M block tokens, D hidden, Q samples, P pieces.
 """
@@ -24,16 +25,16 @@ from .blocks import REAL, BlockBatch
 from .mixer_state import Parts, State
 from .mixers import Mixer, Mixers, cache_inputs
 
-# Tokens in a piece. Long pieces are few calls, one behind the other; short ones leave few tokens to run again in front of every
-# block. A CPU pays for tokens, an accelerator for calls.
+# Tokens in a piece. Long pieces need few calls, which run one after another. With short pieces, few tokens are run
+# again before each block. On a CPU the tokens are the main cost, on an accelerator the calls.
 PIECE_ON_CPU, PIECE = 16, 64
 
 
 class BlockStates:
     """The layout of one batch. anchors_repeated=False: blocks are fed without their anchors, as masks alone.
 
-    A pass feeds [real tokens, blocks], or real tokens alone; those of the last such pass are kept, and once the layout is closed,
-    passes feed blocks alone.
+    A pass feeds [real tokens, blocks], or real tokens alone. The inputs of the last pass over real tokens alone are
+    kept. Once the layout is closed, passes feed blocks alone.
     """
 
     def __init__(self, batch: BlockBatch, mixers: Mixers, *, anchors_repeated: bool = True) -> None:
@@ -48,18 +49,18 @@ class BlockStates:
         is_first = (positions == 0) & is_real
         is_first[:, 0] = True
         self._sample = is_first.flatten().cumsum(0).view(rows, -1) - 1  # [B, T]
-        self._position = torch.where(is_real, positions, 0)  # nobody reads what stands at padding
+        self._position = torch.where(is_real, positions, 0)  # the values at padding are never read
         starts = is_first.flatten().nonzero()[:, 0]
         lengths = torch.bincount(self._sample[is_real], minlength=len(starts)).clamp_min(1)
-        # Behind its own tokens a sample is padded with its last: no output of a causal layer sees that.
+        # A sample is padded at the end with its last token. In a causal layer, its own outputs do not see the padding.
         longest = int(lengths.max())
         if longest == 1 or longest % self._piece == 1:
-            longest += 1  # the kernels of a single token write in place, which no gradient survives
+            longest += 1  # the kernels for a single token write in place, which breaks the gradients
         at = torch.arange(longest, device=device)[None]
         self._tokens = starts[:, None] + torch.minimum(at, lengths[:, None] - 1)  # [Q, longest]
         self._source = torch.where(at < lengths[:, None], self._tokens, -1)
         fed = batch.place >= (0 if anchors_repeated else 1)
-        self._anchors: tuple[Tensor, Tensor] | None = None  # a block's sample, and how much of it is in front, [B * N]
+        self._anchors: tuple[Tensor, Tensor] | None = None  # [B * N]: a block's sample, and its tokens before the block
         self._place_blocks(batch, fed, anchors_repeated)
 
     def _place_blocks(self, batch: BlockBatch, fed: Tensor, anchors_repeated: bool) -> None:
@@ -72,12 +73,13 @@ class BlockStates:
         sample = self._sample.gather(1, anchor).flatten()
         before = self._position.gather(1, anchor).flatten() + (
             0 if anchors_repeated else 1
-        )  # real tokens of the sample in front
+        )  # real tokens of the sample before the block
         self._anchors = sample, before
         border = before // self._piece
         again = before % self._piece  # [B * N]
         if not self._direct:
-            # Of the blocks in the order of their borders: the samples that start from each, and where a block stands in that order.
+            # With blocks sorted by border: the samples whose blocks start at each border, and each block's index in
+            # that order.
             order = border.argsort(stable=True)
             self._samples_from = list(sample[order].split(torch.bincount(border).tolist()))
             self._in_order = order.argsort()
@@ -92,7 +94,7 @@ class BlockStates:
         ).repeat(rows)
         row = torch.arange(rows, device=device).repeat_interleave(len(batch.ks))
         inside = torch.minimum(at - again[:, None], (of_block - 1).clamp_min(0)[:, None])
-        own = (row * self._fed + starts)[:, None] + inside  # counted through the blocks' tokens of all rows
+        own = (row * self._fed + starts)[:, None] + inside  # indices into the block tokens of all rows
         own = own.clamp_max(rows * self._fed - 1)
         total = rows * self._real
         self._block_tokens = torch.where(in_front, replayed, total + own)  # [B * N, longest]
@@ -103,11 +105,11 @@ class BlockStates:
         self._block_output = block * longest + again[block] + number  # [B, fed]
 
     def close(self) -> None:
-        """From now on blocks alone are fed, behind the real tokens of the last pass, any number of times."""
+        """From now on, passes feed blocks alone, any number of times, after the real tokens of the last pass."""
         self._closed = True
 
     def run(self, mixer: Mixer, x: Tensor) -> Tensor:
-        """The pass's tokens at one mixer, [B, S, D] -> [B, S, D]."""
+        """Run the pass's tokens through one mixer, [B, S, D] -> [B, S, D]."""
         width = x.shape[1]
         if self._closed:
             kept = self._kept[mixer.index]
@@ -131,14 +133,14 @@ class BlockStates:
             piece = slice(start, start + self._piece)
             y, state = mixer(tokens[:, piece], state, source[:, piece])
             outputs.append(y)
-            if border == 0:  # the state before any token is one of zeros
+            if border == 0:  # the state before the first token is all zeros
                 starts.append({key: torch.zeros_like(part) for key, part in state.parts.items()})
             starts.append(state.parts)
         self._keep(mixer, starts)
         return torch.cat(outputs, 1)[self._sample, self._position]
 
     def _keep(self, mixer: Mixer, borders: list[Parts]) -> None:
-        """Of the states [Q, ...] at each border, those that blocks start from."""
+        """Keep, of the states [Q, ...] at each border, those that blocks start from."""
         used = list(zip(borders, self._samples_from, strict=False))
         self._starts[mixer.index] = {
             key: torch.cat([parts[key][samples] for parts, samples in used])[self._in_order]
@@ -154,12 +156,12 @@ class BlockStates:
 
     @staticmethod
     def _in_pass(source: Tensor, part: int, offset: int, width: int) -> Tensor:
-        """Tokens that are counted through rows of `part`, `offset` into the rows of a pass of `width`."""
+        """Convert token indices from rows of `part` tokens to rows of `width`, in which they start at `offset`."""
         return torch.where(source < 0, -1, source // part * width + source % part + offset)
 
 
 class BlockCache(Cache):
-    """Carries a layout through a pass of a model that has mixers; its attention layers find nothing in it and leave nothing."""
+    """Carries a layout through a pass of a model that has mixers. Attention layers read and store nothing in it."""
 
     def __init__(self, layers: int, recurrent: BlockStates) -> None:
         super().__init__(layers=[_NoLayer() for _ in range(layers)])
@@ -188,7 +190,7 @@ class _NoLayer(CacheLayerMixin):
 
 
 def block_inputs(model: PreTrainedModel, batch: BlockBatch) -> dict[str, Any]:
-    """What a pass over [real tokens, blocks] takes besides ids, positions and masks."""
+    """The inputs that a pass over [real tokens, blocks] needs in addition to ids, positions and masks."""
     mixers = Mixers.of(model)
     if mixers is None:
         return {"use_cache": False}

@@ -1,16 +1,16 @@
-"""Block layout: many blocks in one row, so that one forward pass proposes them all.
+"""Block layout: many blocks in one row, so that one forward pass makes the proposals of all of them.
 
     index     0  1  2  3  4 | 5  6  7 | 8  9
     token     a  b  c  d  e | b  M  M | d  M        two blocks: anchor 1 with k = 3, anchor 3 with k = 2
     position  0  1  2  3  4 | 1  2  3 | 3  4
     sees      causal        | a, then its own block | a b c, then its own block
 
-Real tokens stand once, in front. A block repeats its anchor and adds k - 1 masks M; it sees the real tokens *before* its
-anchor and, causally, itself. Its k logits are what a plain forward pass over [tokens up to the anchor, k - 1 masks] gives
-at its last k places. All logits that a loss needs stand at the end of the row, whatever the anchors.
+The real tokens appear once, at the start of the row. A block repeats its anchor and adds k - 1 masks M. It sees the
+real tokens *before* its anchor and, causally, itself. Its k logits are the last k logits of a plain forward pass over
+[tokens up to the anchor, k - 1 masks]. All logits that a loss needs are at the end of the row, for any anchors.
 
-Short samples may share a row, as segments: positions start anew in each, and none sees another. The two samples `a b c`
-and `d e`, with a block of k = 2 in either:
+Short samples may share a row, as segments. Positions restart in each segment, and no segment sees another. The two
+samples `a b c` and `d e`, with a block of k = 2 in each:
 
     index     0  1  2  3  4 | 5  6 | 7  8
     token     a  b  c  d  e | b  M | d  M
@@ -32,10 +32,10 @@ Index = slice | Tensor
 
 @dataclass(frozen=True)
 class BlockBatch:
-    """Rows of real tokens and blocks. Every row has the same ks; anchors, and segments, are its own.
+    """Rows of real tokens and blocks. Every row has the same ks, but its own anchors and segments.
 
-    Invariant: `ids[:, T + m]` is the row's anchor token where `place[m] == 0` and the mask token elsewhere, and
-    `positions[:, T + m]` is its anchor's position + `place[m]`.
+    Invariant: `ids[:, T + m]` is the token at the block's anchor where `place[m] == 0` and the mask token elsewhere,
+    and `positions[:, T + m]` is the position of the block's anchor + `place[m]`.
     """
 
     ids: Tensor  # [B, S] token ids
@@ -43,7 +43,7 @@ class BlockBatch:
     segment: Tensor  # [B, S] number of the sample that the token belongs to
     block: Tensor  # [B, S] number of the block, REAL, or PADDING
     anchor: Tensor  # [B, S] position of a block's anchor; for real tokens their own position
-    target: Tensor  # [B, M] index in the row of the real token that stands where the place predicts
+    target: Tensor  # [B, M] index in the row of the real token that this place predicts
     place: Tensor  # [M] 0 at an anchor, 1 .. k - 1 at masks
     block_of: Tensor  # [M] number of the block
     ks: tuple[int, ...]
@@ -55,10 +55,10 @@ class BlockBatch:
         return len(self.place)
 
     def rule(self, queries: Index = slice(None), keys: Index = slice(None), *, anchors_repeated: bool = True) -> Tensor:
-        """[B, Q, K] bool: who may see whom, to be intersected with the model's own rule over positions.
+        """[B, Q, K] bool: which query may see which key, to be combined (and) with the model's own rule over positions.
 
         queries, keys: indices in the row. `anchors_repeated=False`: the blocks are fed without their anchors, and see
-        the real tokens at them instead.
+        the real tokens at the anchors instead.
         """
         block_q, block_kv = self.block[:, queries, None], self.block[:, None, keys]
         position_q, position_kv = self.positions[:, queries, None], self.positions[:, None, keys]
@@ -71,8 +71,8 @@ class BlockBatch:
     def with_proposals(self, proposals: Tensor) -> Tensor:
         """Ids [B, S] with each mask replaced by the proposal for its position. proposals: [B, M], one per place.
 
-        The mask at place j stands where the token proposed at place j - 1 would: the last proposal of a block goes in
-        nowhere.
+        The mask at place j has the position of the token proposed at place j - 1 and is replaced by it. The last
+        proposal of a block replaces no mask.
         """
         ids = self.ids.clone()
         masks = self.place > 0
@@ -91,8 +91,8 @@ def pack_blocks(
 ) -> BlockBatch:
     """Lay out blocks. tokens [B, T] right-padded, lengths of the rows, anchors [B, N] indices, ks [N] (>= 1 each).
 
-    segments [B, T]: which sample of its row a token belongs to, those of a sample side by side; without it, a row is
-    one sample.
+    segments [B, T]: the number of the sample that each token belongs to. The tokens of a sample are next to each other.
+    If not given, each row is one sample.
     """
     rows, real = tokens.shape
     device = tokens.device
@@ -120,7 +120,7 @@ def pack_blocks(
 
 
 def _starts(segment: Tensor, steps: Tensor) -> Tensor:
-    """Index at which each token's segment starts. Both [B, T]."""
+    """The index at which each token's segment starts. Arguments and result are [B, T]."""
     is_first = torch.ones_like(segment, dtype=torch.bool)
     is_first[:, 1:] = segment[:, 1:] != segment[:, :-1]
     return torch.where(is_first, steps, 0).cummax(1).values

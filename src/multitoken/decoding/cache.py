@@ -1,10 +1,11 @@
-"""Slot cache: the keys and values of the token at position p of a row live in slot p of the row's line.
+"""Slot cache: the keys and values of the token at position p of a row are stored in slot p of the row's line.
 
-Rolling back is nothing at all: slots behind a row's last real token are never visible (`kv <= q`) and are overwritten
-by the next step. Rows are independent, so they may accept different numbers of tokens. One scratch slot at the end of a
+Rolling back needs no work: slots after a row's last real token are never visible (`kv <= q`), and the next step
+overwrites them. Rows are independent, so they may accept different numbers of tokens. One scratch slot at the end of a
 line takes the writes of padding and is never read. A forward pass runs over a range of lines.
 
-A recurrent layer has no slots to overwrite: `commit` says how many of a pass's tokens turned out real (`recurrent`).
+A recurrent layer has no slots to overwrite. `commit` tells it how many of a pass's tokens turned out to be real
+(`recurrent`).
 
 Shapes: B lines of the pass, S tokens fed, H heads, D head size.
 """
@@ -32,7 +33,7 @@ class _SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def _room(self, like: Tensor) -> Tensor:
-        # Zeros: what no row has written yet is masked, but a masked NaN is still a NaN.
+        # Zeros: slots that no row has written yet are masked, but a masked NaN still gives a NaN.
         return like.new_zeros(self._owner.lines, like.shape[1], self._owner.capacity + 1, like.shape[3])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,7 @@ class _SlotLayer(CacheLayerMixin):
             self.keys[line, :, start:view] = key_states
             self.values[line, :, start:view] = value_states
         else:
-            slots = owner.slots.to(self.keys.device)  # layers may lie on several devices
+            slots = owner.slots.to(self.keys.device)  # layers may be on different devices
             rows = torch.arange(line.start, line.stop, device=slots.device)[:, None]
             self.keys[rows, :, slots] = key_states.transpose(1, 2)
             self.values[rows, :, slots] = value_states.transpose(1, 2)
@@ -86,8 +87,11 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """Lines of slots in each layer of a model, allocated at the first forward pass and grown when asked. recurrent: the states of
-    the model's recurrent layers, if it has any; inputs: what a pass is given, to use it."""
+    """Lines of slots in each layer of a model, allocated at the first forward pass and grown on request.
+
+    recurrent: the states of the model's recurrent layers, if it has any. inputs: the arguments that make a forward pass
+    use this cache.
+    """
 
     def __init__(self, model: PreTrainedModel, lines: int = 0, capacity: int = 0) -> None:
         self._slot_layers = [_SlotLayer(self) for _ in range(model.config.get_text_config().num_hidden_layers)]
@@ -102,7 +106,7 @@ class SlotCache(Cache):
 
     @torch.inference_mode()
     def grow(self, lines: int, capacity: int) -> None:
-        """Have at least so many lines of so many slots; what they hold stays."""
+        """Make room for at least `lines` lines of `capacity` slots. Existing contents are kept."""
         if lines > self.lines or capacity > self.capacity:
             self.lines, self.capacity = max(lines, self.lines), max(capacity, self.capacity)
             for layer in self._slot_layers:
@@ -111,8 +115,10 @@ class SlotCache(Cache):
                 self.recurrent.grow(self.lines)
 
     def place(self, view: int, slots: Tensor | None = None, first: int = 0) -> None:
-        """Say where the next forward pass writes: `slots` [B, S], or, for one row, the last S positions of `view`; and the
-        line of its first row."""
+        """Set where the next forward pass writes: `slots` [B, S] or, for one row, the last S positions of `view`.
+
+        first: the line of the pass's first row.
+        """
         self.view, self.slots, self.first = view, slots, first
 
     @property
@@ -122,7 +128,7 @@ class SlotCache(Cache):
 
     @torch.inference_mode()
     def move(self, lines: dict[int, int]) -> None:
-        """Let lines take other places, {to: from}, all at once."""
+        """Move lines, {to: from}, all at once."""
         if lines:
             for layer in self._slot_layers:
                 layer.move(list(lines.values()), list(lines))
@@ -131,18 +137,18 @@ class SlotCache(Cache):
 
     @torch.inference_mode()
     def clear(self, line: int) -> None:
-        """Forget a line whose numbers are bad: a masked NaN would still spoil the row that comes after."""
+        """Clear a line that holds invalid numbers: a masked NaN would still spoil the next row that uses the line."""
         for layer in self._slot_layers:
             layer.clear(line)
         if self.recurrent is not None:
             self.recurrent.forget(line)
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
-        """What models with recurrent layers ask; theirs are led around the question (`mixers`)."""
+        """Called by models with recurrent layers. Those layers are run by `mixers`, which does not use the answer."""
         return False
 
     def commit(self, line: int, accepted: int) -> None:
-        """The first `accepted` of the tokens that the last pass fed for this line turned out real, the others did not."""
+        """Report that only the first `accepted` of the tokens that the last pass fed for this line turned out real."""
         if self.recurrent is not None:
             self.recurrent.commit(line, accepted)
 
@@ -152,5 +158,5 @@ class SlotCache(Cache):
         return sum(part.shape[1] * part.shape[3] * part.element_size() for part in parts) if parts else None
 
     def line_bytes(self) -> int:
-        """Bytes of a line, whatever its length, for recurrent layers; 0 before the first forward pass."""
+        """Bytes that recurrent layers use for one line of any length; 0 before the first forward pass."""
         return self.recurrent.line_bytes() if self.recurrent is not None else 0

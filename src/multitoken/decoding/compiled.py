@@ -1,8 +1,8 @@
 """Steps compiled by torch.compile: the layers of a model as one graph for any width, length and number of rows.
 
-Four graphs do: one row or several, with masks or of one token each. All are made beforehand, on a few tokens (`Decoder.compile`); a
-pass that none of them fits, such as a prompt's, runs as ever and never waits for a compiler. The output matrix stays outside, where a
-draft head listens.
+Four graphs are enough: for one row or several, each with masks or with one token per row. All are compiled in advance,
+on a few tokens (`Decoder.compile`). A pass that fits none of them, such as a prompt's, runs uncompiled and never waits
+for the compiler. The output matrix is not part of the graphs, because a draft head reads its input with a hook.
 """
 
 from collections.abc import Iterator
@@ -18,29 +18,32 @@ from transformers import PreTrainedModel
 from .failures import DecodingError
 from .mixers import Mixers
 
-_shapes: Any = shapes  # whose `patch` is put in at run time
-_GRAPHS = 16  # more than there are: the compiler gives up behind its usual limit of eight
+_shapes: Any = shapes  # its `patch` is added at run time
+_GRAPHS = 16  # more than there are; by default the compiler gives up after eight
 
 
 class CompiledLayers:
-    """The layers of one model. Raises `DecodingError` for a model whose layers are given more than tensors."""
+    """The layers of one model. Raises `DecodingError` for a model whose layers take inputs other than tensors."""
 
     def __init__(self, model: PreTrainedModel, backend: str = "inductor") -> None:
         if Mixers.of(model) is not None:
             raise DecodingError(
-                f"{type(model).__name__} has recurrent layers, whose states are kept outside of tensors: it decodes, but is not compiled"
+                f"{type(model).__name__} has recurrent layers, whose states are kept outside of tensors: it can be "
+                "decoded, but not compiled"
             )
         if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
-            raise DecodingError("a model over several devices is not compiled; load it on one, or leave compile out")
+            raise DecodingError(
+                "a model spread over several devices cannot be compiled; load it on one device, or leave compile out"
+            )
         self._layers: Any = model.get_decoder()
         self._forward = torch.compile(self._layers.forward, dynamic=True, backend=backend)
         self._making = False
-        for buffer in model.buffers():  # unlike what a gate notes, they keep their sizes
+        for buffer in model.buffers():  # buffers keep their sizes, unlike the tensors that a gate records
             torch._dynamo.mark_static(buffer)
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """Graphs that are missing are made, for as long as this lasts. Raises `DecodingError` where the compiler fails."""
+        """Inside this context, missing graphs are compiled. Raises `DecodingError` if the compiler fails."""
         self._making = True
         try:
             yield
@@ -54,11 +57,11 @@ class CompiledLayers:
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """The model's layers are the compiled ones, for the pass within."""
+        """Inside this context, a pass runs the compiled layers of the model."""
         before = self._layers.__dict__.get("forward")
         self._layers.__dict__["forward"] = self._forward
         try:
-            # Sizes that happen to be equal in the first pass are not to be taken for the same.
+            # Sizes that happen to be equal in the first pass must not be treated as one size.
             with (
                 _shapes.patch(use_duck_shape=False),
                 tracing.patch(force_nn_module_property_static_shapes=False, recompile_limit=_GRAPHS),

@@ -1,9 +1,10 @@
 """The scan of gated delta nets for CPUs: arXiv 2412.06464, section 3.3, one chunk after the other.
 
-transformers' own leaves the state behind the last token only, so that blocks would have to start from states at a few borders, and
-steps to run tokens again; and it pads to whole chunks.
+Transformers' own scan leaves only the state after the last token. With it, blocks would have to start from states at a
+few borders, and steps would have to run tokens again. It also pads to whole chunks.
 
-Shapes: B rows, S tokens, H heads of values, each of which has its share of the G heads of keys; K numbers of a key, V of a value.
+Shapes: B rows, S tokens, H value heads, G key heads (each shared by H / G value heads), K size of a key, V size of a
+value.
 """
 
 from dataclasses import dataclass
@@ -26,8 +27,11 @@ def scan(
     leaves_last: bool = True,
     leaves_any: bool = False,
 ) -> tuple[Tensor, Tensor | None, AnyState | None]:
-    """query and key [B, S, G, K], value [B, S, H, V], g (logarithms of decays) and beta [B, S, H], initial_state [B, H, K, V].
-    -> (y [B, S, H, V] in value's type, the states behind the last token, those behind any), float32; None for what is not to be left."""
+    """query and key [B, S, G, K], value [B, S, H, V], g (logarithms of decays) and beta [B, S, H], initial_state
+    [B, H, K, V]. -> (y [B, S, H, V] in value's dtype, the state after the last token, the states after any token).
+
+    States are float32. The state or states are None where `leaves_last` or `leaves_any` is False.
+    """
     heads = value.shape[2]
     query, key = (_by_head(x, heads, scaled=use_qk_l2norm_in_kernel) for x in (query, key))  # [B, H, S, K]
     query = query * query.shape[-1] ** -0.5
@@ -47,7 +51,7 @@ def scan(
 
 
 def _by_head(x: Tensor, heads: int, *, scaled: bool) -> Tensor:
-    """[B, S, G, K] -> [B, H, S, K] float32, each of length 1 if they are to be scaled."""
+    """[B, S, G, K] -> [B, H, S, K] float32. If `scaled`, each vector has length 1."""
     x = x.float()
     if scaled:
         x = x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
@@ -57,15 +61,15 @@ def _by_head(x: Tensor, heads: int, *, scaled: bool) -> Tensor:
 @dataclass(frozen=True)
 class _Chunk:
     key: Tensor  # [B, H, S, K]
-    written: Tensor  # [B, H, S, V], what each token adds at its key: its value less what is there already
-    decay: Tensor  # [B, H, S] logarithms, summed up
+    written: Tensor  # [B, H, S, V], what each token adds at its key: its value minus what is already there
+    decay: Tensor  # [B, H, S] cumulative sums of logarithms
     state: Tensor  # [B, H, K, V]
     between: Tensor  # [B, H, S, S]
 
     @classmethod
     def of(cls, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> "_Chunk":
         between = decays(decay)
-        # A token finds what the state and the tokens before it have left at its key: solved for all of them at once.
+        # What a token finds at its key was left by the state and the tokens before it: solved for all tokens at once.
         weighted = key * beta
         found = (weighted * decay.exp().float()[..., None]) @ state
         each_other = (weighted @ key.transpose(-1, -2)) * between
@@ -87,6 +91,7 @@ class _Chunk:
 
 
 def _carried(key: Tensor, written: Tensor, left: Tensor, state: Tensor, kept: Tensor) -> Tensor:
-    """What is left of the tokens, by decays [B, H, S], and of the state in front of them, by decays [B, H]."""
+    """The sum of what is left of the tokens, after decays `left` [B, H, S], and of the state before them, after decays
+    `kept` [B, H]. Both decays are logarithms."""
     added = (key * left.exp().float()[..., None]).transpose(-1, -2) @ written
     return torch.addcmul(added, kept.exp().float()[..., None, None], state)

@@ -1,17 +1,19 @@
-"""The draft head: the tokens of a block are chosen from left to right.
+"""The draft head: it chooses the tokens of a block from left to right.
 
-A pass predicts the places of a block independently of each other, so the most likely tokens of two places may belong to two
-different sentences. The head is a small recurrent cell. It reads the token chosen at the place before, and the hidden state at
-the mask, and moves the logits of the place:
+A pass predicts the positions of a block independently of each other, so the most likely tokens of two positions may
+belong to two different sentences. The head is a small recurrent cell. At each position it reads the token chosen at the
+previous position and the hidden state at the mask, and it corrects the logits of the position:
 
     s_j      = tanh(T e(t_{j-1}) + H n(h_j) + b + S s_{j-1})          s_0 = 0
     logits_j = W h_j + W U s_j
 
-t_0 is the token at the anchor, which the masks of its step have not seen. e is a token's input embedding and n(h_j) the hidden
-state at mask j, both scaled to a root mean square of 1; W is the model's own output matrix. T, H [R, D], S [R, R], b [R] and
-U [D, R] are trained. (A low-rank bias from the token before: arXiv 2607.05147; the recurrence is ours, see docs/drafts.md.)
+t_0 is the token predicted at the anchor, which the masks of the same step have not seen. e is a token's input embedding
+and n(h_j) the hidden state at mask j, both scaled to a root mean square of 1. W is the model's own output matrix. T, H
+[R, D], S [R, R], b [R] and U [D, R] are trained. (The low-rank bias from the previous token is from arXiv 2607.05147.
+The recurrence is ours, see docs/drafts.md.)
 
-Drafts are guesses: the next pass confirms them, so the head changes the speed of Exact and never its output.
+Drafts are guesses that the next pass confirms or refuses. The head therefore changes the speed of Exact but never its
+output.
 
 Shapes: R rank, D hidden, V vocabulary, N blocks, J masks of a block, C candidates.
 """
@@ -29,14 +31,14 @@ from transformers import PreTrainedModel
 
 from .gumbel import gumbel
 
-VERSION = 1  # of the formula above, as the `mtp` block of a checkpoint names it
-_CALM = 0.5  # of scores with noise: one threshold then serves greedy and sampled drafts (docs/drafts.md)
-_FEW = 16  # blocks whose products one thread does at once
-CANDIDATES = 32  # tokens of a place that may be drafted: the likeliest ones by the mask alone
+VERSION = 1  # of the formula above, as given in the `mtp` block of a checkpoint
+_CALM = 0.5  # factor for scores with noise, so that one threshold suits greedy and sampled drafts (docs/drafts.md)
+_FEW = 16  # number of blocks up to which one thread computes the products at once
+CANDIDATES = 32  # tokens per position that may be drafted: the likeliest ones by the logits of the mask alone
 
 
 class DraftHead(nn.Module):
-    """The trained numbers. Starts as no correction at all: U is zero."""
+    """The trained parameters. A new head makes no correction, because U is zero."""
 
     def __init__(self, hidden: int, rank: int) -> None:
         super().__init__()
@@ -50,12 +52,12 @@ class DraftHead(nn.Module):
             nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
 
     def inputs(self, hidden: Tensor) -> Tensor:
-        """What the masks bring to their states: H n(h) + b. hidden [..., D] -> [..., R]"""
+        """What the masks contribute to their states: H n(h) + b. hidden [..., D] -> [..., R]"""
         return F.linear(unit(hidden), self.mask, self.bias)
 
     def states(self, hidden: Tensor, before: Tensor) -> Tensor:
-        """All states of blocks whose tokens are known. hidden [N, J, D] at the masks, before [N, J, D]: the embedding of the
-        token in front of each. -> [N, J, R]"""
+        """All states of blocks whose tokens are known. hidden [N, J, D]: at the masks; before [N, J, D]: the embeddings
+        of the tokens before them. -> [N, J, R]"""
         fed = self.inputs(hidden) + F.linear(unit(before), self.token)
         state, states = fed.new_zeros(len(fed), self.rank), []
         for j in range(fed.shape[1]):
@@ -64,18 +66,18 @@ class DraftHead(nn.Module):
         return torch.stack(states, 1)
 
     def advance(self, state: Tensor, fed: Tensor) -> Tensor:
-        """The next state. fed: what mask and token before it bring. Both [..., R]"""
+        """The next state. fed: what the mask and the token before it contribute. Both [..., R]"""
         return (fed + F.linear(state, self.state)).tanh()
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Scaled to a root mean square of 1, whatever scale a family of models gives them. Float32."""
+    """The vectors scaled to a root mean square of 1, because model families use different scales. Float32."""
     vectors = vectors.float()
     return vectors * vectors.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
 def columns(head: DraftHead, model: Any) -> Tensor:
-    """W U [V, R], with gradient: a state times a row of it is what the head adds to a token's logit."""
+    """W U [V, R], with gradient. The product of a state and a row of it is what the head adds to that token's logit."""
     output = model.get_output_embeddings()
     weights = getattr(output, "weight", None)
     moved = output(head.up.t().to(weights.dtype if isinstance(weights, Tensor) else head.up.dtype))
@@ -83,12 +85,12 @@ def columns(head: DraftHead, model: Any) -> Tensor:
     return (moved if bias is None else moved - bias).t().to(head.up.dtype)
 
 
-Warp = Callable[[Tensor], Tensor]  # scores [N, C] -> those after temperature, top-k and top-p
+Warp = Callable[[Tensor], Tensor]  # scores [N, C] -> scores after temperature, top-k and top-p
 
 
 @dataclass(frozen=True)
 class Drafts:
-    """tokens [N, J] int64 and confidences [N, J], in the order of the places."""
+    """tokens [N, J] int64 and confidences [N, J], in the order of the positions in the block."""
 
     tokens: Tensor
     confidences: Tensor
@@ -96,8 +98,11 @@ class Drafts:
 
 @dataclass(frozen=True)
 class _Places:
-    """What the places of blocks bring to the choice of their tokens: H n(h) + b, fed [N, J, R]; the candidates' scores and ids [N, J, C]
-    and rows of W U, moves [N, J, C, R]; where tokens are drawn, their noise [N, J, C] and what goes before it."""
+    """What the choice of the tokens of blocks is computed from, for each position.
+
+    fed [N, J, R]: H n(h) + b. scores and candidates [N, J, C]: the candidates' scores and ids. moves [N, J, C, R]: the
+    candidates' rows of W U. Where tokens are drawn, noise [N, J, C] and warp, which is applied before the noise.
+    """
 
     fed: Tensor
     scores: Tensor
@@ -107,14 +112,14 @@ class _Places:
     warp: Warp | None
 
     def drawn_by(self, scores: Tensor, j: int) -> Tensor:
-        """Corrected scores [N, C] of place j, with the noise if there is any."""
+        """The corrected scores [N, C] of position j, after the warp and with the noise, if there is noise."""
         if self.noise is None:
             return scores
         return (scores if self.warp is None else self.warp(scores)) + self.noise[:, j]
 
 
 class Drafter:
-    """A head at work in a model: the two products with the model's own matrices are made once.
+    """A head in use with a model. The two products with the model's own matrices are computed once.
 
     tokens [V, R]: T e(t) of every token; columns [V, R]: W U.
     """
@@ -140,14 +145,14 @@ class Drafter:
         warp: Warp | None = None,
         keys: Tensor | None = None,
     ) -> Drafts:
-        """Tokens for the masks of N blocks, place by place.
+        """Choose tokens for the masks of N blocks, position by position.
 
-        hidden [N, J, D] at the masks; logits [N, J, V] float32, the mask token's at -inf; sure [N, J]: the probability of the
-        likeliest token of each; first [N]: the tokens at the anchors. With `keys` [N, J], of the noise of each place, tokens
-        are drawn by it from what `warp` makes of the scores.
+        hidden [N, J, D]: at the masks; logits [N, J, V]: float32, with the mask token's at -inf; sure [N, J]: the
+        probability of the most likely token at each mask; first [N]: the tokens predicted at the anchors. keys [N, J]:
+        the keys of the noise of each position. If given, tokens are drawn with that noise from the scores after `warp`.
 
-        A confidence is the probability of the token among the corrected scores. Where it is drawn, these include the noise: the
-        confidence says how far the token is ahead of the next one, whatever its own probability.
+        A confidence is the probability of the token according to the corrected scores. For a drawn token, these include
+        the noise. The confidence then says how far the token is ahead of the next one, not how probable it is.
         """
         scores, candidates = logits.topk(min(CANDIDATES, logits.shape[-1]), -1)  # [N, J, C]
         noise = None
@@ -159,14 +164,14 @@ class Drafter:
         if noise is not None:
             final = final * _CALM
             weight = final.logsumexp(-1)
-        else:  # what the tokens that are no candidates weigh, as the mask alone says
+        else:  # the weight of the other tokens, according to the mask alone
             total = scores[..., 0] - sure.log()
             rest = (1 - (scores - total[..., None]).exp().sum(-1)).clamp_min(1e-30).log() + total
             weight = torch.logaddexp(final.logsumexp(-1), rest)
         return Drafts(chosen, (final.amax(-1) - weight).exp())
 
     def _in_turn(self, places: _Places, first: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [N, J], and the scores [N, J, C] of the candidates that they were chosen by. first [N]: the tokens in front."""
+        """Tokens [N, J], and the scores [N, J, C] of the candidates in this choice. first [N]: the tokens before."""
         each = (part.unbind(1) for part in (places.fed, places.scores[..., None], places.moves, places.candidates))
         state, token = self._state.new_zeros(len(first), self._head.rank), first
         tokens, chosen_by = [], []
@@ -179,7 +184,7 @@ class Drafter:
         return torch.stack(tokens, 1), torch.stack(chosen_by, 1)
 
     def _few_in_turn(self, places: _Places, first: Tensor) -> tuple[Tensor, Tensor]:
-        """`_in_turn` for few blocks on a CPU. Decoding waits for every call in here, and numpy's are shorter than torch's."""
+        """`_in_turn` for few blocks on a CPU. Decoding waits for each call, and numpy's are faster than torch's."""
         parts = (self._tokens, self._state, places.fed, places.scores, places.moves, places.candidates)
         by_token, by_state, fed, alone, moves, candidates = (part.detach().numpy() for part in parts)
         rows, tokens, chosen_by = np.arange(len(first)), np.empty(fed.shape[:2], np.int64), np.empty_like(alone)

@@ -1,4 +1,4 @@
-"""The blocks of a step's rows through the draft head: rows whose tokens are chosen in the same way go side by side."""
+"""Runs the blocks of a step's rows through the draft head, rows that choose tokens in the same way together."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,11 @@ from .sampling import without_prefix
 
 @dataclass
 class Picks:
-    """What a row's real places say, up to the first refusal, and the masks of the block behind it: tokens and confidences, those at
-    masks still to be corrected. `line`: of the logits; `end`: behind the block's last place, counted from the end, 0 or less.
+    """The tokens and confidences that a row's logits give in one step.
+
+    They are those at its last real token and its drafts, up to the first refusal, and then those at the masks of the
+    block after it, which are still to be corrected. `line`: the row's index in the logits. `end`: the index just after
+    the block's last position, counted from the end of the logits; 0 or less.
     """
 
     line: int
@@ -29,10 +32,10 @@ class Picks:
 
 
 def draft_blocks(drafter: Drafter, picks: Sequence[Picks], logits: Tensor, sure: Tensor, hidden: Tensor) -> None:
-    """Correct the picks at masks, from left to right. logits [B, W, V], the probability sure [B, W] of the likeliest token and
-    hidden [B, W, D] of the wanted places.
+    """Correct the picks at masks, from left to right.
 
-    A row takes part if it has a block behind the drafts that hold.
+    logits [B, W, V], sure [B, W] (the probability of the most likely token) and hidden [B, W, D] are those of the
+    wanted positions. A row takes part if it has a block after the drafts that hold.
     """
     groups: dict[Hashable, list[Picks]] = {}
     for pick in picks:
@@ -44,7 +47,7 @@ def draft_blocks(drafter: Drafter, picks: Sequence[Picks], logits: Tensor, sure:
 
 
 def _draft(drafter: Drafter, group: Sequence[Picks], logits: Tensor, sure: Tensor, hidden: Tensor) -> None:
-    """One group: of a row with fewer masks than another, the last place is repeated and what comes of it dropped."""
+    """Correct one group. A row with fewer masks repeats its last position, and the extra results are dropped."""
     most, width, device = max(pick.masks for pick in group), logits.shape[1], logits.device
     request = group[0].row.request
     if len(group) == 1:
@@ -70,7 +73,7 @@ def _draft(drafter: Drafter, group: Sequence[Picks], logits: Tensor, sure: Tenso
 
 
 def _key(pick: Picks, j: int) -> int:
-    """Of the noise at mask j, counted from 0."""
+    """The key of the noise at mask j, counted from 0."""
     request, row = pick.row.request, pick.row
     assert request.seed is not None
     return signed(noise_key(request.seed, request.noise_row, len(row.ids) + len(pick.tokens) - pick.masks + j))

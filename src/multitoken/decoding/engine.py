@@ -1,8 +1,8 @@
-"""The batched engine: rows join and leave between steps, and every row accepts its own count.
+"""The batched engine: rows join and leave between steps, and every row accepts its own number of tokens.
 
-Rows that have started share one forward pass of one padded width; prompts prefill beside them, in chunks, in a pass of
-their own, so that a long prompt does not widen everyone's step. Lines of the cache are kept in the rows' order: those that
-have started, then those that still prefill.
+Rows that have started share one forward pass, padded to one width. Prompts are prefilled in pieces, in a separate pass,
+so that a long prompt does not widen everyone's step. The lines of the cache are in the order of the rows: first those
+that have started, then those whose prompts are still being prefilled.
 """
 
 import sys
@@ -25,15 +25,16 @@ from .records import Chunk
 from .row import Request, Row
 from .step import Batch, Feed, step
 
-_SLOTS = 128  # the cache grows in blocks of so many
-_SHARE = 0.8  # of the memory that is left when an engine starts, the cache may take
+_SLOTS = 128  # the cache grows in multiples of this many slots
+_SHARE = 0.8  # share of the memory free at the start of an engine that the cache may take
 
 
 class Engine:
     """Decodes any number of requests with one model, `max_rows` at a time.
 
-    max_cache_bytes: what the cache may take; 80% of what is free if not given. prefill_tokens: the most prompt tokens of a
-    pass. pace: chooses how many masks and branches are fed; verified policies only, so the output is the same.
+    max_cache_bytes: the most memory that the cache may take; 80% of the free memory if not given. prefill_tokens: the
+    most prompt tokens in one pass. pace: chooses how many masks and branches are fed. It acts only on policies that
+    verify, so the output is the same.
     """
 
     def __init__(
@@ -70,26 +71,26 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Rows that have a line of the cache."""
+        """The number of rows that have a line of the cache."""
         return len(self._rows)
 
     def add(self, request: Request) -> int:
-        """Let a request wait for its turn. Returns the number that its chunks carry."""
+        """Queue a request. Returns its number, which its chunks carry."""
         number = self._number
         self._number += 1
         self._waiting.append(Row(number, request))
         return number
 
     def cancel(self, number: int) -> None:
-        """Drop a request, wherever it is; one that is gone already is no error."""
+        """Drop a request, whether it waits or runs. It is not an error if the request is already gone."""
         self._waiting = deque(row for row in self._waiting if row.number != number)
         self._keep([row for row in self._rows if row.number != number])
 
     def step(self) -> list[Chunk]:
-        """Let rows join, and run their prompts and everyone's next step: at most two forward passes.
+        """Let waiting rows join, run their prompts and run everyone's next step: at most two forward passes.
 
-        A row that fails leaves with its error in `failed`; the others go on. Another thread's step of the same model is
-        waited for.
+        A row that fails is removed and its error put in `failed`; the others go on. If another thread runs a step of
+        the same model, this one waits for it.
         """
         with lock_of(self._batch.model):
             self._admit()
@@ -104,20 +105,20 @@ class Engine:
             return chunks
 
     def recover(self) -> list[int]:
-        """To go on after `step` has raised: drop the rows that have lines, whose state nobody knows, and the cache with them.
-        Returns their numbers; the requests that wait stay."""
+        """Make the engine usable after `step` has raised: drop the rows that have lines, whose state is unknown, and
+        the cache. Returns the numbers of these rows. Requests that are waiting stay."""
         lost = [row.number for row in self._rows]
         self._rows = []
         self._batch.cache = SlotCache(self._batch.model)
         return lost
 
     def run(self) -> Iterator[Chunk]:
-        """Steps until nothing is left to do."""
+        """Run steps until nothing is left to do."""
         while self.busy:
             yield from self.step()
 
     def _admit(self) -> None:
-        """Give lines to waiting rows, in the order in which they came, for as long as rows and memory allow."""
+        """Give lines to waiting rows, in order of arrival, as long as `max_rows` and memory allow."""
         joined: list[Row] = []
         while self._waiting and len(self._rows) + len(joined) < self._max_rows:
             row = self._waiting[0]
@@ -129,14 +130,14 @@ class Engine:
                 self.failed[row.number] = DecodingError(problem)
                 continue
             joined.append(self._waiting.popleft())
-        # Prompts of about one length prefill side by side with little padding.
+        # Prompts of similar length are prefilled together with little padding.
         for row in sorted(joined, key=lambda row: len(row.ids)):
             row.place = self._joined
             self._joined += 1
             self._rows.append(row)
 
     def _does_not_fit(self, rows: list[Row]) -> str | None:
-        """Why a cache for these rows, should all of them become as long as they may, is too large."""
+        """Why a cache for these rows, all at their maximum length, is too large. None if it is not."""
         if self._max_bytes is None:
             return None
         slots = max(row.most_slots(self._paced_branches) for row in rows)
@@ -146,16 +147,17 @@ class Engine:
         if needed <= self._max_bytes:
             return None
         return (
-            f"the cache of {len(rows)} rows of {slots} tokens takes {needed / 1e9:.2f} GB, more than the "
-            f"{self._max_bytes / 1e9:.2f} GB that it may have; ask for fewer new tokens or give it more memory"
+            f"the cache for {len(rows)} rows of {slots} tokens takes {needed / 1e9:.2f} GB, more than its limit of "
+            f"{self._max_bytes / 1e9:.2f} GB; ask for fewer new tokens or give the cache more memory"
         )
 
     def _prefill(self, first: int) -> list[Chunk]:
-        """One pass over prompts: the first that wait, as many as `prefill_tokens` allows, or a piece of one that is longer."""
+        """One pass over prompts: as many of the first ones as `prefill_tokens` allows, or a piece of a longer one."""
         joining = self._rows[first:]
         if not joining:
             return []
-        # From the one that has waited longest: lines are neighbours, and a row that left may have put a later one in front.
+        # A pass covers neighbouring lines. Start at the row that has waited longest: when a row leaves, a later one may
+        # move in front of it.
         oldest = min(range(len(joining)), key=lambda i: joining[i].place)
         first, joining = first + oldest, joining[oldest:]
         part = 1
@@ -173,7 +175,7 @@ class Engine:
         return self._step(feeds, first)
 
     def _decode(self, started: list[Row]) -> list[Chunk]:
-        """One pass over all rows that have started, of one width; where drafts leave room in it, masks fill it."""
+        """One pass over all rows that have started, padded to one width. Masks fill the room left by a row's drafts."""
         if not started:
             return []
         rooms, pace = [self._masks_of(row) for row in started], self._pace_of(started)
@@ -189,12 +191,15 @@ class Engine:
         return self._step(feeds, 0)
 
     def _pace_of(self, rows: list[Row]) -> Pace | None:
-        """What paces these rows, if anything: only policies whose output does not depend on the number of masks are paced."""
+        """The pace of these rows, if any. Only policies whose output is the same for any number of masks are paced."""
         return self._pace if all(row.policy.verifies and row.request.adaptive for row in rows) else None
 
     def _branches_of(self, row: Row, paced: int) -> tuple[Branch, ...]:
-        """None where a block's masks are not all that stands behind a row: in a recurrence, in compiled layers, and where each place
-        is chosen by the text before it."""
+        """The branches to feed for a row.
+
+        There are none for a model without a mask token, with recurrent layers or with compiled layers, where processors
+        look at the text before a token, and for sampling without a draft head.
+        """
         batch = self._batch
         if batch.mask_id is None or batch.cache.recurrent is not None or batch.compiled is not None:
             return ()
@@ -225,9 +230,12 @@ class Engine:
         return chunks
 
     def _grow_cache(self, slots: int) -> None:
-        """Room for all rows and so many slots, and, so that a long answer copies the cache a few times only, twice what there was:
-        never more slots than these rows may come to need, and no more lines than memory has."""
-        # A compiler takes a cache of one line for a kind of its own.
+        """Make room for all rows and `slots` slots.
+
+        A cache that grows is doubled, so that a long answer copies it only a few times. It never has more slots than
+        these rows may need, nor more lines than memory has room for.
+        """
+        # The compiler treats a cache of one line as a separate case.
         cache, rows = self._batch.cache, max(len(self._rows), 1 if self._batch.compiled is None else 2)
         if slots > cache.capacity:
             most = _up(max(row.most_slots(self._paced_branches) for row in self._rows))
@@ -241,8 +249,8 @@ class Engine:
         cache.grow(lines, slots)
 
     def _keep(self, rows: list[Row]) -> None:
-        """Let these rows stay, those that have started in front. A line moves only into the place of one that is gone, or across
-        the border between the two."""
+        """Keep these rows, those that have started first. A line moves only to the place of one that is gone, or across
+        the border between the rows that have started and the others."""
         line_of = {row.number: line for line, row in enumerate(self._rows)}
         border = sum(row.started for row in rows)
         order: list[Row | None] = [None] * len(rows)

@@ -1,13 +1,13 @@
 """The gate: a low-rank adapter that acts at masks and nowhere else.
 
-Real tokens never see it. Their logits and their cache entries stay those of the original model, so next-token decoding
-of the gated model *is* the original's, and Exact, which confirms every token by it, loses nothing. (The idea of a gated
-low-rank adapter for mask tokens: arXiv 2507.11851, section 3.1.)
+It never acts at real tokens. Their logits and cache entries stay those of the original model. Next-token decoding of
+the gated model therefore *is* the original's, and Exact, which confirms every token by it, loses nothing. (The idea of
+a gated low-rank adapter for mask tokens: arXiv 2507.11851, section 3.1.)
 
-The model itself is not touched: hooks look at the ids on their way into the embedding, put the mask's own vector in, and
-add the update behind each adapted layer. The mask's id may therefore lie beyond the vocabulary. For decoding, an update that
-is not much smaller than the matrix it stands behind is better added to it beforehand: masks then go through the one, real
-tokens through the other (`_merge`).
+The model itself is not changed. Hooks read the ids before the embedding, insert the mask's own vector, and add the
+update to the output of each adapted layer. The mask's id may therefore be outside the vocabulary. For decoding, an
+update that is not much smaller than its layer's matrix is instead added to a copy of the matrix in advance. Masks then
+go through the copy, and real tokens through the original matrix (`_merge`).
 
 Shapes: B rows, S tokens, N masks among them, D in, E out, R rank.
 """
@@ -33,10 +33,11 @@ from .noise import noise_ids
 class GatedAdapter(nn.Module):
     """The adapter of one model: the mask's own vector and a `LowRank` for each adapted layer, by the layer's name.
 
-    The vector is one more row of the embedding matrix: what a family does to its rows (Gemma scales them) is done to it. With `noise`
-    there is none: masks take the rows of tokens drawn at random (`noise`), and what is left is a plain low-rank adapter.
+    The vector is treated as one more row of the embedding matrix: if a family changes its rows (Gemma scales them), the
+    vector is changed in the same way. With `noise` there is no vector. Masks then take the rows of tokens drawn at
+    random (module `noise`), and the adapter is a plain low-rank adapter.
 
-    Holds nothing of the model, so its `state_dict` is the adapter alone.
+    Holds no part of the model, so its `state_dict` is the adapter alone.
     """
 
     def __init__(
@@ -50,35 +51,36 @@ class GatedAdapter(nn.Module):
         self._scale = _scale_of(embedding)
         width = int(embedding.weight.shape[1])  # pyright: ignore[reportCallIssue, reportIndexIssue, reportAttributeAccessIssue, reportArgumentType]
         self.mask_vector = None if noise else nn.Parameter(torch.zeros(width, device=_place_of(embedding)))
-        self._positions: Tensor | None = None  # of the present pass, [B or 1, S]; None: from 0 on
+        self._positions: Tensor | None = None  # of the current pass, [B or 1, S]; None: from 0 on
         hidden = int(model.config.get_text_config().hidden_size)
         self.updates = nn.ModuleList(LowRank(*sides(model.get_submodule(name), hidden), rank) for name in self.names)
-        # Layers, what stands for their forward where there are masks, and a forward of another library's, such as accelerate.
+        # Each layer, the forward that replaces its own in passes with masks, and a forward set by another library, such
+        # as accelerate.
         self._acts: list[tuple[nn.Module, Any, Any]] = []
         self._acting = False
         for name, update in zip(self.names, self.updates, strict=True):
             update.to(_place_of(model.get_submodule(name)))
 
     def attach(self, model: PreTrainedModel) -> None:
-        """Let the adapter act in `model`, which it was made for."""
+        """Attach the adapter to `model`, the model that it was made for."""
         self._watch(model)
         for i, name in enumerate(self.names):
             # A partial of a method, not a closure: a deep copy of the model then gets a copy of the adapter as well.
             model.get_submodule(name).register_forward_hook(partial(self._add, i))
 
     def attach_for_decoding(self, model: PreTrainedModel) -> None:
-        """As `attach`, with updates merged (`_merge`), but so that a pass without masks finds the adapted layers as they were."""
+        """Like `attach`, but updates are merged (`_merge`), and passes without masks run the layers unchanged."""
         merged = self._merge(model)
         for i, name in enumerate(self.names):
             layer = model.get_submodule(name)
             forward = partial(self._split, layer) if i in merged else partial(self._run, i, layer.forward)
             self._acts.append((layer, forward, layer.__dict__.get("forward")))
-        self._acting = False  # whatever passes it has seen in training
+        self._acting = False  # the last pass in training may have set it
         self.gate.act = self._act
         self._watch(model)
 
     def _watch(self, model: PreTrainedModel) -> None:
-        """See every pass's ids, and put the mask's vector in."""
+        """Read the ids of every pass, and insert the mask's vector."""
         model.__dict__["_mtp_gate"] = self.gate
         if (mixers := Mixers.of(model)) is not None:
             mixers.followers.append(self.gate)
@@ -87,20 +89,23 @@ class GatedAdapter(nn.Module):
         embedding.register_forward_hook(self._put)
         if self.mask_vector is None:
             model.get_decoder().register_forward_pre_hook(self._note_positions, with_kwargs=True)
-        for other in model.modules():  # Gemma 4 has one for each layer beside
+        for other in model.modules():  # Gemma 4 also has one for each layer
             if isinstance(other, nn.Embedding) and other is not embedding and other.num_embeddings <= self.gate.mask_id:
                 other.register_forward_pre_hook(self._hide_beyond)
 
     @torch.no_grad()
     def _merge(self, model: PreTrainedModel) -> set[int]:
-        """Make ready for decoding, and say which layers were: where an update has at least half the numbers of its layer's matrix, add it to a copy of
-        the matrix, which masks then go through. A second copy, for real tokens, lies beside it, so that both are one product
-        (`Gate.split`). The adapter, at work in `model`, can be trained no more."""
+        """Merge updates into their layers for decoding, and return the indices of the merged layers.
+
+        An update is merged if it has at least half as many numbers as its layer's matrix. It is added to a copy of the
+        matrix, which masks then go through. A second copy, for real tokens, is stored next to it, so that both are one
+        product (`Gate.split`). After this, the adapter in `model` can no longer be trained.
+        """
         merged = set()
         for i, name in enumerate(self.names):
             layer, update = model.get_submodule(name), self.updates[i]
             assert isinstance(update, LowRank)
-            # Quantised layers, and their weights, are of other types.
+            # Quantised layers and their weights have other types.
             if type(layer) is not nn.Linear or type(layer.weight.data) is not Tensor or layer.weight.is_meta:
                 continue
             if 2 * (update.down.numel() + update.up.numel()) < layer.weight.numel():
@@ -112,7 +117,7 @@ class GatedAdapter(nn.Module):
         return merged
 
     def _hide(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if self.gate.noted is not None:  # inside of compiled layers nothing is noted or changed
+        if self.gate.noted is not None:  # inside compiled layers nothing is recorded or changed
             self._is_mask = self.gate.noted if self.gate.is_open else None
         else:
             self._is_mask = self.gate.look(args[0])
@@ -125,7 +130,7 @@ class GatedAdapter(nn.Module):
         return (args[0].masked_fill(args[0] == self.gate.mask_id, 0), *args[1:])
 
     def _act(self, there: bool) -> None:
-        """Put the adapter's forward into the adapted layers, or take it out: a pass without masks pays nothing for it."""
+        """Put the adapter's forward into the adapted layers, or remove it: a pass without masks has no extra cost."""
         if there == self._acting:
             return
         self._acting = there
@@ -165,7 +170,7 @@ class GatedAdapter(nn.Module):
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """The original model, for as long as this lasts: the teacher."""
+        """Inside this context, the model acts as the original, which is the teacher."""
         before, self.gate.closed = self.gate.closed, True
         try:
             yield
@@ -174,11 +179,14 @@ class GatedAdapter(nn.Module):
 
 
 def adaptable_layers(model: PreTrainedModel, pattern: str | None = None) -> list[str]:
-    """Names of the layers inside the decoder that an adapter can act behind, whose name matches `pattern` (a regular
-    expression, found anywhere in it): linear layers, the output matrix aside, and whole blocks of fused experts.
+    """Names of the layers inside the decoder that an adapter can be applied to and whose name matches `pattern`.
 
-    Only layers that are given the tokens of the pass, one by one, are among them: not one that computes values anew for all
-    that is cached, nor the experts that are given their tokens only. Raises `DecodingError` where there are none.
+    The pattern is a regular expression that may match anywhere in the name. The layers are linear layers, except the
+    output matrix, and modules that hold all fused experts of a layer.
+
+    A layer is included only if its inputs are exactly the tokens of the pass. This excludes layers that recompute
+    values for all cached tokens, and single experts, which are given only their own tokens. Raises `DecodingError` if
+    no layer is left.
     """
     head = model.get_output_embeddings()
     could = {name: m for name, m in model.named_modules() if m is not head and (is_linear(m) or is_experts(m))}
@@ -186,26 +194,28 @@ def adaptable_layers(model: PreTrainedModel, pattern: str | None = None) -> list
     chosen = [name for name in able if pattern is None or re.search(pattern, name)]
     if not chosen:
         kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in able})) or "none"
-        raise DecodingError(f"no layer of {type(model).__name__} matches {pattern!r}; those that could: {kinds}")
+        raise DecodingError(
+            f"no layer of {type(model).__name__} matches {pattern!r}; layers that can be adapted: {kinds}"
+        )
     return chosen
 
 
 @torch.no_grad()
 def _scale_of(embedding: Any) -> float:
-    """What an embedding multiplies its rows by. Raises `DecodingError` for one that does something else to them."""
+    """The factor by which an embedding scales its rows. Raises `DecodingError` if it does anything else to them."""
     scale, weight = float(getattr(embedding, "embed_scale", 1.0)), embedding.weight
     ids = torch.arange(min(8, len(weight)), device=weight.device)
-    # Weights that wait elsewhere for their turn (accelerate's offload) are on "meta": nothing to look at.
+    # Weights that are stored elsewhere until needed (accelerate's offload) are on "meta" and cannot be checked.
     if not weight.is_meta and not torch.allclose(
         embedding.forward(ids).float(), weight[ids].float() * scale, rtol=0.02, atol=1e-6
     ):
         raise DecodingError(
-            f"{type(embedding).__name__} does more to its rows than scale them: it takes no mask vector"
+            f"{type(embedding).__name__} does more to its rows than scale them, so it cannot have a mask vector"
         )
     return scale
 
 
 def _place_of(module: nn.Module) -> torch.device:
-    """The device that a layer computes on: weights may wait elsewhere for their turn (accelerate's offload)."""
+    """The device that a layer computes on. Weights may be stored elsewhere until needed (accelerate's offload)."""
     moved_to = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return torch.device(moved_to) if moved_to is not None else next(module.parameters()).device

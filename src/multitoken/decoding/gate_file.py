@@ -1,4 +1,4 @@
-"""A gate's files: PEFT's format, two matrices a layer under PEFT's names, and the mask's own vector."""
+"""A gate's files, in PEFT's format: two matrices per layer under PEFT's names, and the mask's own vector."""
 
 import json
 import math
@@ -18,14 +18,14 @@ MASK_VECTOR = "base_model.model.mask_vector"
 
 
 def read_gate(model: PreTrainedModel, config: str | Path, weights: str | Path, mask_id: int) -> GatedAdapter:
-    """The gate in these two files, made for `model` and not yet at work. Raises `DecodingError` where it does not fit."""
+    """The gate in these two files, made for `model` but not yet attached. Raises `DecodingError` if it does not fit."""
     try:
         settings = json.loads(Path(config).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DecodingError(f"cannot read {config}: {error}") from error
     try:
         state = load_state_dict(str(weights))
-    except Exception as error:  # OSError, and safetensors' own kind
+    except Exception as error:  # OSError, or safetensors' own exception
         raise DecodingError(f"cannot read {weights}: {error}") from error
     rank = settings.get("r")
     if not isinstance(settings.get("target_modules"), list) or type(rank) is not int:
@@ -41,14 +41,14 @@ def read_gate(model: PreTrainedModel, config: str | Path, weights: str | Path, m
 
 
 def refuse_unknown(settings: dict[str, Any], where: str) -> None:
-    """Raise `DecodingError` for kinds of PEFT adapters that are more than two matrices a layer."""
+    """Raise `DecodingError` for kinds of PEFT adapters that have more than two matrices per layer."""
     for name in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "fan_in_fan_out"):
         if settings.get(name):
             raise DecodingError(f"{where}: {name} is {settings[name]!r}, which is not supported; expected plain LoRA")
 
 
 def layers_of(settings: dict[str, Any], state: dict[str, Tensor]) -> list[str]:
-    """The adapted layers by their whole names. PEFT's own `target_modules` may be the ends of names: then the weights tell."""
+    """The full names of the adapted layers, from the weights if PEFT's `target_modules` lists only ends of names."""
     listed = settings["target_modules"]
     start, end = "base_model.model.", ".lora_A.weight"
     found = [name.removeprefix(start).removesuffix(end) for name in state if name.endswith(end)]
@@ -58,14 +58,14 @@ def layers_of(settings: dict[str, Any], state: dict[str, Tensor]) -> list[str]:
 
 
 def scale_of(settings: dict[str, Any]) -> float:
-    """What PEFT multiplies an update by."""
+    """The factor by which PEFT multiplies an update."""
     rank = settings["r"]
     alpha = float(settings.get("lora_alpha") or rank)
     return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
 
 
 def peft_settings(adapter: GatedAdapter, base: str) -> dict[str, Any]:
-    """What `adapter_config.json` says. `base`: where the model lies that it belongs to."""
+    """The contents of `adapter_config.json`. `base`: the location of the model that the adapter belongs to."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -88,7 +88,7 @@ def to_peft(adapter: GatedAdapter, dtype: torch.dtype = torch.float32) -> dict[s
 
 
 def from_peft(state: dict[str, Tensor], layers: list[str], scale: float = 1.0) -> dict[str, Tensor]:
-    """Back to the names of `GatedAdapter`. Raises `KeyError` for a missing tensor, `RuntimeError` for one too many."""
+    """Back to the names of `GatedAdapter`. Raises `KeyError` for a missing tensor, `RuntimeError` for an extra one."""
     state = dict(state)
     vector = state.pop(MASK_VECTOR, None)
     ours = {} if vector is None else {"mask_vector": vector}

@@ -1,8 +1,9 @@
-"""`model.generate(...)` as transformers' users know it, decoded by this folder.
+"""`model.generate(...)` as users of transformers know it, decoded by the code in this folder.
 
-Preparation is transformers' own: `generate` goes through `GenerationMixin.generate`, which merges the generation config and
-builds the logits processors and stopping criteria, and hands over to the engine here. What the engine cannot do is refused
-by name. An exported checkpoint holds this folder as `custom_generate/`, and then multitoken need not be installed:
+Preparation is transformers' own: `generate` calls `GenerationMixin.generate`, which merges the generation config,
+builds the logits processors and stopping criteria, and hands over to the engine here. Anything that the engine cannot
+do is refused by name. An exported checkpoint contains this folder as `custom_generate/`, so multitoken need not be
+installed:
 
     model = AutoModelForCausalLM.from_pretrained(NAME, trust_remote_code=True)
     model.generate(**tokenizer("...", return_tensors="pt"), max_new_tokens=200)
@@ -41,7 +42,7 @@ OPTIONS = (*POLICY_OPTIONS, "seed", "adaptive")
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a call of `generate` comes to: a request a row, and what the answer is to look like."""
+    """A prepared call of `generate`: one request per row, and the form of the answer."""
 
     requests: list[Request]
     adaptive: bool
@@ -63,15 +64,15 @@ def generate(
     streamer: Any = None,
     **arguments: Any,
 ) -> Any:
-    """What `GenerationMixin.generate` takes and returns, and four arguments of ours.
+    """Takes the arguments of `GenerationMixin.generate` and four of ours, and returns what it returns.
 
-    mtp: how to decode, a dict of `policy` ("exact", "confadapt", "static", "next-token"), `threshold`, `k`, `seed` of
-    sampling, and `adaptive`, whether to feed as many masks as pay on this machine. What it leaves out comes from
-    `generation_config.json: mtp`; `policy` is "exact" if nothing says otherwise. mtp_chunks: a list that the chunks are
-    appended to as they come. presence_penalty, frequency_penalty: see `penalties`.
+    mtp: how to decode. A dict with `policy` ("exact", "confadapt", "static", "next-token"), `threshold`, `k`,
+    `branches`, `seed` (of sampling) and `adaptive` (whether to feed only as many masks as pay off on this machine). Options that it leaves
+    out come from `generation_config.json: mtp`. `policy` is "exact" if neither sets it. mtp_chunks: a list to which the
+    chunks are appended as they come. presence_penalty, frequency_penalty: see `penalties`.
 
-    Scores and logits have the mask token at -inf. Raises `DecodingError` for what is not supported, and `RowsFailed` where a
-    row fails, when the others are done: `mtp_chunks` has what they wrote.
+    Scores and logits have the mask token at -inf. Raises `DecodingError` for anything that is not supported. Raises
+    `RowsFailed` if a row fails, after the other rows are done; `mtp_chunks` then has what they wrote.
     """
     decoder = decoder_of(model)
     prepared = prepare(
@@ -95,8 +96,8 @@ def generate(
 
 
 def run(decoder: Decoder, prepared: Prepared, max_rows: int | None = None) -> Iterator[Chunk]:
-    """The chunks as they come, of at most `max_rows` rows at a time. A streamer, if there is one, gets the prompt and then every
-    token by itself."""
+    """The chunks as they come, from at most `max_rows` rows at a time. A streamer, if there is one, gets the prompt and
+    then each token separately."""
     streamer = prepared.streamer
     if streamer is not None:
         streamer.put(prepared.input_ids.cpu())
@@ -124,9 +125,9 @@ def prepare(
     policy: Policy | None = None,
     first_row: int = 0,
 ) -> Prepared:
-    """The requests of a call, by transformers' own preparation. `arguments` are the others that `generate` may be given.
+    """The requests of a call, prepared by transformers itself. `arguments`: the other arguments given to `generate`.
 
-    `policy` goes before what `mtp` and the checkpoint say. Rows are numbered, and their noise is keyed, from `first_row`.
+    `policy` overrides `mtp` and the checkpoint. Row numbers, which also key the noise, start at `first_row`.
     """
     model = decoder.model
     configs = generation_config, model.generation_config or GenerationConfig()
@@ -146,10 +147,10 @@ def prepare(
         kwargs.pop(name, None)
     if stops:
         if tokenizer is None:
-            raise DecodingError(f"stop_strings={stops!r} need the tokenizer: generate(..., tokenizer=tokenizer)")
+            raise DecodingError(f"stop_strings={stops!r} need the tokenizer: call generate(..., tokenizer=tokenizer)")
         criteria.append(StopStringCriteria(tokenizer, stops))
-        kwargs["stop_strings"] = None  # generate() would look for a tokenizer, which it hands to no loop of ours
-    # Not model.generate: from_pretrained may have put this very file in its place.
+        kwargs["stop_strings"] = None  # generate() would look for a tokenizer, but passes none to a custom loop
+    # Not model.generate: from_pretrained may have replaced it with the function in this file.
     transformers_own: Any = vars(GenerationMixin)["generate"]
     loop = functools.partial(_loop, decoder=decoder, given=mtp, policy=policy, streamer=streamer, first_row=first_row)
     try:
@@ -164,7 +165,7 @@ def prepare(
         )
     except DecodingError:
         raise
-    except ValueError as error:  # transformers' own words for what cannot be
+    except ValueError as error:  # transformers' own error for an invalid call
         raise DecodingError(str(error)) from error
 
 
@@ -180,9 +181,9 @@ def _loop(
     policy: Policy | None,
     streamer: Any,
     first_row: int,
-    **model_kwargs: Any,  # an attention_mask by name would be taken out of generate()'s own sight
+    **model_kwargs: Any,  # naming attention_mask here would hide it from generate() itself
 ) -> Prepared:
-    """Stands where `GenerationMixin.generate` calls its decoding loop: everything but that is prepared by then."""
+    """Called by `GenerationMixin.generate` in place of its decoding loop, when everything else is prepared."""
     mode = generation_config.get_generation_mode()
     if mode not in ("greedy_search", "sample"):
         raise DecodingError(f"{mode.value} is not supported by multi-token decoding; use greedy search or sampling")
@@ -190,12 +191,12 @@ def _loop(
         raise DecodingError(f"a streamer takes one row, found {len(input_ids)}; leave it out")
     for name in ("top_p", "typical_p"):
         share = getattr(generation_config, name)
-        if generation_config.do_sample and share is not None and share > 1:  # transformers would leave it out
+        if generation_config.do_sample and share is not None and share > 1:  # transformers would ignore it
             raise DecodingError(f"{name} is {share!r}; expected a number above 0 and at most 1")
     chosen, seed, adaptive = _how(generation_config, given, policy, decoder)
     if generation_config.do_sample and seed is None:
-        seed = int(torch.randint(2**63 - 1, ()))  # torch.manual_seed decides, as in transformers
-    # A criterion of the user's stands in the place of generate()'s own of the same kind, so these are what counts.
+        seed = int(torch.randint(2**63 - 1, ()))  # controlled by torch.manual_seed, as in transformers
+    # A criterion given by the user replaces generate()'s own of the same kind, so these are the ones that apply.
     ends = [c for c in stopping_criteria if isinstance(c, EosTokenCriteria)]
     lengths = [c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria)]
     requests = _requests(
@@ -217,7 +218,7 @@ def _loop(
 def _how(
     config: GenerationConfig, given: Mapping[str, Any] | None, policy: Policy | None, decoder: Decoder
 ) -> tuple[Policy, int | None, bool]:
-    """(policy, seed, adaptive) from the call, and from `generation_config.json: mtp` where the call says nothing."""
+    """(policy, seed, adaptive) from the call, or from `generation_config.json: mtp` if the call does not set it."""
     layers = [{"policy": "exact", "adaptive": True}, _checked(getattr(config, "mtp", None)), _checked(given)]
     options: dict[str, Any] = {name: value for layer in layers for name, value in layer.items()}
     if policy is None:
@@ -233,7 +234,7 @@ def _how(
 
 
 def _checked(mtp: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options that are given. Raises `DecodingError` for one that there is not."""
+    """The options that are given. Raises `DecodingError` for an option that does not exist."""
     if not isinstance(mtp, Mapping | None):
         raise DecodingError(f"mtp is {mtp!r}; expected a dict with some of {', '.join(OPTIONS)}")
     for name in mtp or {}:
@@ -251,7 +252,7 @@ def _requests(
     first_row: int,
     **common: Any,
 ) -> list[Request]:
-    """A request a row, without its padding, which may stand on either side. Processors and criteria are still shown it."""
+    """One request per row, without its padding, which may be on either side. Processors and criteria still see it."""
     requests = []
     for i, ids in enumerate(input_ids.tolist()):
         real = attention_mask[i].tolist() if attention_mask is not None else [1] * len(ids)
@@ -271,7 +272,7 @@ def _requests(
 
 
 def _output(prepared: Prepared, rows: list[list[Chunk]], device: torch.device) -> Any:
-    """What `generate` returns: the prompts as they were given, the new tokens, and padding behind shorter rows."""
+    """What `generate` returns: the prompts as they were given, the new tokens, and padding after shorter rows."""
     input_ids, config = prepared.input_ids, prepared.config
     new = [[token for chunk in row for token in chunk.token_ids] for row in rows]
     longest = max(map(len, new))

@@ -1,10 +1,10 @@
-"""Attention with grouped heads that copies no keys and values.
+"""Attention with grouped heads that does not copy keys and values.
 
-A step has a mask and several queries, and there transformers' `sdpa` repeats the keys and values of all that is cached for each head
-of a group, at every layer. Here the queries of a group's heads stand one behind the other in place of it: the same products, of
-one copy.
+A step has a mask and several queries. In that case transformers' `sdpa` repeats all cached keys and values for each
+head of a group, at every layer. Here, the queries of a group's heads are placed one after another instead. The products
+are the same, and one copy of the keys and values is enough.
 
-Shapes: B rows, H heads, K heads of keys, S queries, T keys, D head size.
+Shapes: B rows, H query heads, K key heads, S queries, T keys, D head size.
 """
 
 import inspect
@@ -24,8 +24,10 @@ _BY_NAME = re.compile(r"_attn_implementation\s*(==|!=|in|not in)[^\n]*sdpa")
 
 
 def use_grouped_attention(model: PreTrainedModel) -> None:
-    """Have a model that uses `sdpa` and has grouped heads attend by `grouped_attention`, under a name of its own in its config.
-    Families that ask for `sdpa` by name stay as they are."""
+    """Make a model that uses `sdpa` and has grouped heads use `grouped_attention`, under its own name in the config.
+
+    Families whose code asks for `sdpa` by name stay as they are.
+    """
     if model.config._attn_implementation != "sdpa" or not any(map(_groups, model.modules())):
         return
     if _BY_NAME.search(inspect.getsource(sys.modules[type(model).__module__])):
@@ -44,8 +46,8 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """query [B, H, S, D], key and value [B, K, T, D], attention_mask [B, 1, S, T]. -> ([B, S, H, D], None)
 
-    What it is not made for is transformers' own: no mask, one for each head, one query, or so many that their masks would be more to
-    copy than the keys.
+    Cases that it is not made for go to transformers' own function: no mask, a mask for each head, a single query, or so
+    many queries that copying their masks would be more work than copying the keys.
     """
     rows, heads, queries, size = query.shape
     groups = heads // key.shape[1]

@@ -1,8 +1,9 @@
-"""Tokens drawn by noise that belongs to a position.
+"""Sampling with noise that belongs to a position.
 
 The Gumbel noise of a token is a function of (seed, row, absolute position, token) alone, and the token drawn is
-argmax(log p + noise): a draft made and confirmed with the same noise gives the text that next-token decoding gives with that
-seed, whatever the batch. The noise is a hash and not a generator's stream, so only the tokens that may be drawn need it.
+argmax(log p + noise). A draft that is made and confirmed with the same noise therefore gives the text that next-token
+decoding gives with that seed, in any batch. The noise is a hash and not a generator's stream, so it is computed only
+for the tokens that may be drawn.
 
 Shapes: N positions, V vocabulary, C candidates.
 """
@@ -18,20 +19,20 @@ from torch import Tensor
 from .likeliest import argmax
 from .nucleus import candidates, nucleus
 
-_NO_FLOAT64 = ("mps",)  # kinds of device
+_NO_FLOAT64 = ("mps",)  # device types
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 _GOLDEN, _FIRST, _SECOND = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
 _FIRST_64, _SECOND_64 = np.uint64(_FIRST), np.uint64(_SECOND)
 _30, _27, _31, _11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
-_FEW_LEFT = 16  # of so many tokens one must be left for a search to be faster than noise for all of them
-_HIGH = int(sys.byteorder == "little")  # which half of a word is the upper one
-_AT_ONCE = 1 << 15  # words in the processor's cache, and not in fresh memory
-_SLACK = 2.0**-20  # far more than what float32 makes of a number up to 1
+_FEW_LEFT = 16  # if at most 1 in this many tokens is left, a search is faster than noise for all
+_HIGH = int(sys.byteorder == "little")  # index of the upper 32 bits of a word
+_AT_ONCE = 1 << 15  # words that fit in the processor's cache, so that no fresh memory is needed
+_SLACK = 2.0**-20  # far more than the rounding error of float32 for a number up to 1
 
 
 def with_noise(scores: Tensor, keys: Tensor) -> Tensor:
-    """A token drawn from each position's scores [N, V], by the noise of its key [N]. -> [N]"""
-    if scores.device.type in _NO_FLOAT64:  # one seed is one text on every device, so the last bits count
+    """Draw a token from each position's scores [N, V], with the noise of its key [N]. -> [N]"""
+    if scores.device.type in _NO_FLOAT64:  # a seed gives one text on every device, so the last bits count
         return with_noise(scores.cpu(), keys.cpu()).to(scores.device)
     possible, few = scores > -torch.inf, scores.shape[-1] // _FEW_LEFT
     is_cpu = scores.device.type == "cpu"
@@ -45,23 +46,23 @@ def with_noise(scores: Tensor, keys: Tensor) -> Tensor:
 
 
 def with_noise_in_nucleus(scores: Tensor, top_p: Tensor, keys: Tensor) -> Tensor:
-    """`with_noise` of `nucleus`: where the nuclei are found without a sort, nothing goes over the vocabulary again. -> [N]"""
+    """`with_noise` of `nucleus`. If the nuclei are found without a sort, the vocabulary is not read again. -> [N]"""
     found = candidates(scores, top_p)
     return with_noise(nucleus(scores, top_p), keys) if found is None else _drawn(*found, keys)
 
 
 def _drawn(scores: Tensor, tokens: Tensor, keys: Tensor) -> Tensor:
-    """Of these tokens [N, C] the one whose score and noise are the most."""
+    """The one of these tokens [N, C] with the largest sum of score and noise. -> [N]"""
     best = gumbel(keys, tokens).add_(scores).argmax(-1, keepdim=True)
     return tokens.gather(-1, best)[:, 0]
 
 
-@np.errstate(invalid="ignore", over="ignore")  # of scores that are infinite or NaN: the likeliest token stands for them
+@np.errstate(invalid="ignore", over="ignore")  # infinite or NaN scores: the likeliest token is drawn
 def _drawn_from_all(scores: Tensor, keys: Tensor) -> np.ndarray:
     """`_drawn` of all tokens, without most of the logarithms.
 
-    The noise of a uniform number u is below -log(1 - u). So where the likeliest token has a bar of score and noise together, a token
-    of score s can only be above it if 1 - u < exp(s - bar): a few tokens of each position.
+    The noise of a uniform number u is below -log(1 - u). Let bar be the sum of score and noise of the likeliest token.
+    A token of score s can only exceed it if 1 - u < exp(s - bar). This holds for few tokens of each position.
     """
     values, lead, streams = scores.numpy(), argmax(scores).numpy(), _streams(scores.shape[1])
     key, everyone = keys.numpy().view(np.uint64), np.arange(len(values))
@@ -83,7 +84,7 @@ def _drawn_from_all(scores: Tensor, keys: Tensor) -> np.ndarray:
         rows.append(row)
         tokens.append(start + token)
     row, token = np.concatenate(rows), np.concatenate(tokens)
-    order = np.lexsort((-token, total(row, token)))  # of equals the first token comes last, and the last of a row stays
+    order = np.lexsort((-token, total(row, token)))  # the last entry of a row wins: of equals, the first token
     drawn = np.empty(len(values), np.int64)
     drawn[row[order]] = token[order]
     return drawn
@@ -96,17 +97,17 @@ def _streams(vocabulary: int) -> np.ndarray:
 
 
 def noise_key(seed: int, row: int, position: int) -> int:
-    """64 bits that belong to a position of a row of a seed."""
+    """The 64-bit key of a position in a row, for a seed."""
     return _mix(seed_key(seed, row) + position)
 
 
 def seed_key(seed: int, row: int) -> int:
-    """64 bits that belong to a row of a seed."""
+    """The 64-bit key of a row, for a seed."""
     return _mix(_mix(seed) + row)
 
 
 def noise_keys(seeds: Tensor, positions: Tensor) -> Tensor:
-    """`noise_key` for N positions at once. seeds [N]: each one's `signed(seed_key(...))`. -> [N] int64"""
+    """`noise_key` for N positions at once. seeds [N]: `signed(seed_key(...))` of each. -> [N] int64"""
     return _scramble(seeds + positions + signed(_GOLDEN))
 
 
@@ -119,8 +120,8 @@ def _mix(word: int) -> int:
 
 
 def gumbel(keys: Sequence[int] | Tensor, tokens: Tensor) -> Tensor:
-    """Gumbel noise of `tokens` [N, C], float64 where the device has it; a key a row. SplitMix64 again: token t takes the
-    stream's number t."""
+    """Gumbel noise of `tokens` [N, C], with one key per row, in float64 where the device has it. SplitMix64 again:
+    token t takes the stream's number t."""
     if tokens.device.type in _NO_FLOAT64:
         on_cpu = keys.cpu() if isinstance(keys, Tensor) else keys
         return gumbel(on_cpu, tokens.cpu()).float().to(tokens.device)
@@ -130,14 +131,14 @@ def gumbel(keys: Sequence[int] | Tensor, tokens: Tensor) -> Tensor:
 
 
 def _noise_of(high: Tensor) -> Tensor:
-    """What the upper 53 bits of scrambled words stand for, in place. high: float64"""
+    """The Gumbel noise given by the upper 53 bits of scrambled words, computed in place. high: float64"""
     uniform = high.add_(0.5).mul_(2.0**-53)  # inside (0, 1)
     return uniform.log_().neg_().log_().neg_()
 
 
 def _scramble(word: Tensor) -> Tensor:
-    """`_mix` without its addition, on 64 bits as torch holds them."""
-    if word.device.type == "cpu":  # numpy's are a fraction of the time
+    """`_mix` without its addition, on 64-bit words that torch holds as int64."""
+    if word.device.type == "cpu":  # numpy takes a fraction of the time
         return torch.from_numpy(_scrambled(word.numpy().view(np.uint64).copy()).view(np.int64))
     word = (word ^ _shift(word, 30)).mul_(signed(_FIRST))
     word = word.bitwise_xor_(_shift(word, 27)).mul_(signed(_SECOND))
@@ -157,10 +158,10 @@ def _scrambled(words: np.ndarray) -> np.ndarray:
 
 
 def signed(word: int) -> int:
-    """The same 64 bits as torch holds them; its products wrap around as unsigned ones do."""
+    """The same 64 bits as an int64 for torch. Its products wrap around like unsigned ones."""
     return word - (1 << 64) if word >> 63 else word
 
 
 def _shift(word: Tensor, by: int) -> Tensor:
-    """To the right, zeros coming in."""
+    """Shift to the right, filling with zeros."""
     return (word >> by).bitwise_and_((1 << (64 - by)) - 1)

@@ -1,13 +1,13 @@
-"""Two kinds of tokens through two matrices, side by side: what a merged gate does at every layer, at every step."""
+"""Two kinds of tokens multiplied by two matrices together. A merged gate does this at every layer in every step."""
 
 import torch
 from torch import Tensor
 
-_IDLE = 48  # rows that a batched product may compute in vain: on a CPU so many still cost less than a second product
+_IDLE = 48  # rows that a batched product may waste: on a CPU, this many still cost less than a second product
 
 
 def apart(is_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """is_mask [T] -> the tokens' indices with the masks behind the real ones, and where each token is in that order, [T] both."""
+    """is_mask [T] -> the tokens' indices with masks after real tokens, and each token's place in it. Both [T]."""
     order = is_mask.int().argsort(stable=True)
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
@@ -15,22 +15,22 @@ def apart(is_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Halves:
-    """The tokens of a pass as two groups, real ones and masks, that go through a matrix each.
+    """The tokens of a pass as two groups, real tokens and masks, each multiplied by its own matrix.
 
-    One batched product does both where that leaves few of its rows idle: at the width of a decoding step it takes little longer
-    than a plain layer; two products and their bookkeeping take twice as long.
+    One batched product computes both if that leaves few of its rows idle. At the width of a decoding step it takes
+    little longer than a plain layer. Two products and their bookkeeping take twice as long.
 
-    is_mask: [T] of all rows' tokens, of which so many are masks; in_order: they are the last.
+    is_mask: [T], over the tokens of all rows; masks: how many of them are masks; in_order: the masks are the last.
     """
 
     def __init__(self, is_mask: Tensor, masks: int, *, in_order: bool) -> None:
         tokens = len(is_mask)
         self._masks = masks
         self._real = tokens - self._masks
-        # The larger group's size. The halves overlap: the first begins with the real tokens, the second ends with the masks.
+        # The larger group's size. The halves overlap: the first starts with real tokens, the second ends with masks.
         self._size = max(self._real, self._masks)
         self._batched = self._real > 0 and 2 * self._size - tokens <= _IDLE
-        self._order = self._back = None  # [T] masks behind real tokens; where each is found in the product
+        self._order = self._back = None  # [T] the order with masks last; where each token is in the product
         if not in_order:
             self._order, self._back = apart(is_mask)
             if self._batched:

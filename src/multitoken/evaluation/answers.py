@@ -1,9 +1,9 @@
-"""Every model and policy answers the same questions, with one clock, and what they said is kept.
+"""Every model and policy answers the same questions under one clock, and the answers are kept.
 
-For each part of the questions all combinations run in turn, so a machine that slows down slows all of them. The order turns by one place
-a part, so none always runs on a cache that the same other one left behind. With one question at a time a part is one question; side by
-side it is several times as many as run at a time, for at the end of a part the last answers run alone. Several processes share out the
-parts.
+The questions are divided into parts. On each part all combinations of model and policy run one after the other, so a
+machine that slows down slows all of them. The order rotates by one from part to part, so that none always runs on a cache
+left by the same other one. With one question at a time, a part is one question. With batches, a part is several times the
+batch size, because at the end of a part the last answers run alone. Several processes share the parts.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,8 @@ from .sampled import generate_options
 from .tasks import Task
 
 Progress = Callable[[int, int], None]
-"""`progress(done, total)`, called after each counted part, in answers; those of other processes by what this one has done."""
+"""`progress(done, total)`, called after each counted part, in answers. What other processes have done is estimated from
+this one."""
 
 _WARM_UP_TOKENS = 16
 _PART = 4  # times the batch size
@@ -45,20 +46,21 @@ def answer_all(
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> dict[Combination, list[Outcome]]:
-    """Every question's answer by every run, in the questions' order. questions: the places of those that are asked, all if not given.
+    """Every question's answer by every run, in the order of the questions. questions: the indices of those that are asked,
+    all if not given.
 
-    What the `journal` holds already is not answered again, and what is answered is written there at once. Every process gets all
-    answers.
+    Answers that the `journal` already holds are not computed again, and new ones are written there at once. Every process
+    gets all answers.
     """
     processes = Processes.here()
     known = journal.outcomes() if journal is not None else {}
     asked = range(len(task.questions)) if questions is None else questions
-    share = max(1, -(-len(asked) // processes.number))  # so that none has nothing to do
+    share = max(1, -(-len(asked) // processes.number))  # so that every process has something to do
     size = min(batch_size * _PART, share) if batch_size > 1 else 1
     parts = [asked[at : at + size] for at in range(0, len(asked), size)]
     found: dict[tuple[Combination, int], Outcome] = {}
     total, done = len(asked) * len(runs), 0
-    # Not counted: the first answer pays for allocations and kernels. A policy that a model refuses is refused here.
+    # Not counted: the first answer includes allocating memory and loading kernels. A model refuses a policy here.
     for run in runs:
         if any((run.what.key, i) not in known for i in asked):
             _decode(run, task, asked[:1], min(task.max_new_tokens, _WARM_UP_TOKENS), 1)
@@ -83,7 +85,7 @@ def answer_all(
 
 def _outcomes(run: Run, task: Task, part: range, batch_size: int) -> list[Outcome]:
     generations = _decode(run, task, part, task.max_new_tokens, batch_size)
-    # Answers of a part end at different times; what the part took is shared out by tokens.
+    # Answers of a part end at different times, so the part's time is divided among them by tokens.
     seconds = max(generation.seconds for generation in generations)
     tokens = sum(len(generation.token_ids) for generation in generations)
     return [
@@ -98,7 +100,7 @@ def _outcomes(run: Run, task: Task, part: range, batch_size: int) -> list[Outcom
 
 
 def _decode(run: Run, task: Task, part: range, max_new_tokens: int, batch_size: int) -> list[Any]:
-    """Generations. All masks, whatever they cost here: tokens per step are to be the same on every machine."""
+    """Generations with all masks, regardless of their cost here: tokens per step must be the same on every machine."""
     options: dict[str, Any] = {"policy": run.policy, "max_new_tokens": max_new_tokens, "adaptive": False}
     prompts = [task.questions[i].prompt for i in part]
     options |= generate_options(run.what.sampling, list(part))

@@ -1,10 +1,10 @@
 """The fastest policy within a loss that the user allows, promised at a stated confidence.
 
-One half of the prompts, drawn by chance, is for searching: every candidate answers it, and those that no other beats in both speed and
-loss are lined up, the safest first. The other half confirms: candidates are tested in that order, and the first that fails ends the
-line. Tests in an order that was fixed before need no correction for their number (fixed-sequence testing, as in "Learn then Test", arXiv
-2110.01052): the chance that the chosen one loses more than allowed is at most 1 - confidence. A policy that confirms every token with the
-original's own weights needs no test.
+A random half of the prompts is for searching. Every candidate answers it, and those that no other beats in both speed and
+loss are lined up, the safest first. The other half is for confirming. Candidates are tested in that order, and the first
+failure ends the tests. Tests in an order that was fixed beforehand need no correction for their number (fixed-sequence
+testing, as in "Learn then Test", arXiv 2110.01052): the chance that the chosen candidate loses more than allowed is at most
+1 - confidence. A policy that confirms every token with the original's own weights needs no test.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,15 +30,15 @@ _THRESHOLDS: Mapping[type[ConfAdapt] | type[Exact], tuple[float, ...]] = {
 }
 _FEWEST_PROMPTS = 20
 ORDER = "calibration"
-"""What a journal says of the order of a calibration's questions: by chance, and always the same."""
+"""What a journal says about the order of a calibration's questions, which is random and always the same."""
 Loss = Callable[[int, Outcome, Outcome], float]
 """`loss(question, the original's outcome, ours)`."""
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """What may be lost against the original's next-token decoding: grades ("drop") or identical outputs ("different"), as a share
-    of the prompts (0.01 is one point)."""
+    """What may be lost compared with the original's next-token decoding: grades ("drop") or identical outputs ("different"),
+    as a share of the prompts (0.01 is one point)."""
 
     kind: Literal["drop", "different"]
     share: float
@@ -50,7 +50,8 @@ class Allowed:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy on the searching half; on the confirming half too (`confirmed_loss`, `at_most`, `promised`), where it got there."""
+    """A policy on the searching half and, if it got that far, on the confirming half (`confirmed_loss`, `at_most`,
+    `promised`)."""
 
     policy: Policy
     label: str
@@ -60,12 +61,12 @@ class Candidate:
     confirmed_loss: float | None = None
     at_most: float | None = None
     promised: bool = False
-    needed: int | None = None  # prompts in all, to promise it, if losses stay as frequent
+    needed: int | None = None  # prompts in all that would promise it, if losses stay as frequent
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was found. `chosen` is None where nothing could be promised; `candidates` are the fastest first."""
+    """The result. `chosen` is None where nothing could be promised. `candidates` are sorted, the fastest first."""
 
     allowed: Allowed | None
     confidence: float
@@ -77,14 +78,14 @@ class Calibration:
 def candidates_of(
     trained_k: int, kinds: Sequence[type[ConfAdapt] | type[Exact]], thresholds: Sequence[float] | None = None
 ) -> list[Policy]:
-    """Thresholds of these kinds of policy, each with all the places that the model was trained for and with half of them. thresholds:
-    in the place of the usual ones."""
+    """Policies of these kinds: each threshold with the k that the model was trained for, and with half of it. thresholds:
+    used instead of the usual ones."""
     ks = [trained_k, *([trained_k // 2] if trained_k >= 4 else [])]
     return [kind(threshold, k=k) for kind in kinds for threshold in thresholds or _THRESHOLDS[kind] for k in ks]
 
 
 def check_calibration(task: Task, allowed: Allowed | None, confidence: float) -> None:
-    """Raises `UsageError` or `DataError` for what no calibration can answer."""
+    """Raises `UsageError` or `DataError` for a request that no calibration can answer."""
     if not 0.5 <= confidence < 1:
         raise UsageError(f"confidence is {confidence}; expected a number from 0.5 to below 1, such as 0.95")
     if len(task.questions) < _FEWEST_PROMPTS:
@@ -106,12 +107,13 @@ def calibrate(
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
-    """The fastest of `policies` (by label) for the model "adapted" that loses at most what is `allowed` against "original" (if that is
-    missing: against its own next-token decoding, which is the original's where the adapter acts at masks only).
+    """The fastest of `policies` (by label) for the model "adapted" that loses at most what is `allowed` compared with
+    "original". Without an "original", the comparison is with the model's own next-token decoding, which is the original's
+    where the adapter acts at masks only.
 
-    allowed=None: the policies change no output, and the fastest of them is chosen on all prompts. journal: where answers are written as
-    they come, and those that are there already are taken from; its questions are numbered in `ORDER`. Raises `UsageError` and
-    `DataError` before anything is decoded.
+    allowed=None: the policies change no output, and the one that is fastest on all prompts is chosen. journal: where answers
+    are written as they come, and where existing answers are taken from; its questions are numbered in `ORDER`. Raises
+    `UsageError` and `DataError` before anything is decoded.
     """
     check_calibration(task, allowed, confidence)
     plain, runs = _runs(models, policies)
@@ -163,7 +165,7 @@ def calibrate(
 
 
 def _lossless(candidate: Candidate) -> Candidate:
-    """Of a policy that confirms every token with the original's own weights: no test is needed."""
+    """The candidate of a policy that confirms every token with the original's own weights: it needs no test."""
     return replace(candidate, at_most=0.0, promised=True)
 
 
@@ -179,7 +181,7 @@ def _tested(candidate: Candidate, lost: Sequence[float], allowed: Allowed, confi
 
 
 def _undominated(tried: Sequence[tuple[Run, Candidate]]) -> list[tuple[Run, Candidate]]:
-    """Of those sorted by speed, the fastest and each slower one that loses less than all the faster ones."""
+    """Of candidates sorted by speed, the fastest and each slower one that loses less than all the faster ones."""
     kept: list[tuple[Run, Candidate]] = []
     for run, candidate in tried:
         if not kept or candidate.loss < kept[-1][1].loss:
@@ -213,7 +215,7 @@ def _candidate(run: Run, ours: Sequence[Outcome], lost: Sequence[float]) -> Cand
 
 
 def _loss(models: Mapping[str, ModelLike], allowed: Allowed | None, task: Task) -> Loss:
-    """How one answer's loss is counted. A tie between two tokens is no difference."""
+    """How one answer's loss is counted. A tie between two tokens is not a difference."""
     if allowed is not None and allowed.kind == "drop":
         return lambda i, original, ours: float(original.correct or 0) - float(ours.correct or 0)
     model = models.get("original", models["adapted"])

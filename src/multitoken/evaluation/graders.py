@@ -1,6 +1,6 @@
-"""Is an answer right? Graders, from the text that a model wrote and the expected answer.
+"""Is an answer right? Graders decide from the text that a model wrote and the expected answer.
 
-A new one is a function here and a line in `GRADERS`, or, without touching this package, a function of one's own:
+To add a grader, write a function and a line in `GRADERS`. Or, without changing this package, use your own function:
 `--grader my_module:my_function`.
 """
 
@@ -28,8 +28,9 @@ class Grader:
 
 
 _MARKER = re.compile(r"answer\s*:|####", re.IGNORECASE)
-# A sign counts only at the number and where no number, word or bracket stands before it: "20-2" and "20 - 2" hold 20
-# and 2, "is -2" holds -2. A comma belongs to a number only between groups of three digits: "3, 4" are two numbers.
+# A sign counts only directly at the number, and only if no number, word or bracket comes directly before it: "20-2" and
+# "20 - 2" hold 20 and 2, "is -2" holds -2. A comma belongs to a number only between groups of three digits: "3, 4" are
+# two numbers.
 _NUMBER = re.compile(r"(?:(?<![\w)])[-−])?(?:\$\s?)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 
 
@@ -40,7 +41,7 @@ def _value(written: str) -> Decimal:
 def last_number(text: str) -> Decimal | None:
     """The first number after the last "Answer:" or "####"; without such a marker, the last number of the text.
 
-    A marker with no number behind it gives None: an answer that was cut there was never given.
+    A marker with no number after it gives None: the text was cut off there, so no answer was given.
 
         >>> last_number("5 + 3 = 8\\nAnswer: $1,208.50.")
         Decimal('1208.50')
@@ -56,7 +57,7 @@ def last_number(text: str) -> Decimal | None:
 
 
 def is_numeric_answer(answer: str) -> bool:
-    """Is the expected answer a number alone ("1,234", "$18.00") or a worked one that ends in "#### 18"?"""
+    """Is the expected answer only a number ("1,234", "$18.00"), or a worked answer that ends in "#### 18"?"""
     return bool(_NUMBER.fullmatch(answer.strip().rstrip("."))) or ("####" in answer and last_number(answer) is not None)
 
 
@@ -111,7 +112,7 @@ GRADERS = {
 
 
 def grader_named(name: str) -> Grader:
-    """The grader of that name, or the function that "module:function" names, looked for in the working directory too.
+    """The grader of that name, or the function that "module:function" names. The working directory is searched too.
 
     Raises `UsageError` where there is none.
     """
@@ -122,7 +123,7 @@ def grader_named(name: str) -> Grader:
                 f"there is no grader {name!r}{nearest(name, GRADERS)}; or name your own as module:function"
             )
         if name == "rouge-l":
-            _rouge()  # what is missing is missed at once
+            _rouge()  # a missing package raises here, not after the first answer
         return GRADERS[name]
     here = str(Path.cwd())
     if here not in sys.path:
@@ -137,7 +138,7 @@ def grader_named(name: str) -> Grader:
 
 
 def grade(grader: Grader, text: str, expected: str, place: str) -> Grade:
-    """What the grader says. Raises `DataError`, naming the place, where it raises or says something else."""
+    """The grader's result. Raises `DataError`, naming the place, where the grader raises or returns something else."""
     try:
         says = grader.grade(text, expected)
     except UsageError:
@@ -146,4 +147,4 @@ def grade(grader: Grader, text: str, expected: str, place: str) -> Grade:
         raise DataError(f"{place}: the grader {grader.name!r} raises {type(error).__name__}: {error}") from error
     if says is None or isinstance(says, bool) or (isinstance(says, int | float) and 0 <= says <= 1):
         return says
-    raise DataError(f"{place}: the grader {grader.name!r} says {says!r}; expected True, False, 0 to 1, or None")
+    raise DataError(f"{place}: the grader {grader.name!r} returns {says!r}; expected True, False, 0 to 1, or None")

@@ -1,7 +1,7 @@
 """A model for lm-evaluation-harness, under the name `multitoken`. Everything but decoding is the harness's own `hf` model.
 
-`loglikelihood` requests run the plain model; `generate_until` requests run the batched engine under a policy. What each task took is
-in the results, under `config: multitoken`.
+`loglikelihood` requests run the plain model; `generate_until` requests run the batched engine under a policy. The tokens,
+steps and time of each task are in the results, under `config: multitoken`.
 """
 
 import time
@@ -34,7 +34,7 @@ _OF_HARNESS = (
 
 @dataclass
 class Spent:
-    """What the generated answers of one task took; EOS tokens count, the prefill's tokens and passes do not count as steps."""
+    """What the generated answers of one task took. EOS tokens count. The prefill's tokens and passes do not count as steps."""
 
     answers: int = 0
     tokens: int = 0
@@ -54,17 +54,17 @@ class Spent:
         }
 
 
-_HFLM: Any = HFLM  # its decorators take its types away
+_HFLM: Any = HFLM  # its decorators remove its types
 
 
 @register_model("multitoken")
 class MultitokenLM(_HFLM):
     """`--model multitoken --model_args pretrained=DIR,policy=exact,threshold=0.7`.
 
-    pretrained: a folder or Hub name, adapted or not. policy, threshold, k, branches: what is said in place of the model's default policy.
-    base, quantize, device_map, attn_implementation, dtype, trust_remote_code: as in `multitoken.load`. seed: of sampled answers, if a
-    task samples. The rest are the harness's own (max_length, add_bos_token, enable_thinking, ...). Raises `UsageError` for an argument
-    that neither knows, before anything is loaded.
+    pretrained: a folder or Hub name, adapted or not. policy, threshold, k, branches: given values replace those of the
+    model's default policy. base, quantize, device_map, attn_implementation, dtype, trust_remote_code: as in
+    `multitoken.load`. seed: for sampled answers, if a task samples. All others are the harness's own (max_length,
+    add_bos_token, enable_thinking, ...). Raises `UsageError` for an argument that neither knows, before anything is loaded.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class MultitokenLM(_HFLM):
         )
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Task by task, so that each one's time is its own."""
+        """Runs task by task, so that the time of each task is measured separately."""
         of_task: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             of_task.setdefault(request.task_name or "unnamed", []).append(i)
@@ -127,7 +127,7 @@ class MultitokenLM(_HFLM):
         attention_mask: torch.Tensor | None = None,
         **options: Any,
     ) -> torch.Tensor:
-        """context, attention_mask: [B, L], padded at the left -> [B, L + longest answer]: the same, each with its answer behind it."""
+        """context, attention_mask: [B, L], padded at the left -> [B, L + longest answer]: each row followed by its answer."""
         mask = torch.ones_like(context) if attention_mask is None else attention_mask
         prompts = [ids[kept.bool()].tolist() for ids, kept in zip(context, mask, strict=True)]
         started = time.perf_counter()
@@ -152,7 +152,7 @@ class MultitokenLM(_HFLM):
         return torch.cat([context, behind.to(context.device)], dim=1)
 
     def _sampling(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The task's `generation_kwargs` for `Model.generate`: greedy at temperature 0, as the harness means it."""
+        """The task's `generation_kwargs` for `Model.generate`: greedy at temperature 0, as in the harness."""
         given = dict(options)
         temperature = given.pop("temperature", 0.0)
         if not given.pop("do_sample", bool(temperature)) or not temperature:
@@ -161,7 +161,7 @@ class MultitokenLM(_HFLM):
         return {**given, "temperature": temperature, "seed": self._seed + sum(s.answers for s in self._spent.values())}
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the results say of the model, and what each task's answers took so far."""
+        """What the results say about the model, and what each task's answers took so far."""
         tasks = {task: spent.record() for task, spent in self._spent.items()}
         parameters = sum(p.numel() for p in self._ours.hf.parameters())
         return {

@@ -1,17 +1,18 @@
-"""Is an output identical to another? The definition that every claim of identity rests on.
+"""Is an output identical to another? Every claim of identity rests on this definition.
 
-Identical: equal token ids, EOS included. Two float32 computations of the same logits differ in their last bits, so
-where two tokens' logits are all but equal either may win. Such a first difference is a tie, judged in float64 and
-reported apart; after it the two outputs answer different texts, so nothing behind it is compared.
+Identical: equal token ids, EOS included. Two float32 computations of the same logits differ in their last bits, so where
+the logits of two tokens are almost equal, either may win. Such a first difference is a tie. It is judged in float64 and
+counted separately. After it the two outputs continue different texts, so nothing after it is compared.
 
-In bfloat16 and float16 passes of several tokens and of one round differently, and much more coarsely. There it is a tie if
-float32 finds the two logits no further apart than the type itself errs there: by one step at the top logit (bfloat16's
-steps from 8 to 16 are 1/16), or by twice the most that any logit of a plain pass in that type differs from float32's: both of the
-two may be off, in opposite directions.
+In bfloat16 and float16, passes of several tokens and of one token round differently, and much more coarsely. There a
+difference is a tie if, in float32, the two logits are no further apart than the error of the type. That error is the larger
+of two numbers: one step of the type at the top logit (bfloat16's steps from 8 to 16 are 1/16), and twice the largest
+difference between a logit of a plain pass in that type and the same logit in float32 (twice, because both logits may be off
+in opposite directions).
 
-A sampled token is the largest of scores to which its position's noise is added (`decoding/gumbel.py`). There a tie is one of
-these sums, of the same seed. A token that rounding put on the other side of top-k's or top-p's edge is no tie: it counts as
-different.
+A sampled token is the one with the largest sum of its score and the noise of its position (`decoding/gumbel.py`). There a
+tie is a tie of these sums, with the same seed. If rounding moves a token across the edge of top-k or top-p, that is not a
+tie: it counts as different.
 """
 
 import copy
@@ -26,7 +27,7 @@ from multitoken.decoding.gumbel import gumbel, noise_key
 from multitoken.decoding.sampling import Sampling, without_prefix
 
 HALF = (torch.bfloat16, torch.float16)
-TIE_GAP = 1e-4  # in logits; in scores with their noise where tokens are sampled
+TIE_GAP = 1e-4  # in logits; where tokens are sampled, in scores with their noise
 
 
 class Identity(Enum):
@@ -36,9 +37,9 @@ class Identity(Enum):
 
 
 Gap = Callable[[Sequence[int], int, int], float]
-"""`gap(before, ours, reference)`: how far the lower of two tokens' logits lies under the top after the output
-`before`, beyond the rounding of a 16-bit type. For the two top tokens this is the gap of the two top logits; a third token
-is never excused by their tie."""
+"""`gap(before, ours, reference)`: how far the lower of two tokens' logits is below the top logit after the output `before`,
+beyond the rounding of a 16-bit type. For the two top tokens this is the gap of the two top logits. A tie of those two never
+excuses a third token."""
 
 
 def compare(ours: Sequence[int], reference: Sequence[int], *, gap: Gap) -> Identity:
@@ -56,8 +57,8 @@ def compare(ours: Sequence[int], reference: Sequence[int], *, gap: Gap) -> Ident
 
 
 class Judge:
-    """The gap of two tokens' logits from a copy of a model in twice its precision (float64, or float32 of a 16-bit one), made
-    at the first question.
+    """The gap of two tokens' logits, from a copy of a model in twice its precision (float64, or float32 for a 16-bit model).
+    The copy is made when a gap is first asked for.
 
     `mask_token_id`'s logit is at -inf, as in decoding. The copy takes twice the model's memory, on its device.
     """
@@ -76,9 +77,9 @@ class Judge:
     def gap(
         self, token_ids: Sequence[int], ours: int, reference: int, sampling: Sampling | None = None, row: int = 0
     ) -> float:
-        """How far the lower of two tokens' logits (sampled: scores with their noise) lies under the top after `token_ids`,
+        """How far the lower of two tokens' logits (sampled: scores with their noise) is below the top after `token_ids`,
         beyond the rounding of a 16-bit type."""
-        # Policies of one model tend to part from the reference at the same place: answer that once.
+        # Policies of one model tend to differ from the reference at the same position: compute that once.
         key = (tuple(token_ids), min(ours, reference), max(ours, reference), sampling, row)
         if key not in self._known:
             scores = self._logits(self._finer(), token_ids)
@@ -100,12 +101,12 @@ class Judge:
     def _logits(self, model: Any, token_ids: Sequence[int]) -> torch.Tensor:  # [vocabulary]
         ids = torch.tensor([list(token_ids)], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0, -1]
-        if self._mask_token_id is not None and self._mask_token_id < len(logits):  # a gate's own may lie beyond
+        if self._mask_token_id is not None and self._mask_token_id < len(logits):  # a gate's own may be outside
             logits[self._mask_token_id] = -torch.inf
         return logits.double()
 
     def _rounding(self, finer: torch.Tensor, token_ids: Sequence[int]) -> float:
-        """What a 16-bit type errs by at these logits: through many layers that is more than its step at the last."""
+        """The error of a 16-bit type in these logits. Through many layers it becomes more than the type's step at the end."""
         if self._dtype not in HALF:
             return 0.0
         step = torch.finfo(self._dtype).eps * 2.0 ** math.floor(math.log2(max(abs(float(finer.max())), 2.0**-14)))
@@ -114,7 +115,7 @@ class Judge:
 
 
 def _with_noise(logits: torch.Tensor, sampling: Sampling, row: int, position: int) -> torch.Tensor:  # [vocabulary]
-    """What the token at a position is the largest of."""
+    """The scores of which the sampled token at a position is the largest."""
     scores = without_prefix(sampling.processors(), logits[None])
     tokens = torch.arange(scores.shape[-1], device=logits.device)[None]
     return (scores + gumbel([noise_key(sampling.seed, row, position)], tokens))[0]

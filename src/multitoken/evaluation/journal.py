@@ -1,5 +1,5 @@
-"""The answers of a measurement as they come, one line each, so that an interrupted one goes on where it was. Of several processes each
-writes a file of its own, until all is answered."""
+"""The answers of a measurement, written one per line as they come, so that an interrupted measurement can continue. With
+several processes, each writes its own file until everything is answered."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ _ALL = "answers*.jsonl"
 
 
 def prepare_output(folder: Path | None, *, overwrite: bool, resume: bool) -> None:
-    """Refuse a folder that holds something, unless it is to be replaced or to go on. With `overwrite` its old answers go. None: nothing
-    is kept.
+    """Refuse a folder that holds something, unless it is to be replaced or continued. `overwrite` deletes its old answers.
+    None: nothing is kept.
 
     Raises `UsageError` and, as `check_output` does, `OutputError`.
     """
@@ -48,7 +48,7 @@ def _prepare(folder: Path, *, overwrite: bool, resume: bool) -> None:
             raise UsageError(f"there is nothing to resume: {folder} has no {NAME}")
         return
     if journal.is_file() and not overwrite:
-        raise OutputError(f"{journal} is there already: go on with it by --resume, or replace it with --overwrite")
+        raise OutputError(f"{journal} already exists: continue it with --resume, or replace it with --overwrite")
     check_output(folder, overwrite=overwrite)
     with disk_errors(folder):
         for path in folder.glob(_ALL):
@@ -56,7 +56,7 @@ def _prepare(folder: Path, *, overwrite: bool, resume: bool) -> None:
 
 
 class Journal:
-    """`answers.jsonl` in a folder: a line that says what is measured, then one line an answer.
+    """`answers.jsonl` in a folder: a line that says what is measured, then one line per answer.
 
     Raises `UsageError` where the folder holds the answers of another measurement.
     """
@@ -68,24 +68,24 @@ class Journal:
         self._facts = json.dumps(facts, ensure_ascii=False) + "\n"
         self._found: dict[tuple[str, int], Outcome] = {}
         lines = {path: self._read(path, json.loads(self._facts)) for path in sorted(folder.glob(_ALL))}
-        processes.wait()  # none writes before all have read
+        processes.wait()  # no process writes before all have read
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_text(self._path, lines.get(self._path, self._facts))
 
     def outcomes(self) -> dict[tuple[str, int], Outcome]:
-        """What is known, by the combination's key and the question's number."""
+        """The known answers, by the combination's key and the question's number."""
         return self._found
 
     def add(self, key: str, questions: Sequence[int], outcomes: Sequence[Outcome]) -> None:
-        """Write the answers of one batch down."""
+        """Write the answers of one batch to the file."""
         fresh = {(key, i): outcome for i, outcome in zip(questions, outcomes, strict=True)}
         with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(_lines(fresh))
         self._found |= fresh
 
     def complete(self, found: Mapping[tuple[str, int], Outcome]) -> None:
-        """Take in what every process answered, once none writes any more: all of it in one file."""
+        """Merge the answers of all processes into one file, once none of them writes any more."""
         self._found |= found
         others = [path for path in self._folder.glob(_ALL) if path.name != NAME]
         if self._first and others:
@@ -94,7 +94,7 @@ class Journal:
                 path.unlink()
 
     def _read(self, path: Path, facts: dict[str, Any]) -> str:
-        """Take a file's answers in. -> its text, but for a torn last line."""
+        """Read a file's answers. -> its text, without an incomplete last line."""
         lines = path.read_text(encoding="utf-8").split("\n")
         said = _parsed(lines[0]) or {}
         for name in {*facts, *said}:
@@ -120,8 +120,8 @@ class Journal:
 def journal_of(
     folder: Path | None, task: Task, models: "Mapping[str, Model]", *, batch_size: int, **facts: Any
 ) -> Journal | None:
-    """The journal in a prepared folder, of these questions by these models, by their labels; None: none is kept. facts: what else makes
-    the answers."""
+    """The journal in a prepared folder, for these questions and these models (by label); None if none is kept. facts:
+    everything else that determines the answers."""
     if folder is None:
         return None
     told = {

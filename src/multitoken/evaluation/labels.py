@@ -1,4 +1,4 @@
-"""Labels beside the points of a picture, each where it hides nothing."""
+"""Labels next to the points of a picture, each where it hides nothing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,18 +9,18 @@ from matplotlib.transforms import Bbox
 
 from .rows import Row
 
-# Places around a point, in points of type, the preferred first; error bars run straight up and down.
+# Offsets from a point, in typographic points, the preferred first. Error bars run straight up and down.
 _NEAR = ((6, 8), (-6, 8), (6, -8), (-6, -8), (0, 14), (0, -14), (9, 0), (-9, 0))
 _OFFSETS = (*_NEAR, *((2 * dx, 2 * dy) for dx, dy in _NEAR))
 
 
 def position(row: Row) -> tuple[float, float]:
-    """Where a graded row stands in the picture: tokens per step, accuracy in percent."""
+    """Where a graded row is in the picture: tokens per step, accuracy in percent."""
     return row.tokens_per_step, 100 * (row.accuracy or 0.0)
 
 
 def place_labels(axes: Axes, points: Sequence[tuple[Row, str, str]], legend: Bbox) -> None:
-    """Write each (row, words, colour) beside its point, at the first place that hides nothing, else the least bad.
+    """Write each (row, words, colour) next to its point, at the first place where it hides nothing, or else the least bad.
 
     Call it when the axes' limits and the legend are final: everything is compared in pixels.
     """
@@ -33,7 +33,7 @@ def place_labels(axes: Axes, points: Sequence[tuple[Row, str, str]], legend: Bbo
     inside = axes.get_window_extent()
 
     def badness(box: Bbox) -> int:
-        """A hidden marker, label or legend counts more than a crossed line."""
+        """How much a label hides. A hidden marker, label or legend counts more than a crossed line."""
         outside = not (inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1))
         crossed = sum(line.intersects_bbox(box, filled=False) for line in lines)
         return 10 * (outside + sum(box.overlaps(other) for other in boxes)) + crossed

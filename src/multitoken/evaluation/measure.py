@@ -33,7 +33,7 @@ DEFAULT_POLICIES: tuple[Policy, ...] = (
 
 
 def label_of(policy: Policy) -> str:
-    """A policy as a person would name it: "Exact 0.5", "Exact 0.3, 4 branches", "ConfAdapt 0.9, k=8", "static 3"."""
+    """A policy's name for people: "Exact 0.5", "Exact 0.3, 4 branches", "ConfAdapt 0.9, k=8", "static 3"."""
     if isinstance(policy, Exact | ConfAdapt):
         k = f", k={policy.k}" if policy.k is not None else ""
         return f"{type(policy).__name__} {policy.threshold:g}{k}{branches_said(policy)}"
@@ -50,8 +50,8 @@ def parse_policy(text: str) -> Policy:
         if name == StaticK.name:
             return make_policy(name, k=int(said))
         return make_policy(name, threshold=float(number), branches=int(branches) if more else None)
-    except ValueError as error:  # a DecodingError says it better
-        reason = str(error) if "expected" in str(error) or "has no" in str(error) else f"{said!r} is no number"
+    except ValueError as error:  # a DecodingError has the better message
+        reason = str(error) if "expected" in str(error) or "has no" in str(error) else f"{said!r} is not a number"
         raise UsageError(
             f"policy {text!r}: {reason}; write exact:0.5, exact:0.3:4, confadapt:0.9, static:3 or next-token"
         ) from error
@@ -83,7 +83,7 @@ def measure(
 
 
 def of_type(models: Mapping[str, ModelLike]) -> str:
-    """What a reader of the numbers must know of a 16-bit type, to end a sentence; "" for float32."""
+    """What a reader of the numbers must know about a 16-bit type, as the end of a sentence; "" for float32."""
     dtype = next(iter(models.values())).hf.dtype
     if dtype not in HALF:
         return ""
@@ -100,7 +100,7 @@ def publish(
     race: Sequence[RaceEntry] = (),
     **facts: Any,
 ) -> dict[str, Any]:
-    """Write `FILES` into the folder, each atomically, and say where. Returns the provenance."""
+    """Write `FILES` into the folder, each atomically, and print their paths. Returns the provenance."""
     record = provenance(**facts)
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)

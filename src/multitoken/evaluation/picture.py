@@ -1,7 +1,7 @@
-"""The trade-off as a picture: what each policy gains in speed and costs in accuracy, against the original model.
+"""The trade-off as a picture: what each policy gains in speed and costs in accuracy, compared with the original model.
 
-Drawn on a `Figure` of its own, without pyplot's global state; readable at 800 pixels; Okabe and Ito's colours, and a
-marker for each policy, so that no meaning hangs on colour alone.
+It is drawn on a `Figure` of its own, without pyplot's global state, and is readable at 800 pixels. It uses Okabe and Ito's
+colours and a marker for each policy, so that no meaning depends on colour alone.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from .labels import place_labels, position
 from .rows import Row
 from .statistics import Interval
 
-# Colour, marker and the name that people know.
+# Colour, marker and the usual name.
 _STYLES = {
     "exact": ("#0072B2", "o", "Exact"),
     "confadapt": ("#D55E00", "s", "ConfAdapt"),
@@ -31,8 +31,8 @@ _INK, _QUIET, _GRID = "#1f2328", "#656d76", "#e6e8eb"
 def tradeoff_picture(rows: Sequence[Row], path: str | Path) -> None:
     """Draw the rows of one task into a PNG, 1600 by 1000 pixels.
 
-    Graded rows: accuracy over tokens per step, one line a policy, the original as a dashed reference line with its
-    95% band. Ungraded rows: bars of tokens per step and tokens per second. `ValueError` unless the rows are of one task.
+    Graded rows: accuracy over tokens per step, one line per policy, the original as a dashed reference line with its 95%
+    band. Ungraded rows: bars of tokens per step and tokens per second. Raises `ValueError` if the rows are not of one task.
     """
     tasks = {row.task for row in rows}
     if len(tasks) != 1:
@@ -47,7 +47,7 @@ def tradeoff_picture(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """As a whole or not at all. Raises `OutputError` for a full disk or a place that cannot be written."""
+    """Save the whole picture or nothing. Raises `OutputError` for a full disk or a path that cannot be written."""
     temporary = path.with_name(f".{path.name}.tmp")
     with disk_errors(path):
         try:
@@ -66,9 +66,9 @@ def _draw_tradeoff(figure: Figure, rows: Sequence[Row]) -> None:
         _draw_points(axes, [original], _INK, "D", f"{original.model}, next token", zorder=11)
     for row in baselines:
         if row is not original:
-            # Larger and hollow: where the two coincide both are seen.
+            # Larger and hollow, so that both are visible where they coincide.
             _draw_points(axes, [row], _INK, "D", f"{row.model}, next token", zorder=10, hollow=True)
-    points: list[tuple[Row, str, str]] = []  # row, what to write beside it, colour
+    points: list[tuple[Row, str, str]] = []  # row, what to write next to it, colour
     for name, color, marker, line in _lines(rows):
         _draw_points(axes, line, color, marker, name, zorder=5)
         points += [(row, f"{row.threshold:g}" if row.threshold is not None else f"k={row.k}", color) for row in line]
@@ -77,7 +77,7 @@ def _draw_tradeoff(figure: Figure, rows: Sequence[Row]) -> None:
     axes.set_ylim(*_accuracy_limits(rows))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
     axes.set_xlabel("tokens per step (next-token decoding: 1)")
-    axes.set_ylabel("answers right")
+    axes.set_ylabel("correct answers")
     _plain(axes, f"Speed against accuracy: {rows[0].heading}")
     axes.grid(color=_GRID, linewidth=0.8)
     legend = axes.legend(
@@ -91,12 +91,12 @@ def _draw_tradeoff(figure: Figure, rows: Sequence[Row]) -> None:
         borderpad=0.7,
     )
     legend.set_zorder(20)
-    figure.draw_without_rendering()  # now the legend has its place, where it hides least, and the labels can avoid it
+    figure.draw_without_rendering()  # this places the legend where it hides least, so that the labels can avoid it
     place_labels(axes, points, legend.get_window_extent())
 
 
 def _lines(rows: Sequence[Row]) -> list[tuple[str, str, str, list[Row]]]:
-    """(name, colour, marker, rows from slow to fast) of each model and policy beside next-token decoding."""
+    """(name, colour, marker, rows from slow to fast) of each model and policy except next-token decoding."""
     keys = list(dict.fromkeys((row.model, row.policy) for row in rows if row.policy != "next-token"))
     several_models = len({model for model, _ in keys}) > 1
     others = iter(_OTHER_STYLES * len(keys))
@@ -152,7 +152,7 @@ def _reach(row: Row) -> tuple[float, float]:
 
 
 def _accuracy_limits(rows: Sequence[Row]) -> tuple[float, float]:
-    """Room for every interval, at least ten points high, so that noise does not look like a cliff."""
+    """Limits with room for every interval, at least ten points apart, so that noise does not look like a cliff."""
     ends = [(position(row)[1], *_reach(row)) for row in rows]
     low = min(y - below for y, below, _ in ends)
     high = max(y + above for y, _, above in ends)

@@ -1,7 +1,9 @@
-"""What measured losses promise of all prompts like these: tests that hold at every number of prompts, not only in the limit.
+"""What measured losses promise about all prompts like these. The tests hold for every number of prompts, not only in the
+limit.
 
-A loss is what one answer costs against the original's: 1 or 0 (it differs or not), or a difference of grades from -1 to 1. A p-value
-here is the chance, at most, of losses so small if the mean loss of all prompts were above what is allowed.
+A loss is what one answer costs compared with the original's: 1 or 0 (it differs or not), or a difference of grades from -1
+to 1. A p-value here is an upper bound: if the mean loss of all prompts were above what is allowed, losses this small would
+have at most this chance.
 """
 
 import math
@@ -11,7 +13,8 @@ MOST_PROMPTS = 1_000_000
 
 
 def p_value(losses: Sequence[float], allowed: float) -> float:
-    """The p-value of "the mean loss is above `allowed`". Exact binomial test for losses of 0 and 1; for others betting."""
+    """The p-value of "the mean loss is above `allowed`": by the exact binomial test for losses of 0 and 1, by betting for
+    others."""
     if not losses:
         return 1.0
     if all(loss in (0, 1) for loss in losses):
@@ -20,7 +23,7 @@ def p_value(losses: Sequence[float], allowed: float) -> float:
 
 
 def upper_bound(losses: Sequence[float], confidence: float) -> float:
-    """The mean loss of all prompts is at most this, with that confidence."""
+    """With this confidence, the mean loss of all prompts is at most the returned number."""
     low, high = -1.0 if any(loss < 0 for loss in losses) else 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -29,7 +32,8 @@ def upper_bound(losses: Sequence[float], confidence: float) -> float:
 
 
 def prompts_needed(losses: Sequence[float], allowed: float, confidence: float) -> int | None:
-    """How many prompts, with losses as frequent as these, would promise it; None: no number of them, or over a million."""
+    """How many prompts, with losses as frequent as these, would promise a mean loss of at most `allowed`. None: no number
+    of prompts would, or more than a million are needed."""
     n = len(losses)
     if not n or sum(losses) / n >= allowed:
         return None
@@ -44,7 +48,7 @@ def prompts_needed(losses: Sequence[float], allowed: float, confidence: float) -
 
 
 def _binomial(failures: int, n: int, allowed: float) -> float:
-    """P(at most so many failures of n), each with chance `allowed`."""
+    """P(at most `failures` of n), each with chance `allowed`."""
     if not 0 < allowed < 1:
         return 1.0 if allowed <= 0 or failures == n else 0.0
     inside, outside = math.log(allowed), math.log1p(-allowed)
@@ -57,8 +61,9 @@ def _binomial(failures: int, n: int, allowed: float) -> float:
 
 
 def _betting(losses: Sequence[float], allowed: float) -> float:
-    """A gambler bets on each loss being below `allowed`, with what she has seen so far; were the mean above it, her capital would
-    exceed 1/p with a chance of at most p (Waudby-Smith and Ramdas, 2024, hedged capital with the plug-in bets of their section 4)."""
+    """A gambler bets on each loss being below `allowed`, using the losses seen so far. If the mean were above it, the
+    gambler's capital would exceed 1/p with a chance of at most p (Waudby-Smith and Ramdas, 2024, hedged capital with the
+    plug-in bets of their section 4)."""
     m = (1 + allowed) / 2  # losses from -1 to 1 as values from 0 to 1
     if m >= 1:
         return 0.0

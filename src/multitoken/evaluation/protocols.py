@@ -1,4 +1,4 @@
-"""What the evaluation needs of the things it measures: satisfied by `models.Model`, and by scripted fakes in tests."""
+"""What the evaluation needs from the things it measures. `models.Model` provides it, and so do scripted fakes in tests."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ class ChunkLike(Protocol):
 
 
 class GenerationLike(Protocol):
-    """One answer. `chunks[0]` is the prefill's; `seconds` is one synchronised clock around the whole decoding."""
+    """One answer. `chunks[0]` is the prefill's. `seconds` is the synchronised time of the whole decoding."""
 
     @property
     def text(self) -> str: ...
@@ -35,7 +35,7 @@ class GenerationLike(Protocol):
 
 
 class ModelLike(Protocol):
-    """A loaded model. `mtp` is None for a model without a mask token, which decodes one token a step."""
+    """A loaded model. `mtp` is None for a model without a mask token, which decodes one token per step."""
 
     @property
     def hf(self) -> Any: ...

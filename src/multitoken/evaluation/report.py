@@ -1,7 +1,7 @@
-"""The report: one HTML page that needs nothing else, with the numbers, the picture, the race and where they come from.
+"""The report: one self-contained HTML page with the numbers, the picture, the race and the provenance.
 
-No request leaves the page and no script runs in it: everything that a prompt or a model wrote is escaped, and the
-page's own security policy forbids the rest. The replay of the race is plain CSS.
+The page makes no request and runs no script: everything that a prompt or a model wrote is escaped, and the page's own
+security policy forbids the rest. The replay of the race is plain CSS.
 """
 
 import base64
@@ -28,7 +28,7 @@ _REPLAY_SECONDS = 6.0  # how long the slowest lane of a race takes to replay
 
 @dataclass(frozen=True)
 class Headline:
-    """A number large, what it is in words, and what qualifies it."""
+    """A number in large type, what it is in words, and a note that qualifies it."""
 
     value: str
     words: str
@@ -37,7 +37,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class RaceEntry:
-    """One answer to a prompt under one policy. Entries of equal prompts stand side by side."""
+    """One answer to a prompt under one policy. Entries with equal prompts appear side by side."""
 
     prompt: str
     policy_label: str
@@ -78,10 +78,10 @@ def write_report(
 
 
 def headlines_of(rows: Sequence[Row]) -> list[Headline]:
-    """What a user gets who sets nothing: Exact's speed and sameness, ConfAdapt's speed and accuracy.
+    """What a user gets without setting anything: Exact's speed and identity, ConfAdapt's speed and accuracy.
 
-    Each at its default threshold, so that nothing is picked for its result; where that was not measured, at the
-    threshold nearest to it. Without such rows there is no headline.
+    Each is at its default threshold, so that nothing is picked for its result. If that was not measured, the nearest
+    threshold is used. Without such rows there is no headline.
     """
     headlines: list[Headline] = []
     if exact := _default(rows, Exact.name, Exact().threshold):
@@ -92,7 +92,7 @@ def headlines_of(rows: Sequence[Row]) -> list[Headline]:
 
 
 def _default(rows: Sequence[Row], policy: str, threshold: float) -> Row | None:
-    """The row whose threshold is nearest; of the first task, as that is the one the report leads with."""
+    """The row with the nearest threshold, from the first task, because the report starts with that task."""
     mine = [row for row in rows if row.policy == policy and row.task == rows[0].task]
     return min(mine, key=lambda row: abs((row.threshold or 0.0) - threshold), default=None)
 
@@ -119,11 +119,11 @@ def _accuracy(row: Row) -> list[Headline]:
         return []
     low, high = row.accuracy_change_interval
     note = f"{100 * row.accuracy_change:+.1f} points against the original (95%: {100 * low:+.1f} to {100 * high:+.1f})"
-    return [Headline(percent(row.accuracy), f"answers right, {row.label}", note.replace("-", "−"))]
+    return [Headline(percent(row.accuracy), f"correct answers, {row.label}", note.replace("-", "−"))]
 
 
 def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One table a task; a model's first row carries a heavier rule."""
+    """One table per task. The first row of a further model has a heavier rule above it."""
     tables = []
     for task in dict.fromkeys(row.task for row in rows):
         mine = [row for row in rows if row.task == task]
@@ -137,7 +137,8 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _lengths(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each row that writes several tokens a step: of all tokens, the shares that steps of one, two, three ... tokens wrote."""
+    """For each row that writes several tokens per step: the shares of all tokens that steps of one, two, three ... tokens
+    wrote."""
     bars, several = [], have_several_tasks(rows)
     for row in rows:
         if len(row.steps_by_length) < 2:
@@ -161,7 +162,7 @@ def _lengths(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _drifts(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """What of the answers' form may change without being wrong: how long they are, and how often they repeat themselves."""
+    """What may change in the form of the answers without being wrong: their length, and how often they repeat themselves."""
     return [
         (
             row.model,
@@ -192,18 +193,18 @@ def _races(entries: Sequence[RaceEntry]) -> list[dict[str, Any]]:
 
 
 def _lane(entry: RaceEntry, slowest: float, stretch: float, first: Sequence[int]) -> dict[str, Any]:
-    """first: the tokens of the first lane, which the others are compared with."""
+    """One lane for the template. first: the tokens of the first lane, with which the others are compared."""
     generation = entry.generation
     same = _shared(generation.token_ids, first)
     ends = accumulate(len(chunk.token_ids) for chunk in generation.chunks)
-    # Only the whole answer was timed: forward passes are taken as equally long.
+    # Only the whole answer was timed, so the forward passes are assumed to be equally long.
     pace = generation.seconds * stretch / len(generation.chunks)
     facts = (
         f"{generation.tokens_per_step:.2f} tokens per step · {len(generation.token_ids)} tokens in "
         f"{generation.forward_passes} forward passes · {generation.seconds:.2f} s"
     )
     if tuple(generation.token_ids) != tuple(first):
-        facts += f" · another text from token {same + 1} on"
+        facts += f" · differs from token {same + 1} on"
     return {
         "label": entry.policy_label,
         "facts": facts,
@@ -217,7 +218,7 @@ def _lane(entry: RaceEntry, slowest: float, stretch: float, first: Sequence[int]
 
 
 def _shared(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """How many leading tokens are the same in both."""
     return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
 
 
@@ -226,7 +227,7 @@ def _chunk(chunk: ChunkLike, i: int, pace: float) -> dict[str, Any]:
     sure = ", ".join(f"{100 * confidence:.1f}%" for confidence in chunk.confidences)
     where = "prefill" if i == 0 else f"step {i}"
     return {
-        "text": chunk.text or "▫",  # an end of text, or a part of a character: nothing to see, but a pass it was
+        "text": chunk.text or "▫",  # an end of text or part of a character has no text, but the pass is shown
         "color": i % _COLORS,
         "sure": f"{min(chunk.confidences, default=1.0):.2f}",
         "at": f"{(i + 1) * pace:.3f}",

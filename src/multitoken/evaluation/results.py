@@ -26,12 +26,12 @@ COLUMNS = (
 
 
 def write_results(path: str | Path, rows: Sequence[Row], provenance: Mapping[str, Any]) -> None:
-    """`{"provenance": {...}, "rows": [...]}`, written atomically. Raises `OutputError` where it cannot be."""
+    """Write `{"provenance": {...}, "rows": [...]}`, atomically. Raises `OutputError` if it cannot be written."""
     write_json(path, {"provenance": dict(provenance), "rows": [asdict(row) for row in rows]})
 
 
 def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
-    """For the terminal. Numbers stand right; a rule parts one model from the next."""
+    """The table for the terminal. Numbers are right-aligned; a rule separates one model from the next."""
     several = have_several_tasks(rows)
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -44,7 +44,7 @@ def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     cells = [table_cells(row, several_tasks=several) for row in rows]
     for i, column in enumerate(table_columns(rows)):
         is_name = i < 2 + several
-        # Headings break between words before cells do, and in a narrow terminal cells do too, but never within one.
+        # Headings break between words before cells do. In a narrow terminal cells do too, but never within a word.
         longest_word = max(len(word) for line in (column, *(c[i] for c in cells)) for word in line.split())
         longest_cell = max((len(c[i]) for c in cells), default=0)
         table.add_column(
@@ -56,12 +56,12 @@ def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
         )
     for i, row in enumerate(rows):
         last_of_model = i + 1 < len(rows) and rows[i + 1].model != row.model
-        table.add_row(*map(Text, cells[i]), end_section=last_of_model)  # Text: a label with brackets is no markup
+        table.add_row(*map(Text, cells[i]), end_section=last_of_model)  # Text: brackets in a label are not markup
     return table
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """For the README and the docs: the same cells."""
+    """The same cells in Markdown, for the README and the docs."""
     several = have_several_tasks(rows)
     columns = table_columns(rows)
     lines = [_line(columns), _line("---" if i < 2 + several else "---:" for i in range(len(columns)))]
@@ -74,7 +74,7 @@ def table_columns(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def table_cells(row: Row, *, several_tasks: bool = False) -> tuple[str, ...]:
-    """One row in words, in the order of `table_columns`."""
+    """One row as text, in the order of `table_columns`."""
     cells = (
         row.model,
         row.label,

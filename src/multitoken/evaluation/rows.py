@@ -1,4 +1,4 @@
-"""One measured combination of model and policy: a row of `results.json`, and how it follows from single answers."""
+"""One measured combination of model and policy: a row of `results.json`, and how it is computed from single answers."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,11 +22,11 @@ from .statistics import (
 
 @dataclass(frozen=True)
 class Row:
-    """A (model, policy) pair on a task. Shares are fractions (0.97), speeds tokens per second, intervals 95%.
+    """A (model, policy) pair on a task. Shares are fractions (0.97), speeds are tokens per second, intervals are 95%.
 
-    "Original" is the original model decoded one token a step on the same prompts; "own" is this row's model decoded
-    so. Ties are counted apart: an output is identical, a tie (see `identity`) or different. Where answers are sampled, those
-    to one question have one seed.
+    "Original" is the original model decoded one token per step on the same prompts; "own" is this row's model decoded in
+    the same way. Ties are counted separately: an output is identical, a tie (see `identity`) or different. Where answers
+    are sampled, all answers to one question have the same seed.
     """
 
     task: str
@@ -49,15 +49,15 @@ class Row:
     accuracy_interval: Interval | None
     accuracy_change: float | None  # against the original, paired by prompt
     accuracy_change_interval: Interval | None
-    speedup: float  # median over the batches of the original's seconds per token over ours
+    speedup: float  # median over the batches of the original's seconds per token divided by ours
     speedup_interval: Interval | None  # None below six batches
-    sampling: Sampling | None = None  # None: greedy; its seed is the first question's, and the next one's one more
-    batch_size: int = 1  # answers side by side
+    sampling: Sampling | None = None  # None: greedy; its seed is the first question's, and each next one's is one more
+    batch_size: int = 1  # answers decoded together
     tokens_per_step_interval: Interval | None = None  # None: every answer ended within its prefill
     accuracy_p_value: float | None = None  # McNemar's exact test against the original
     perplexity: float | None = None  # of the answers under the original; measured where there is no grader
     steps_by_length: tuple[int, ...] = ()  # how many steps after the prefill wrote 1, 2, 3, ... tokens
-    repetition: float = 0.0  # the share of an answer's runs of four tokens that it had before
+    repetition: float = 0.0  # the share of runs of four tokens that the same answer already had
     original_tokens: int = 0  # of the original's answers to the same prompts
     original_repetition: float = 0.0
 
@@ -71,7 +71,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is kept of one answer: a few numbers, not its confidences, so that thousands fit. `seconds` is its share of its batch's."""
+    """What is kept of one answer: a few numbers without its confidences, so that thousands fit in memory. `seconds` is its
+    share of the time of its batch."""
 
     token_ids: tuple[int, ...]
     prefill_tokens: int
@@ -105,7 +106,7 @@ class Combination:
 
 
 def key_of(model: str, label: str) -> str:
-    """What a journal calls a model under a policy, by their labels."""
+    """The name of a model under a policy in a journal, from their labels."""
     return f"{model}: {label}"
 
 
@@ -166,7 +167,7 @@ def make_row(
 
 
 def repetition(answers: Iterable[Sequence[int]], run: int = 4) -> float:
-    """Of all runs of so many successive tokens, the share that the same answer had before; 0.0 where answers are shorter."""
+    """The share of all runs of `run` successive tokens that the same answer already had; 0.0 where answers are shorter."""
     runs = again = 0
     for ids in answers:
         found = [tuple(ids[i : i + run]) for i in range(len(ids) - run + 1)]
@@ -181,7 +182,7 @@ def _steps_by_length(outcomes: Sequence[Outcome]) -> tuple[int, ...]:
 
 
 def _seconds_per_token(outcomes: Sequence[Outcome]) -> list[float]:
-    """Batch by batch: answers side by side have one clock, so a batch is one observation."""
+    """One number per batch: answers decoded together are timed together, so a batch is one observation."""
     spent: dict[int, list[float]] = {}
     for o in outcomes:
         total = spent.setdefault(o.batch, [0.0, 0.0])

@@ -31,10 +31,11 @@ def evaluate(
 ) -> list[Row]:
     """Rows of every model (one of them labelled "original") with next-token decoding, then with every policy.
 
-    `policies` maps the label of a row to its policy. Next-token decoding always runs, once, as the rest is compared
-    with it; a model without a mask token runs nothing else. A single model is its own original.
-    Greedy, or with `sampling`: question i then has the seed `sampling.seed + i` under every combination. `batch_size` questions
-    are answered side by side. `journal`: where answers are written as they come, and those that are there already are taken from.
+    `policies` maps the label of a row to its policy. Next-token decoding always runs, once, because all others are compared
+    with it. A model without a mask token runs nothing else. A single model is its own original.
+    Decoding is greedy unless `sampling` is given: question i then has the seed `sampling.seed + i` under every combination.
+    `batch_size` questions are answered together. `journal`: where answers are written as they come, and where existing
+    answers are taken from.
     Raises `UsageError` for models and policies that cannot be compared and `DataError` for a prompt that cannot be
     answered, both before the measurement begins.
     """
@@ -74,16 +75,16 @@ def evaluate(
 
 
 class _Loss:
-    """How surprising texts are to a model."""
+    """How unlikely texts are under a model."""
 
     def __init__(self, hf: torch.nn.Module) -> None:
         self._model = hf
         self._known: dict[tuple[int, tuple[int, ...]], float] = {}
 
     def perplexity(self, prompts: Sequence[Sequence[int]], answers: Sequence[tuple[int, ...]]) -> float:
-        """exp of the mean negative log-likelihood of the answers' tokens behind their prompts."""
+        """exp of the mean negative log-likelihood of the answers' tokens after their prompts."""
         for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            if (i, answer) not in self._known:  # policies tend to answer alike
+            if (i, answer) not in self._known:  # policies often give the same answer
                 self._known[i, answer] = self._of(prompt, answer)
         total = sum(self._known[i, answer] for i, answer in enumerate(answers))
         return math.exp(total / sum(map(len, answers)))
@@ -105,14 +106,14 @@ def _original_of(models: Mapping[str, ModelLike]) -> str:
 
 
 def branches_said(policy: Policy) -> str:
-    """What names a policy's branches, if it has any: ", 4 branches"."""
+    """The part of a policy's name that gives its branches, if it has any: ", 4 branches"."""
     return f", {policy.branches} branches" if isinstance(policy, Exact) and policy.branches else ""
 
 
 def runs_of(
     models: Mapping[str, ModelLike], policies: Mapping[str, Policy], sampling: Sampling | None = None
 ) -> list[Run]:
-    """Every model with next-token decoding and then, where it can, with every policy."""
+    """Every model with next-token decoding and then, if it has a mask token, with every policy."""
     adaptive = {label: policy for label, policy in policies.items() if policy.name != NextToken.name}
     if adaptive and all(model.mtp is None for model in models.values()):
         raise UsageError(f"no model here has a mask token, which {', '.join(adaptive)} needs; adapt one first")
@@ -132,7 +133,7 @@ def _trained_k(model: ModelLike) -> int:
 
 
 def encoded(models: Mapping[str, ModelLike], task: Task) -> list[list[int]]:
-    """Every prompt's ids, after checking that each model can take it and that all models read it alike."""
+    """Every prompt's ids, after checking that each model can take it and that all models encode it in the same way."""
     if not task.questions:
         raise DataError(f"the task {task.name} has no questions; expected at least one")
     first_label = next(iter(models))
@@ -149,8 +150,8 @@ def encoded(models: Mapping[str, ModelLike], task: Task) -> list[list[int]]:
                 prompt_ids.append(ids)
             elif ids != prompt_ids[-1]:
                 raise UsageError(
-                    f"{place} has other token ids in the {label} model than in the {first_label} model; expected two "
-                    "models with one tokenizer, as adapting keeps it: check --original"
+                    f"{place} has different token ids in the {label} model and in the {first_label} model; expected two "
+                    "models with the same tokenizer, which adapting does not change: check --original"
                 )
     return prompt_ids
 

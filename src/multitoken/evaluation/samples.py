@@ -1,4 +1,4 @@
-"""A few questions' answers side by side, for people to look at: the original's and the adapted model's, pass by pass."""
+"""The answers to a few questions side by side, for people to read: the original's and the adapted model's, pass by pass."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,8 +23,9 @@ def samples_of(
     journal: Journal,
     sampling: Sampling | None = None,
 ) -> list[RaceEntry]:
-    """The original's next-token answer, and the adapted model's under the first Exact and the first ConfAdapt of `policies`: to the
-    first question, and to the first ones where any of those answers is another one. Answered once more, alone, with a clock."""
+    """The original's next-token answers, and the adapted model's under the first Exact and the first ConfAdapt of `policies`.
+    They are for the first question, and for the first ones where these answers differ. Each is generated once more, alone,
+    and timed."""
     shown: list[tuple[str, str, Policy]] = [
         ("original" if "original" in models else "adapted", "next-token", NextToken())
     ]
@@ -44,7 +45,7 @@ def samples_of(
 
 
 def _telling(shown: list[tuple[str, str, Policy]], journal: Journal, questions: int) -> list[int]:
-    """The first question, and up to `_MOST` in all where answers differ, or else the next ones."""
+    """The first question and further ones, up to `_MOST` in all: those where answers differ, or else the next ones."""
     known = journal.outcomes()
 
     def differs(i: int) -> bool:
@@ -53,7 +54,7 @@ def _telling(shown: list[tuple[str, str, Policy]], journal: Journal, questions: 
 
     others = sorted(
         range(1, questions), key=lambda i: not differs(i)
-    )  # a stable sort: those that differ, in their order, first
+    )  # a stable sort: questions whose answers differ come first, in their order
     return sorted([0, *others[: _MOST - 1]])
 
 

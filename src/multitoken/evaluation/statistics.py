@@ -1,4 +1,4 @@
-"""Intervals: what a number measured on some prompts says about all prompts. All 95%, all deterministic."""
+"""Intervals: what a number measured on some prompts says about all prompts. All are 95%, and all are deterministic."""
 
 from collections.abc import Sequence
 from math import comb, sqrt
@@ -17,7 +17,7 @@ class Interval(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """A median of ratios; the interval is None below six pairs, where no pair of them can bracket it with 95%."""
+    """A median of ratios. The interval is None below six pairs, where no two ratios bracket the median with 95%."""
 
     median: float
     interval: Interval | None
@@ -31,9 +31,9 @@ class Difference(NamedTuple):
 
 
 def proportion_interval(successes: int, total: int) -> Interval:
-    """Wilson's score interval of a share: unlike `p ± 1.96 s` it stays inside [0, 1] and is honest at 0 and 1.
+    """Wilson's score interval of a share: unlike `p ± 1.96 s` it stays inside [0, 1] and is valid at 0 and 1.
 
-    >>> proportion_interval(0, 100).high   # a bug never seen in 100 prompts may still sit in 3 to 4 of 100
+    >>> proportion_interval(0, 100).high   # a bug never seen in 100 prompts may still occur in 3 to 4 of 100
     0.0369...
     """
     if not 0 <= successes <= total or total == 0:
@@ -42,7 +42,7 @@ def proportion_interval(successes: int, total: int) -> Interval:
     centre = share + _Z**2 / (2 * total)
     half = _Z * sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
     scale = 1 + _Z**2 / total
-    # At 0 and at 1 the formula gives the bound itself, but for rounding.
+    # At 0 and at 1 the formula gives the bound itself, apart from rounding.
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == total else (centre + half) / scale
     return Interval(low, high)
@@ -51,9 +51,9 @@ def proportion_interval(successes: int, total: int) -> Interval:
 def ratio_interval(pairs: Sequence[tuple[float, float]]) -> Ratio:
     """The median of numerator / denominator over interleaved pairs, with the interval of its order statistics.
 
-    Both halves of a pair are measured next to each other, so a machine that drifts moves both and leaves the ratio.
-    Each ratio lies below the true median with chance 1/2, so the count below it is binomial: that alone gives the
-    interval, without an assumption on how times are distributed and without random resampling.
+    Both halves of a pair are measured one after the other, so a machine whose speed drifts changes both and not their
+    ratio. Each ratio is below the true median with chance 1/2, so the number of ratios below it is binomial. That alone
+    gives the interval, without an assumption about how times are distributed and without random resampling.
     """
     if not pairs or min(min(pair) for pair in pairs) <= 0:
         raise ValueError("expected at least one pair, and only positive numbers in it")
@@ -66,7 +66,7 @@ def ratio_interval(pairs: Sequence[tuple[float, float]]) -> Ratio:
 def _skipped(n: int) -> int:
     """The largest d such that the d-th smallest and the d-th largest of n bracket the median with 95%; 0 if none."""
     d, below = 0, 0
-    while 40 * (below + comb(n, d)) <= 2**n:  # at most 0.025 on each side; in whole numbers, for 2**n fits no float
+    while 40 * (below + comb(n, d)) <= 2**n:  # at most 0.025 on each side; 2**n may not fit a float, so in integers
         below += comb(n, d)
         d += 1
     return d
@@ -91,7 +91,8 @@ def ratio_of_sums_interval(pairs: Sequence[tuple[float, float]], draws: int = 20
 
 
 def mean_interval(values: Sequence[float], draws: int = 2000) -> Interval:
-    """The interval of a mean, by bootstrap; of a share (values 0 and 1 alone), Wilson's. The same input gives the same interval."""
+    """The interval of a mean: by bootstrap, or Wilson's for a share (values 0 and 1 only). The same input gives the same
+    interval."""
     if all(value in (0, 1) for value in values):
         return proportion_interval(int(sum(values)), len(values))
     return _bootstrap_mean(values, draws)
@@ -100,10 +101,10 @@ def mean_interval(values: Sequence[float], draws: int = 2000) -> Interval:
 def paired_difference(before: Sequence[float], after: Sequence[float], draws: int = 2000) -> Difference:
     """By how much the mean grade changed, on the same prompts before and after.
 
-    Only prompts whose grade changed carry information, so the pairing narrows the interval against two independent
-    shares. Interval of right and wrong answers: Wald's for matched pairs after half an observation is added to each of the four
-    cells (Agresti and Min, 2005), which stays honest where few or no grades changed. Of scores: bootstrap over the pairs. "Loses at
-    most x" is `-interval.low <= x`.
+    Only prompts whose grade changed carry information, so pairing gives a narrower interval than two independent shares.
+    For right and wrong answers the interval is Wald's for matched pairs, after half an observation is added to each of the
+    four cells (Agresti and Min, 2005). It stays valid where few or no grades changed. For scores it is a bootstrap over the
+    pairs. "Loses at most x" is `-interval.low <= x`.
     """
     if len(before) != len(after) or not before:
         raise ValueError(f"{len(before)} grades before and {len(after)} after: expected the same prompts, at least one")
@@ -119,7 +120,8 @@ def paired_difference(before: Sequence[float], after: Sequence[float], draws: in
 
 
 def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
-    """The exact two-sided p-value of McNemar's test: if nothing had changed, how often would gains and losses be at least so unequal?"""
+    """The exact two-sided p-value of McNemar's test: if nothing had changed, how often would gains and losses be at least this
+    unequal?"""
     gained = sum(a > b for b, a in zip(before, after, strict=True))
     lost = sum(b > a for b, a in zip(before, after, strict=True))
     n = gained + lost

@@ -1,4 +1,4 @@
-"""A task: prompts and how their answers are graded. Read from a JSONL file, one question a line."""
+"""A task: prompts and how their answers are graded. It is read from a JSONL file with one question per line."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ _PROMPT_KEYS = ("prompt", "question", "messages")
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt (text, or chat messages) and what the grader looks for, "" where every answer is fine."""
+    """A prompt (text, or chat messages) and what the grader looks for; "" where every answer is fine."""
 
     prompt: Prompt
     answer: str = ""
@@ -45,9 +45,10 @@ def load_task(
 ) -> Task:
     """The first `number` questions of a JSONL file (None: all), named after the file.
 
-    A row holds one of "prompt", "question" (text) or "messages" (chat), and perhaps "answer"; other keys are ignored.
-    Without a `grader` the answers choose it: numbers, GSM8K's "... #### 18" too, "last-number"; none, "none"; else
-    "exact". Raises `DataError`, naming the line, for a row that cannot be used, and `UsageError` for the arguments.
+    A row has one of "prompt", "question" (text) or "messages" (chat), and may have "answer"; other keys are ignored.
+    Without a `grader`, the answers determine it: "last-number" for numbers (also for GSM8K's "... #### 18"), "none" if there
+    are no answers, otherwise "exact". Raises `DataError`, naming the line, for a row that cannot be used, and `UsageError`
+    for the arguments.
     """
     if number is not None and number < 1:
         raise UsageError(f"{number} questions asked for; expected at least 1")
@@ -106,7 +107,7 @@ def _messages(value: Any, place: str) -> list[dict[str, Any]]:
         if not (isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message):
             raise DataError(f"{place}: a message is {_shown(message)}; expected an object with 'role' and 'content'")
     if value[-1]["role"] == "assistant":
-        # The model would be shown the answer that it is asked for.
+        # Otherwise the model would be shown the answer that it is asked for.
         raise DataError(f"{place}: the last message is the assistant's; leave it out, or give it as 'answer'")
     return value
 
@@ -120,7 +121,7 @@ def _answer(value: Any, place: str) -> str:
 
 
 def _check_answers(path: Path, numbered: list[tuple[int, Question]], grader: Grader | None) -> None:
-    """Every row can be graded, or none is meant to be: checked before a model runs for hours."""
+    """Check, before a model runs for hours, that every row can be graded or that none is meant to be."""
     if grader is not None and grader.name == "none":
         return
     wanted = grader is not None or any(question.answer.strip() for _, question in numbered)
@@ -136,7 +137,7 @@ def _check_answers(path: Path, numbered: list[tuple[int, Question]], grader: Gra
                 re.compile(question.answer)
             except re.error as error:
                 raise DataError(
-                    f"{path}, line {line}: {_shown(question.answer)} is no regular expression: {error}"
+                    f"{path}, line {line}: {_shown(question.answer)} is not a regular expression: {error}"
                 ) from error
 
 

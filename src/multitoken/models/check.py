@@ -1,7 +1,7 @@
 """What a model can be used for, tested on the model itself: `multitoken check`.
 
 Every test compares what this package computes with plain forward passes of the model, one sequence at a time and without a
-cache. Differences of logits and gradients are shares of their own spread, so that 1 is "unrelated" and 1e-5 is rounding.
+cache. Differences of logits and gradients are given relative to their own spread: 1 means "unrelated", 1e-5 is rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,13 +27,14 @@ from .selftest import (
 )
 
 NEW_TOKENS = 20
-_LENGTHS = (5, 17, 1, 11, 30)  # of the prompts
-_TIE = 1e-4  # share of the logits' spread: two top logits so near each other are one
+_LENGTHS = (5, 17, 1, 11, 30)  # of the prompts, in tokens
+_TIE = 1e-4  # share of the logits' spread: two top logits this close are a tie
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One test. follows: what a model can be used for that passes it. difference: the largest; of tokens, how many are others."""
+    """The result of one test. follows: the use that needs this test to pass. difference: the largest relative difference, or, as
+    an int, the number of different tokens."""
 
     follows: str
     test: str
@@ -49,7 +50,7 @@ class Finding:
 
 
 def check_model(model: PreTrainedModel, mask_id: int) -> list[Finding]:
-    """All tests, those with a gate last: the model has one afterwards, so it is of no use for anything else."""
+    """Run all tests, those with a gate last. The model has a gate afterwards, so it cannot be used for anything else."""
     tests: list[tuple[str, str, Callable[[], tuple[float | int, str]]]] = [
         ("trained", "packed blocks = blocks alone", lambda: (_logits(packed_error, model, mask_id), "")),
         ("trained", "their gradients, too", lambda: (_gradients(model, mask_id), "")),
@@ -71,7 +72,7 @@ def check_model(model: PreTrainedModel, mask_id: int) -> list[Finding]:
 def _run(model: PreTrainedModel, follows: str, test: str, measure: Callable[[], tuple[float | int, str]]) -> Finding:
     try:
         difference, note = measure()
-    except Exception as error:  # whatever a family raises is what there is to say
+    except Exception as error:  # any error that a model family raises is the result of the test
         return Finding(follows, test, False, note=why_refused(model, test, error))
     passed = bool(note) or (difference == 0 if isinstance(difference, int) else difference < tolerance_of(model))
     return Finding(follows, test, passed, difference, note if passed else what_would_help(model))
@@ -87,7 +88,7 @@ def _gradients(model: PreTrainedModel, mask_id: int) -> float:
 
 
 class _Texts:
-    """What the model writes, in each way, behind the same five prompts."""
+    """The texts that the model writes after the same five prompts, decoded in different ways."""
 
     def __init__(self, model: PreTrainedModel, mask_id: int) -> None:
         self.model, self.mask_id = model, mask_id
@@ -106,7 +107,8 @@ class _Texts:
 
     @property
     def plain(self) -> list[list[int]]:
-        """By one whole forward pass a token; and the first place of each row at which the two top logits are one."""
+        """The texts decoded with one whole forward pass per token. Also stores, per row, the first position at which the two top
+        logits are tied."""
         if self._plain is None:
             found = [self._slow(prompt) for prompt in self.prompts]
             self._plain, self._ties = [text for text, _ in found], [tie for _, tie in found]
@@ -130,7 +132,7 @@ class _Texts:
         return ids[len(prompt) :], tie
 
     def _others(self, ours: list[list[int]]) -> int:
-        """How many tokens are not those of whole passes, up to the first tie of their row."""
+        """The number of tokens that differ from those of whole passes, up to the first tie of each row."""
         rows = zip(ours, self.plain, self._ties, strict=True)
         return sum(a != b for row, plain, tie in rows for a, b in zip(row[:tie], plain[:tie], strict=True))
 
@@ -143,7 +145,7 @@ class _Texts:
         for i, prompt in enumerate(self.prompts):
             ids = torch.tensor([prompt], device=self.model.device)
             own: Any = type(self.model)
-            out = own.generate(  # the model's own attribute may be ours
+            out = own.generate(  # the class's method: the instance's attribute may be ours
                 self.model, ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS,
                 min_new_tokens=NEW_TOKENS, suppress_tokens=[self.mask_id], eos_token_id=[], pad_token_id=0,
             )  # fmt: skip
@@ -151,7 +153,7 @@ class _Texts:
             others += sum(a != b for a, b in zip(theirs[: self._ties[i]], ours[: self._ties[i]], strict=True))
         return (
             others,
-            "transformers' own generate differs from its own whole passes here; we keep to these" if others else "",
+            "transformers' own generate differs from its whole passes here; we match its passes" if others else "",
         )
 
     def batched(self) -> tuple[int, str]:
@@ -165,7 +167,7 @@ class _Texts:
         return sum(a != b for ours, other in pairs for a, b in zip(ours, other, strict=True)), ""
 
     def real_positions(self) -> tuple[float, str]:
-        """Attaches a gate that says something loud: all that follows is under it."""
+        """Attaches a gate with large random updates; all later tests run with it."""
         assert self.plain
         real = some_tokens(self.model, self.mask_id)
         without = torch.cat([real, torch.zeros_like(real[:4])])[None]
@@ -190,14 +192,15 @@ class _Texts:
         if self.mask_id < self.model.config.get_text_config().vocab_size:
             raise RuntimeError("there is no gate: see the test before")
         self.decoder = Decoder(self.model, mask_id=self.mask_id, trained_k=6)
-        self._plain = None  # without a mask, now that its id lies beyond the vocabulary
+        self._plain = None  # computed again: the mask token's id is now beyond the vocabulary
         plain = self._decode(NextToken())
         ours = self._decode(Exact(0.0))
         return max(self._others(plain), self._others(ours)), ""
 
 
 def uses(findings: list[Finding]) -> Iterator[tuple[str, bool]]:
-    """Each use, and whether all its tests have passed. A checkpoint is exported with the code that was tested here."""
+    """Each use, and whether all its tests passed. "exported" follows from other tests: a checkpoint is exported with the code
+    tested here."""
     for use in dict.fromkeys(finding.follows for finding in findings):
         yield use, all(finding.passed for finding in findings if finding.follows == use)
     yield "exported", all(finding.passed for finding in findings if finding.follows in ("decoded", "exact", "batched"))

@@ -1,12 +1,12 @@
-"""Load a gated adapter: a small folder that says which model it belongs to.
+"""Load a gated adapter: a small folder that names the model it belongs to.
 
 adapter_config.json         PEFT's format, and the `mtp` block
-adapter_model.safetensors   PEFT's names: base_model.model.LAYER.lora_A.weight (and lora_B), and the mask's vector
-generation_config.json      how it decodes unless told otherwise, as `mtp`, if its adaptation found that
+adapter_model.safetensors   PEFT's names: base_model.model.LAYER.lora_A.weight (and lora_B), and the mask token's vector
+generation_config.json      the default policy and its options as `mtp`, if the adaptation found them
 tokenizer files             the base's, with the mask token reserved
 
-An exported checkpoint holds its base as well; the first two files then stand in its folder `mtp_adapter/`, and the `mtp`
-block in `config.json` too.
+An exported checkpoint holds its base as well. The first two files are then in its folder `mtp_adapter/`, and the `mtp` block is
+in `config.json` too.
 """
 
 import json
@@ -30,41 +30,41 @@ from .mtp_config import MtpConfig
 from .stored_policy import take_over
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# For `cached_file`: None, and no error, for a file that is not there or cannot be had.
+# For `cached_file`: return None, without an error, for a file that does not exist or cannot be fetched.
 QUIET = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
 _FILES = ("*.json", "*.jinja", "*.model", "*.txt", WEIGHTS, HEAD_WEIGHTS)
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether `text` could be a name on the Hugging Face Hub, and is no folder here."""
+    """Whether `text` could be a name on the Hugging Face Hub and is not a local path."""
     return bool(_HUB_NAME.fullmatch(text)) and not text.startswith(".") and not Path(text).exists()
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether `path` is a folder that holds an adapter and no model."""
+    """Whether `path` is a folder that holds an adapter without a model."""
     return (Path(path) / CONFIG).is_file()
 
 
 def fetch_adapter(name_or_path: str | Path) -> Path | None:
-    """The folder of an adapter, fetched where it lies on the hub; None for anything else."""
+    """The folder of an adapter, fetched if it is on the hub; None for anything else."""
     if is_adapter(name_or_path):
         return Path(name_or_path)
     if isinstance(name_or_path, Path) or not is_hub_name(name_or_path):
         return None
     try:
         found = cached_file(name_or_path, CONFIG, **QUIET)
-    except OSError:  # no such name: whoever asks next, for config.json, says it better
+    except OSError:  # no such name: the next step, which reads config.json, gives a better message
         return None
     if found is None:
         return None
     try:
         return Path(snapshot_download(name_or_path, allow_patterns=list(_FILES)))
-    except Exception as error:  # the hub's client and its transport raise many kinds
+    except Exception as error:  # the hub's client and its transport raise many kinds of errors
         raise ModelError(f"cannot load the adapter {name_or_path!r} from the Hugging Face hub: {error}") from error
 
 
 def read_own_adapter(model: PreTrainedModel, source: str, mtp: MtpConfig) -> GatedAdapter:
-    """The adapter that an exported checkpoint, a folder or a hub name, holds beside its base. Raises `ModelError`."""
+    """Read the adapter that an exported checkpoint (a folder or a hub name) holds next to its base. Raises `ModelError`."""
     try:
         config, weights = (cached_file(source, f"{ADAPTER_FOLDER}/{name}") for name in (CONFIG, WEIGHTS))
     except OSError as error:
@@ -77,7 +77,7 @@ def read_own_adapter(model: PreTrainedModel, source: str, mtp: MtpConfig) -> Gat
 
 
 def read_adapter_settings(folder: Path) -> dict[str, Any]:
-    """What `adapter_config.json` says. Raises `ModelError` where it cannot be read."""
+    """The contents of `adapter_config.json`. Raises `ModelError` if it cannot be read."""
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -88,7 +88,7 @@ def read_adapter_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_adapter_config(folder: Path) -> tuple[dict[str, Any], MtpConfig]:
-    """The settings, and their `mtp` block. Raises `ModelError` for an adapter that is not a gated one."""
+    """The settings and their `mtp` block. Raises `ModelError` for an adapter that is not a gated one."""
     settings = read_adapter_settings(folder)
     block = settings.get("mtp")
     if not isinstance(block, dict):
@@ -100,7 +100,8 @@ def read_adapter_config(folder: Path) -> tuple[dict[str, Any], MtpConfig]:
 
 
 def read_uno_settings(folder: Path) -> dict[str, Any]:
-    """Of an UNO adapter. Raises `ModelError` for one of ours, which says more, and for what is no plain LoRA adapter."""
+    """The settings of an UNO adapter. Raises `ModelError` for an adapter that multitoken wrote, and for one that is not a plain
+    LoRA adapter."""
     settings = read_adapter_settings(folder)
     if "mtp" in settings:
         raise ModelError(f"{folder} is an adapter that multitoken wrote; load it without uno")
@@ -117,8 +118,8 @@ def find_base(folder: Path, settings: dict[str, Any]) -> str:
 
 
 def read_adapter(model: PreTrainedModel, folder: Path, mtp: MtpConfig) -> GatedAdapter:
-    """The adapter of a folder, made for `model` and not yet at work; the model learns how the folder says that it decodes.
-    Raises `ModelError` where it does not fit."""
+    """Read the adapter of a folder for `model`, without attaching it. The folder's default policy is copied to the model's
+    generation config. Raises `ModelError` if the adapter does not fit."""
     adapter = _read(model, folder / CONFIG, folder / WEIGHTS, mtp)
     take_over(model, folder)
     return adapter

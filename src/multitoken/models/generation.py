@@ -1,4 +1,4 @@
-"""One answer, as `Model.generate` gives it."""
+"""One answer, as `Model.generate` returns it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,8 +12,8 @@ from multitoken.decoding.records import Chunk
 @dataclass(frozen=True)
 class Generation:
     """One answer. `token_ids` are the emitted ids, EOS included; `chunks` has one entry per forward pass, the prefill's
-    first. `seconds` is wall-clock time from the call to this answer's end. `logprobs`, if asked for: the log-probability of each
-    token by the model itself, before temperature and processors."""
+    first. `seconds` is the wall-clock time from the call to the end of this answer. `logprobs`, if requested: the model's own
+    log-probability of each token, before temperature and processors."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -23,8 +23,8 @@ class Generation:
 
     @classmethod
     def of(cls, chunks: Iterable[Chunk], seconds: float, *, logprobs: bool = False) -> "Generation":
-        """The answer that these chunks, each with its text, make up. logprobs: take them from the chunks' logits, which are let
-        go."""
+        """The answer made up of these chunks, each with its text. logprobs: compute them from the chunks' logits, which are then
+        dropped."""
         chunks = tuple(chunks)
         ids = tuple(i for chunk in chunks for i in chunk.token_ids)
         found = None
@@ -35,7 +35,8 @@ class Generation:
 
     @property
     def finish_reason(self) -> Literal["stop", "length"] | None:
-        """ "stop": it ended by itself or at a stop string; "length": at the length asked for; None: it is not finished."""
+        """ "stop": it ended by itself or at a stop string; "length": it reached the requested length; None: it is not
+        finished."""
         finish = self.chunks[-1].finish if self.chunks else None
         return None if finish is None else "length" if finish == "length" else "stop"
 
@@ -45,7 +46,7 @@ class Generation:
 
     @property
     def tokens_per_step(self) -> float:
-        """(tokens - those of the prefill pass) / forward passes after the prefill; 0.0 where there was only the prefill."""
+        """(tokens - those of the prefill pass) / forward passes after the prefill; 0.0 if there was only the prefill."""
         steps = len(self.chunks) - 1
         return (len(self.token_ids) - len(self.chunks[0].token_ids)) / steps if steps else 0.0
 

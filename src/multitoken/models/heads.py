@@ -1,4 +1,4 @@
-"""Find the draft head of a checkpoint, a folder or a hub name."""
+"""Find the draft head of a checkpoint (a folder or a hub name)."""
 
 from transformers.utils.hub import cached_file
 
@@ -8,8 +8,8 @@ from multitoken.errors import ModelError
 
 
 def find_head(source: str, version: int, revision: str | None = None) -> str:
-    """The file of the head that the `mtp` block names, fetched if need be. Raises `ModelError` where there is none, and for a
-    version that this multitoken does not read."""
+    """The file of the draft head that the `mtp` block names, fetched if necessary. Raises `ModelError` if there is none, and for
+    a version that this multitoken cannot read."""
     try:
         check_version(version)
         file = cached_file(source, HEAD_WEIGHTS, revision=revision)

@@ -1,4 +1,4 @@
-"""Load a causal language model: refused from its config, before any weight is read, where it would decode wrongly."""
+"""Load a causal language model. One that would decode wrongly is refused by its config, before any weight is read."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +25,13 @@ from .quantize import Quantization
 from .reading import choose_attention, locate, read_config, read_tokenizer, read_weights, refuse_unsupported
 from .weights import is_of_files, parameter_hash, stored_tensors, weight_files, weight_hash
 
-ATTENTION = ("sdpa", "eager")  # those that take a block mask
+ATTENTION = ("sdpa", "eager")  # the implementations that accept a block mask
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode with what belongs to it. `mtp` is None for an ordinary model; `name` is never a path;
-    `adapter` is the gated adapter at work in it, if one is; `head` the draft head, if it has one; `files` hold its weights."""
+    """A model in eval mode and what belongs to it. `mtp` is None for an ordinary model; `name` is never a path; `adapter` is the
+    gated adapter that is attached to it, if any; `head` is its draft head, if it has one; `files` hold its weights."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -45,26 +45,29 @@ class Loaded:
 
     @cached_property
     def weight_hash(self) -> str:
-        """Of the files that the weights were read from (`weights.weight_hash`), whatever was done to them since."""
+        """The hash of the files that the weights were read from (`weights.weight_hash`), even if the weights were changed
+        since."""
         return self.known_hash or weight_hash(self.files)
 
     def check_base(self, known: str, wrong: str) -> None:
-        """Raises `ModelError` unless the weights are those of this hash. `wrong` says what is, with {found} for what was found."""
+        """Raises `ModelError` unless the weights have the hash `known`. `wrong` is the message, with {found} for the hash
+        found."""
         if self.is_quantized and not is_of_files(known):
             raise ModelError(
-                f"{self.name} was hashed by an old version, which rounded weights do not show; leave quantize out"
+                f"{self.name} has the hash of an old version, which cannot be checked with quantized weights; leave quantize out"
             )
         found = self.weight_hash if is_of_files(known) else parameter_hash(self.model)
         if found != known:
             raise ModelError(wrong.format(found=found[:19]))
 
 
-UNO_K = 16  # an UNO adapter does not say how far it was trained to draft; the threshold ends what it is not sure of
+# An UNO adapter does not say how many tokens it was trained to draft. The threshold ends drafts that it is not sure of.
+UNO_K = 16
 
 
 @dataclass(frozen=True)
 class _How:
-    """What load_causal_lm is told about the reading of any model."""
+    """The options of load_causal_lm that apply to reading any model."""
 
     dtype: torch.dtype | str
     placement: Placement
@@ -87,22 +90,24 @@ def load_causal_lm(
     quantize: str = "none",
     uno: bool = False,
 ) -> Loaded:
-    """The model and tokenizer of a folder or of a hub name; for a gated adapter, those of its base with the adapter in
-    action. `base` is where that lies, if not where the adapter says. quantize="int8" or "nf4" holds the linear layers'
-    weights in 8 or 4 bits (`quantize`), those of an adapter's base as well. uno: the folder is an UNO draft adapter, trained on random tokens
-    where masks stand.
+    """Load the model and tokenizer of a folder or of a hub name; for a gated adapter, those of its base with the adapter
+    attached.
 
-    device, dtype: see `placement`. device_map, max_memory, offload_folder: transformers' own, for a model that is spread over
+    base: where the base of an adapter is, if not where the adapter says. quantize: "int8" or "nf4" holds the weights of the
+    linear layers in 8 or 4 bits (see `quantize`), those of an adapter's base as well. uno: the folder is an UNO draft adapter,
+    which was trained with random tokens at the positions of masks.
+
+    device, dtype: see `placement`. device_map, max_memory, offload_folder: transformers' options for a model that is spread over
     several devices, memory and disk.
 
-    Raises UsageError for a device, type or attention that cannot be, OutOfMemoryError, before loading, where the weights
-    are more than is free, UnsupportedModelError for a kind of model that would decode wrongly, and ModelError for one that
-    is missing, incomplete or broken.
+    Raises UsageError for an invalid device, type or attention, OutOfMemoryError before loading if the weights do not fit in the
+    free memory, UnsupportedModelError for a kind of model that would decode wrongly, and ModelError for a model that is missing,
+    incomplete or broken.
     """
     if attn_implementation not in ATTENTION:
         raise UsageError(
             f"attn_implementation is {attn_implementation!r}; expected one of {', '.join(ATTENTION)} "
-            "(flash kernels take no block mask, and flex_attention adds one as numbers)"
+            "(flash kernels accept no block mask, and flex_attention adds one as numbers)"
         )
     options = {"max_memory": max_memory, "offload_folder": offload_folder and str(offload_folder)}
     options = {name: value for name, value in options.items() if value is not None}
@@ -111,15 +116,15 @@ def load_causal_lm(
     if device_map is not None and str(device) != "auto":
         raise UsageError(f"device is {str(device)!r} and device_map {device_map!r}; give one of them")
     placement = Placement(find_device(device), device_map, options)
-    find_dtype(dtype, placement.device)  # one that cannot be is found before anything is looked for
+    find_dtype(dtype, placement.device)  # an invalid type is reported before anything is read
     how = _How(dtype, placement, trust_remote_code, attn_implementation, Quantization(quantize))
     if (folder := fetch_adapter(name_or_path)) is not None:
         name = folder.resolve().name if folder == Path(name_or_path) else str(name_or_path)
         return _load_gated(folder, name, base, how, uno=uno)
     if uno:
-        raise UsageError(f"uno is True, but {name_or_path} is no adapter; leave uno out")
+        raise UsageError(f"uno is True, but {name_or_path} is not an adapter; leave uno out")
     if base is not None:
-        raise UsageError(f"base is {str(base)!r}, but {name_or_path} is no adapter; leave base out")
+        raise UsageError(f"base is {str(base)!r}, but {name_or_path} is not an adapter; leave base out")
     loaded, source = _load_whole(name_or_path, how)
     mtp, adapter = loaded.mtp, None
     if mtp is not None and mtp.method == "gated":
@@ -135,7 +140,7 @@ def load_causal_lm(
 
 
 def load_config(name_or_path: str | Path, *, trust_remote_code: bool = False) -> tuple[PreTrainedConfig, str]:
-    """The config of a folder or hub name, no weights needed, and the name to speak of it. Raises as `load_causal_lm` does."""
+    """The config of a folder or hub name, which needs no weights, and the name for messages. Raises as `load_causal_lm` does."""
     source, name = locate(name_or_path, weights=False)
     config = read_config(source, trust_remote_code)
     refuse_unsupported(config, name)
@@ -143,7 +148,8 @@ def load_config(name_or_path: str | Path, *, trust_remote_code: bool = False) ->
 
 
 def _load_whole(name_or_path: str | Path, how: _How, *, is_base: bool = False) -> tuple[Loaded, str]:
-    """A model as its own folder holds it, without what acts in it, and where that is. is_base: its hash will be asked for."""
+    """A model from its own folder, without an adapter attached, and its source. is_base: the hash of its weights will be
+    needed."""
     source, name = locate(name_or_path)
     config = read_config(source, how.trust_remote_code)
     refuse_unsupported(config, name)
@@ -160,7 +166,7 @@ def _load_whole(name_or_path: str | Path, how: _How, *, is_base: bool = False) -
     dtype = find_dtype(how.dtype, how.placement.device, tensors, name)
     how.placement.check_room(tensors, dtype, name, how.quantization.spared(config, dtype, how.trust_remote_code))
     packing = how.quantization.for_transformers(dtype, how.placement.device)
-    with ThreadPoolExecutor(1) as beside:  # hashed while they are read anyway
+    with ThreadPoolExecutor(1) as beside:  # the files are hashed while they are read
         asked = is_base or (mtp is not None and mtp.method == "gated")
         hashed = beside.submit(weight_hash, files) if asked else None
         model = read_weights(
@@ -172,8 +178,8 @@ def _load_whole(name_or_path: str | Path, how: _How, *, is_base: bool = False) -
 
 
 def _load_gated(folder: Path, name: str, base: str | Path | None, how: _How, *, uno: bool) -> Loaded:
-    """The base, checked to be the very weights that the adapter was made for, with the adapter in action. An UNO adapter does not say
-    what it was made for: its base is taken at its word."""
+    """The base with the adapter attached, after a check that its weights are those that the adapter was made for. An UNO adapter
+    does not say which weights it was made for, so its base is not checked."""
     settings, mtp = (read_uno_settings(folder), None) if uno else read_adapter_config(folder)
     source = base or find_base(folder, settings)
     made_for = mtp.base_name if mtp is not None else source
@@ -185,7 +191,9 @@ def _load_gated(folder: Path, name: str, base: str | Path | None, how: _How, *, 
     except UnsupportedModelError:
         raise
     except ModelError as error:
-        raise ModelError(f"{folder} is an adapter of {made_for}: {error}. Give its place as base (--base)") from error
+        raise ModelError(
+            f"{folder} is an adapter of {made_for}: {error}. Give its folder or hub name as base (--base)"
+        ) from error
     if loaded.mtp is not None and loaded.mtp.method == "gated":
         raise ModelError(own)
     if mtp is None:

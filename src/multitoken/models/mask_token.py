@@ -1,11 +1,11 @@
-"""Choose the mask token and give it to a model and its tokenizer.
+"""Choose the mask token and add it to a model and its tokenizer.
 
-Three places, the least intrusive first:
+There are three options, the least intrusive first:
 
 1. a row of the embedding matrix beyond every id of the tokenizer (matrices are often padded to a round number);
 2. a reserved token (`<|reserved_special_token_7|>`, `<unused42>`, ...) that nothing uses;
-3. one new row. It changes matrix shapes, hence summation order: the original's logits move in their last bits. A gated
-   adapter brings the mask's vector itself and leaves the matrix alone: then the id lies beyond its rows.
+3. one new row. It changes the shapes of matrices and with them the order of summation, so the original's logits change in their
+   last bits. A gated adapter holds the mask token's vector itself and does not change the matrix: the id is then beyond its rows.
 """
 
 import json
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 from multitoken.errors import ModelError, UnsupportedModelError
 
 MASK = "<MTP>"
-# Names that model makers give to slots they left free. T5's <extra_id_N> are not among them: those were trained.
+# Names of tokens that models reserve for later use. T5's <extra_id_N> are not among them: those were trained.
 RESERVED = re.compile(
     r"<\|?(?:reserved(?:_special)?(?:_token)?|unused(?:_token)?|extra|placeholder|dummy|special)_?\d+\|?>"
     r"|\[(?:unused(?:_token)?|control)_?\d+\]"
@@ -43,28 +43,28 @@ class MaskToken:
     origin: Origin
 
     def describe(self) -> str:
-        """A sentence that says what was done."""
+        """A sentence about how the mask token was chosen."""
         match self.origin:
             case "unused row":
-                return f"took row {self.id} of the embedding matrix, which no token used, for {self.token!r}"
+                return f"used row {self.id} of the embedding matrix, which no token used, for {self.token!r}"
             case "reserved token":
-                return f"took the reserved token {self.token!r} (id {self.id}), which nothing used"
+                return f"used the reserved token {self.token!r} (id {self.id}), which was free"
             case "beyond":
-                return f"gave {self.token!r} the id {self.id}, behind the embedding matrix, which stays as it is"
+                return f"gave {self.token!r} the id {self.id}, after the last row of the embedding matrix, which is unchanged"
             case "new row":
-                return f"added row {self.id} to the embedding matrix, which had no free one, for {self.token!r}"
+                return f"added row {self.id} to the embedding matrix, which had no free row, for {self.token!r}"
 
 
 def add_mask_token(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, texts: Iterable[str] = (), seed: int = 0
 ) -> MaskToken:
-    """Give `model` and `tokenizer`, both changed in place, a mask token that nothing else uses.
+    """Add a mask token that nothing else uses to `model` and `tokenizer`, which are both changed in place.
 
-    `texts` is what the model will be trained on: a reserved token that occurs in it is not free. `seed` draws the new
-    row: mean and spread of the rows in use, of the input matrix and, if it is not tied, of the output matrix too.
-    Where the tokenizer knows `<MTP>` already, from somewhere else, the mask is called `<MTP_2>`, and so on.
+    `texts` are the training texts: a reserved token that occurs in them is not free. `seed`: the new row is drawn at random with
+    the mean and spread of the rows in use, in the input matrix and, if it is not tied, in the output matrix too. If the tokenizer
+    already has a token `<MTP>`, the mask token is called `<MTP_2>`, and so on.
 
-    Raises ModelError if the model has a mask token, UnsupportedModelError if its vocabulary cannot take one.
+    Raises ModelError if the model already has a mask token, UnsupportedModelError if its vocabulary cannot hold one.
     """
     used = _used_rows(model, tokenizer)
     mask = _find(model, tokenizer, texts)
@@ -81,7 +81,7 @@ def add_mask_token(
 def reserve_mask_token(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, texts: Iterable[str] = (), seed: int = 0
 ) -> tuple[MaskToken, torch.Tensor]:
-    """As `add_mask_token`, but the model stays as it is: the mask's vector [hidden] is returned instead."""
+    """Like `add_mask_token`, but the model is not changed: the mask token's vector [hidden] is returned instead."""
     used = _used_rows(model, tokenizer)
     mask = _find(model, tokenizer, texts)
     if mask.origin == "new row":
@@ -125,19 +125,19 @@ def _reserved(
     named: Set[int],
     texts: Iterable[str],
 ) -> str | None:
-    """The free reserved token of the highest id: fine-tunes that take such tokens into use start with the lowest."""
+    """The free reserved token with the highest id: fine-tunes that use such tokens start with the lowest."""
     candidates = {t for t, i in vocabulary.items() if RESERVED.fullmatch(t) and i < rows and i not in named}
     candidates -= set(tokenizer.special_tokens_map.values())
     if not candidates:
         return None
-    # A tokenizer may carry several templates in a dict; its repr holds the text of all of them.
+    # A tokenizer may have several templates in a dict; the dict's repr holds the text of all of them.
     for text in chain([str(tokenizer.chat_template or "")], texts):
         candidates -= set(RESERVED.findall(text))
     return max(candidates, key=lambda token: vocabulary[token], default=None)
 
 
 def _named_ids(model: PreTrainedModel) -> set[int]:
-    """Ids that the configuration gives a role (`eos_token_id` and the like), known to the tokenizer or not."""
+    """Ids that the configuration gives a role (`eos_token_id` and the like), whether the tokenizer has them or not."""
     ids: set[int] = set()
     for config in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
         for key, value in config.to_dict().items() if config is not None else ():
@@ -147,7 +147,7 @@ def _named_ids(model: PreTrainedModel) -> set[int]:
 
 
 def _matrices(model: PreTrainedModel) -> list[torch.Tensor]:
-    """The input matrix [vocabulary, hidden] and, unless it is tied to it, the output matrix of the same height."""
+    """The input matrix [vocabulary, hidden] and, if the two are not tied, the output matrix with the same number of rows."""
     name = type(model).__name__
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, nn.Embedding) or head is None:
@@ -160,7 +160,7 @@ def _matrices(model: PreTrainedModel) -> list[torch.Tensor]:
     if not source.shape[0] == target.shape[0] == size:
         raise UnsupportedModelError(
             f"{name} has {source.shape[0]} input rows and {target.shape[0]} output rows for vocab_size = {size}: a mask "
-            "token needs the same number of all three"
+            "token needs these three numbers to be equal"
         )
     if not (source.is_floating_point() and target.is_floating_point()):
         raise UnsupportedModelError(f"{name} has quantised embeddings ({source.dtype}): load it unquantised")
@@ -169,7 +169,7 @@ def _matrices(model: PreTrainedModel) -> list[torch.Tensor]:
 
 def _resize(model: PreTrainedModel, rows: int) -> None:
     before = model.get_input_embeddings()
-    # A second table over token ids (Gemma's per-layer embeddings) would not grow with the first: an index error later.
+    # A second table over token ids (Gemma's per-layer embeddings) would not grow with the first, which is an index error later.
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and module is not before and module.num_embeddings == before.num_embeddings:
             raise UnsupportedModelError(
@@ -186,7 +186,7 @@ def _resize(model: PreTrainedModel, rows: int) -> None:
 
 
 def _register(tokenizer: PreTrainedTokenizerBase, mask: MaskToken) -> None:
-    """Make `mask.token` a special token of id `mask.id`, so that its text becomes that id wherever it is typed."""
+    """Make `mask.token` a special token with the id `mask.id`, so that its text is tokenised to that id everywhere."""
     special = AddedToken(mask.token, special=True, normalized=False)
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         _reserve_id(tokenizer, special, mask.id)
@@ -197,14 +197,14 @@ def _register(tokenizer: PreTrainedTokenizerBase, mask: MaskToken) -> None:
     if owners != [mask.token] or mask.id not in typed:
         raise UnsupportedModelError(
             f"{type(tokenizer).__name__} cannot give {mask.token!r} the id {mask.id} (id {mask.id} is {owners}, the text "
-            f"became {typed}): use a model with a tokenizer.json whose ids have no holes"
+            f"became {typed}): use a model with a tokenizer.json whose ids have no gaps"
         )
 
 
 def _reserve_id(tokenizer: PreTrainedTokenizerFast, special: AddedToken, wanted: int) -> None:
-    """Write the token into the vocabulary itself where adding it would give it another id than `wanted`.
+    """Write the token into the vocabulary itself if adding it would give it another id than `wanted`.
 
-    An added token gets the *number* of tokens as its id. Where ids have holes, that id may belong to a token.
+    An added token gets the *number* of tokens as its id. If the ids have gaps, that id may already belong to a token.
     """
     state = tokenizer.backend_tokenizer.to_str()
     trial = Tokenizer.from_str(state)
@@ -213,7 +213,7 @@ def _reserve_id(tokenizer: PreTrainedTokenizerFast, special: AddedToken, wanted:
         return
     content = json.loads(state)
     vocabulary = content["model"]["vocab"]
-    if isinstance(vocabulary, dict):  # a Unigram model has a list, whose ids are places: `_register` refuses it
+    if isinstance(vocabulary, dict):  # a Unigram model has a list, whose indices are the ids: `_register` refuses it
         vocabulary[special.content] = wanted
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
 
@@ -223,7 +223,7 @@ def _typical(matrix: torch.Tensor, used: torch.Tensor, generator: torch.Generato
     """A vector drawn with the mean and spread, per column, of the rows `used` of `matrix` [vocabulary, hidden]."""
     total = torch.zeros(matrix.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
-    # Slices in float64: sums over 150,000 bf16 rows would be off, and a float copy of the whole would be large.
+    # Slices in float64: sums over 150,000 bf16 rows would be inaccurate, and a float copy of the whole matrix would be large.
     for ids in used.split(8192):
         values = matrix[ids.to(matrix.device)].cpu().double()
         total += values.sum(0)

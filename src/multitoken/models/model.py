@@ -1,4 +1,4 @@
-"""`Model`: what a user holds. Text in, text out; everything about tokens is `decoding`'s."""
+"""`Model`, the class that users work with: text in, text out. Everything about tokens is in `decoding`."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ _RENDERING = ("chat", "tools", "chat_template_kwargs")
 
 
 class Model:
-    """A causal language model with its tokenizer, and the way it decodes. Make one with `multitoken.load`."""
+    """A causal language model with its tokenizer and its decoder. Make one with `multitoken.load`."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Model:
             eos_ids=eos_ids(hf, tokenizer),
             head=head,
         )
-        if mtp is not None:  # lest hf.generate(custom_generate=...) put a gate on a second time
+        if mtp is not None:  # so that hf.generate(custom_generate=...) does not attach a gate a second time
             hf.__dict__["_mtp_decoder"] = self.decoder
 
     @classmethod
@@ -74,13 +74,14 @@ class Model:
         uno: bool = False,
         **more: Any,
     ) -> "Model":
-        """A folder or Hub name, adapted or not. An ordinary model decodes with NextToken only.
+        """Load a model from a folder or Hub name, adapted or not. An ordinary model decodes with NextToken only.
 
-        `device="auto"`: an accelerator if there is one. `dtype="auto"`: the checkpoint's own on an accelerator, float32 on a CPU.
-        `device_map` ("auto" or a dict), and `max_memory` and `offload_folder` with it: a model over several devices and the
-        disk, as in transformers. `base`: where the model of a gated adapter lies, if not where the adapter says.
-        `quantize="int8"` or `"nf4"`: linear layers with weights of 8 bits (torchao) or 4 (bitsandbytes); next-token decoding of
-        *that* model is then what Exact keeps to. `uno=True`: an UNO draft adapter (PEFT's format, as SGLang serves it), over the model that `base` names.
+        `device="auto"`: an accelerator if there is one. `dtype="auto"`: the checkpoint's own type on an accelerator, float32 on a
+        CPU. `device_map` ("auto" or a dict), with `max_memory` and `offload_folder`: spread the model over several devices and
+        the disk, as in transformers. `base`: where the base model of a gated adapter is, if not where the adapter says.
+        `quantize="int8"` or `"nf4"`: hold the weights of linear layers in 8 bits (torchao) or 4 bits (bitsandbytes). The output
+        of Exact is then identical to next-token decoding of the *quantized* model. `uno=True`: the folder is an UNO draft adapter
+        (PEFT's format, as SGLang serves it) for the model that `base` names.
         """
         loaded = load_causal_lm(
             path,
@@ -98,9 +99,9 @@ class Model:
         return cls(loaded.model, loaded.tokenizer, loaded.mtp, loaded.name, loaded.head)
 
     def compile(self) -> "Model":
-        """Compile the steps of decoding with torch.compile, now: on a CPU that takes minutes, and every step is faster afterwards, not
-        its output another (docs/decoding.md). For whoever decodes for longer than a moment. Raises `DecodingError` for a model with
-        recurrent layers, or over several devices."""
+        """Compile the decoding steps with torch.compile, at once. On a CPU this takes minutes. Every step is faster afterwards,
+        and the output is the same (docs/decoding.md). It pays off for programs that decode for a longer time. Raises
+        `DecodingError` for a model with recurrent layers, or over several devices."""
         self.decoder.compile()
         return self
 
@@ -110,8 +111,8 @@ class Model:
 
     @property
     def default_policy(self) -> Policy:
-        """Exact where the model was adapted, unless its `generation_config.json: mtp` says otherwise: several tokens a step,
-        and next-token decoding's output."""
+        """For an adapted model, the policy in its `generation_config.json: mtp`; if there is none, Exact: several tokens per step,
+        and the output of next-token decoding. For an ordinary model, NextToken."""
         return stored_policy(self.hf) if self.mtp is not None else NextToken()
 
     def encode(
@@ -122,8 +123,9 @@ class Model:
         tools: Sequence[Tool] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """The ids that generation continues: the chat template's rendering where there is one (`chat=False`: the text as it is);
-        token ids as they are. Where a chat ends with the assistant's message, the answer goes on with it."""
+        """The token ids that generation continues. Text is rendered with the chat template if there is one (`chat=False`: the
+        text is used as it is). Token ids are used as they are. If a chat ends with a message of the assistant, the answer
+        continues it."""
         return encode_prompt(prompt, self.tokenizer, chat=chat, tools=tools, template=chat_template_kwargs)
 
     @overload
@@ -155,18 +157,21 @@ class Model:
         batch_size: int | None = None,
         **options: Any,
     ) -> Generation | list[Generation]:
-        """Answer a prompt (a string, a chat as a list of messages, or token ids), or a list of prompts side by side.
+        """Answer a prompt (a string, a chat as a list of messages, or token ids), or a list of prompts at the same time.
 
-        Greedy unless asked otherwise. `policy=None`: `default_policy`. `max_new_tokens=None`: what a `generation_config`
-        among the options says, or else 256, or as many as still fit behind the prompt. `batch_size`: so many prompts of a list are
-        answered side by side at most (64 if not given); the next one begins when one is done. options: any of transformers' `generate`
-        (temperature, top_p, stop_strings, repetition_penalty, logits_processor, ...), `presence_penalty`, `frequency_penalty`, `seed`
-        of sampling (a number, or a list of one a prompt), `logprobs=True`, those of `encode` (chat, tools, chat_template_kwargs), and `adaptive`: feed as many masks as pay
-        on this machine, which changes no output. What is not supported raises. With `num_return_sequences` above 1 the answers to a
-        prompt follow each other in a list.
+        Decoding is greedy by default. `policy=None`: `default_policy`. `max_new_tokens=None`: the length in the
+        `generation_config` among the options, otherwise 256, or as many tokens as still fit after the prompt. `batch_size`: at
+        most this many prompts of a list are answered at the same time (64 if not given); the next one starts when one is
+        finished.
 
-        Raises `DecodingError` (a ValueError) for what cannot be decoded and `UsageError` for a prompt that cannot be. Where some
-        answers fail (`RowsFailed`), the others are finished and in its `answers`.
+        options: those of transformers' `generate` (temperature, top_p, stop_strings, repetition_penalty, logits_processor, ...);
+        `presence_penalty`; `frequency_penalty`; `seed` for sampling (a number, or a list with one per prompt); `logprobs=True`;
+        those of `encode` (chat, tools, chat_template_kwargs); and `adaptive`, which feeds as many masks as pay off on this
+        machine and changes no output. An unsupported option raises an error. With `num_return_sequences` above 1 the answers to a
+        prompt follow each other in the list.
+
+        Raises `DecodingError` (a ValueError) for what cannot be decoded and `UsageError` for an invalid prompt. If some answers
+        fail (`RowsFailed`), the others are finished, and the error holds them in `answers`.
         """
         started = time.perf_counter()
         if batch_size is not None and (
@@ -199,7 +204,8 @@ class Model:
     def stream(
         self, prompt: Prompt, *, policy: Policy | None = None, max_new_tokens: int | None = None, **options: Any
     ) -> Iterator[Chunk]:
-        """The chunks of one answer as they come; their texts end to end are the answer. options: those of `generate`."""
+        """The chunks of one answer as they are decoded; their texts joined together are the answer. options: those of
+        `generate`."""
         prepared = self._prepare([prompt], policy, max_new_tokens, options)
         if len(prepared.requests) > 1:
             raise UsageError("stream writes one answer; leave num_return_sequences out")
@@ -208,8 +214,8 @@ class Model:
     def requests(
         self, ids: list[list[int]], *, policy: Policy | None = None, max_new_tokens: int | None = None, **options: Any
     ) -> list[Request]:
-        """What `generate` would hand to an engine for these encoded prompts: for whoever drives one, such as a server.
-        options: those of `generate`."""
+        """The requests that `generate` would pass to an engine for these encoded prompts, for programs that run an engine
+        themselves, such as a server. options: those of `generate`."""
         return self._prepare(ids, policy, max_new_tokens, options).requests
 
     def _prepare(

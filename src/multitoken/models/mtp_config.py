@@ -1,4 +1,4 @@
-"""What the `mtp` block of a checkpoint's `config.json` means: which id is the mask token, and what it was trained for."""
+"""The `mtp` block of a checkpoint's `config.json`: the id of the mask token, and how the checkpoint was trained."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ METHODS = ("full", "lora", "gated")
 
 @dataclass(frozen=True, kw_only=True)
 class MtpConfig:
-    """The `mtp` block. A broken one raises a ModelError that names the field.
+    """The `mtp` block. An invalid one raises a ModelError that names the field.
 
     >>> MtpConfig(k=4, mask_token_id=2040, mask_token="<MTP>", method="full", base_name="b", base_hash="sha256:0").k
     4
     """
 
     k: int
-    """Length of the blocks it was trained on: one prediction at the anchor and k - 1 at masks. At least 2."""
+    """Length of the blocks it was trained on: one prediction at the anchor and k - 1 at mask tokens. At least 2."""
     mask_token_id: int
     """The id that is fed k - 1 times after a prefix."""
     mask_token: str
@@ -31,16 +31,16 @@ class MtpConfig:
     base_name: str
     """The model it was made from: a hub name or the name of a folder, never a path."""
     base_hash: str
-    """`weight_hash` of that model's files (`weights`)."""
+    """`weight_hash` of that model's files (see `weights`)."""
     draft_head: int = 0
     """Version of the draft head that the checkpoint holds; 0: it has none."""
     format_version: int = FORMAT_VERSION
-    """Version of this block. Older ones stay readable, newer ones are refused."""
+    """Version of this block. Older versions stay readable, newer ones are refused."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            # bool is an int to Python, but `"k": true` is a mistake.
+            # In Python a bool is an int, but `"k": true` is a mistake.
             if type(value) is not field.type:
                 raise _broken(field.name, value, f"{getattr(field.type, '__name__', field.type)}")
         if not 1 <= self.format_version <= FORMAT_VERSION:
@@ -58,8 +58,8 @@ class MtpConfig:
     def from_hf(cls, config: PreTrainedConfig) -> "MtpConfig | None":
         """The block of a loaded `config.json`; None for an ordinary model.
 
-        Raises ModelError for a missing or unknown key, a wrong type, k under 2, a mask id outside the vocabulary (a
-        gate's own may lie there) and a format newer than this version of multitoken reads.
+        Raises ModelError for a missing or unknown key, a wrong type, k below 2, a mask token id outside the vocabulary (allowed
+        for method gated), and a format newer than this version of multitoken can read.
         """
         block: Any = getattr(config, "mtp", None)
         if block is None:
@@ -71,10 +71,10 @@ class MtpConfig:
 
     @classmethod
     def from_block(cls, block: Any, where: str) -> "MtpConfig":
-        """The block as it stands in the file `where`, which messages name."""
+        """The block as read from the file `where`, which error messages name."""
         if not isinstance(block, dict):
             raise ModelError(f"{where}: mtp is {block!r}; expected an object with the keys {', '.join(_KEYS)}")
-        # Before the keys: a newer format may well have other keys, and "upgrade" is then the better advice.
+        # Checked before the keys: a newer format may have other keys, and "upgrade" is then the better advice.
         version = block.get("format_version", FORMAT_VERSION)
         if type(version) is int and version > FORMAT_VERSION:
             raise _newer(version)
@@ -87,7 +87,7 @@ class MtpConfig:
         return cls(**block)
 
     def check_vocabulary(self, size: int) -> None:
-        """Raises ModelError for a mask id that the model's own embedding has no row for."""
+        """Raises ModelError for a mask token id for which the model's own embedding has no row."""
         if self.mask_token_id >= size:
             raise _broken("mask_token_id", self.mask_token_id, f"an id below vocab_size = {size}")
 

@@ -1,5 +1,5 @@
-"""Where a model goes and in which type: an accelerator if there is one, and what it computes in best; too large is said before
-loading."""
+"""The device and type of a model: an accelerator if there is one, and a type that suits it. A model that is too large is refused
+before loading."""
 
 import logging
 import time
@@ -24,8 +24,8 @@ _LARGE = 10**9  # parameters above which a float32 checkpoint is halved on an ac
 
 
 def find_device(device: str | torch.device = "auto") -> torch.device:
-    """The device of that name; auto: an accelerator if there is one, of several processes' accelerators this one's. Raises `UsageError`
-    for one that is not there."""
+    """The device of that name. auto: an accelerator if there is one; with several processes, the accelerator of this process.
+    Raises `UsageError` for a device that does not exist."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if str(device) == "auto":
         if accelerator is None:
@@ -50,23 +50,23 @@ def find_device(device: str | torch.device = "auto") -> torch.device:
 
 @cache
 def cpu_gains_by_bf16() -> bool:
-    """Whether this CPU multiplies in bfloat16 faster than in float32, by a few milliseconds of both: one without such
-    instructions takes twenty times as long."""
+    """Whether this CPU multiplies matrices faster in bfloat16 than in float32. Both are timed for a few milliseconds: a CPU
+    without such instructions takes twenty times as long."""
     seconds: dict[torch.dtype, float] = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(256, 256, dtype=dtype)
-        torch.mm(matrix, matrix)  # the first one sets things up
+        torch.mm(matrix, matrix)  # the first call includes setup
         times = []
         for _ in range(8):
             started = time.perf_counter()
             torch.mm(matrix, matrix)
             times.append(time.perf_counter() - started)
-        seconds[dtype] = min(times)  # other work on the machine only adds to it
+        seconds[dtype] = min(times)  # the minimum, because other work on the machine only adds time
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
 def say_if_slow(dtype: torch.dtype, device: torch.device) -> None:
-    """One line where a model is to compute in a type that this CPU is slow in."""
+    """Log a warning if a model is to compute in a type that is slow on this CPU."""
     if dtype == torch.bfloat16 and device.type == "cpu" and not cpu_gains_by_bf16():
         logger.warning("this CPU computes more slowly in bfloat16 than in float32: leave dtype at auto")
 
@@ -74,8 +74,8 @@ def say_if_slow(dtype: torch.dtype, device: torch.device) -> None:
 def find_dtype(
     dtype: torch.dtype | str, device: torch.device, tensors: Sequence[Stored] = (), name: str = "the model"
 ) -> torch.dtype:
-    """The type of that name. auto: float32 on a CPU; elsewhere the checkpoint's own, but bfloat16 for more than a billion
-    float32 numbers. Raises `UsageError` for one that cannot be."""
+    """The type of that name. auto: float32 on a CPU; elsewhere the checkpoint's own type, but bfloat16 for more than a billion
+    float32 numbers. Raises `UsageError` for an invalid type."""
     if isinstance(dtype, str) and dtype != "auto":
         if dtype not in DTYPES:
             raise UsageError(f"dtype is {dtype!r}; expected one of auto, {', '.join(DTYPES)}")
@@ -92,7 +92,9 @@ def find_dtype(
     if own in (torch.float32, torch.float64):
         if sum(sizes.values()) <= _LARGE or not has_bf16(device):
             return torch.float32
-        logger.warning("%s: its float32 weights are held in bfloat16 on %s; dtype='float32' keeps them", name, device)
+        logger.warning(
+            "%s: its float32 weights are held in bfloat16 on %s; dtype='float32' keeps them in float32", name, device
+        )
         return torch.bfloat16
     if own == torch.bfloat16 and not has_bf16(device):
         logger.warning("%s: %s has no bfloat16, so its weights are held in float32", name, device)
@@ -114,21 +116,22 @@ def has_bf16(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Placement:
-    """`device_map` None: all on `device`. `options`: max_memory and offload_folder, as transformers takes them."""
+    """Where a model goes. `device_map` None: all of it on `device`. `options`: max_memory and offload_folder, as in
+    transformers."""
 
     device: torch.device
     device_map: str | Mapping[str, Any] | None = None
     options: Mapping[str, Any] | None = None
 
     def for_transformers(self) -> dict[str, Any]:
-        """Arguments of from_pretrained, which puts every tensor where it belongs as it is read."""
+        """Arguments for from_pretrained, which puts every tensor on its device as it is read."""
         if self.device_map is not None:
             return {"device_map": self.device_map, **(self.options or {})}
         return {} if self.device.type == "cpu" else {"device_map": {"": str(self.device)}}
 
     def check_room(self, tensors: Sequence[Stored], dtype: torch.dtype, name: str, spared: int = 0) -> None:
-        """Raises `OutOfMemoryError` where the weights alone, `spared` bytes less, are more than is free. (accelerate fits a device_map
-        itself.)"""
+        """Raises `OutOfMemoryError` if the weights alone, minus `spared` bytes, need more memory than is free. (With a
+        device_map, accelerate fits the model itself.)"""
         free = available_memory(self.device)
         if self.device_map is not None or free is None:
             return
@@ -146,7 +149,7 @@ class Placement:
 
 
 def bytes_in(tensors: Sequence[Stored], dtype: torch.dtype) -> int:
-    """What the tensors take, floating-point numbers in that type."""
+    """The size of the tensors in bytes, with floating-point numbers in that type."""
     return sum(
         prod(tensor.shape) * dtype.itemsize if tensor.torch_dtype is not None else tensor.end - tensor.start
         for tensor in tensors

@@ -1,7 +1,7 @@
-"""A prompt or a chat -> token ids, the same for training and inference.
+"""Turn a prompt or a chat into token ids, the same way for training and inference.
 
-A rendered chat template holds its own BOS and is tokenised without special tokens, as transformers does. Plain text
-gets what the tokenizer puts before a text (BOS or nothing), once, and never what it may put after one.
+A rendered chat template holds its own BOS and is tokenised without adding special tokens, as transformers does. Plain text gets
+the tokens that the tokenizer puts before a text (BOS or nothing), once, and never those that it may put after a text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,20 +28,19 @@ def encode_prompt(
 ) -> list[int]:
     """The ids a model should continue.
 
-    A string is one user message if the tokenizer has a chat template (`chat=False`: plain text all the same); a list
-    is a chat of `{"role": ..., "content": ...}` and always needs the template, which is given the tools and the keywords in
-    `template` (such as enable_thinking) as well. Where the last message is the assistant's, the answer goes on with it. A list of
-    token ids is taken as it is.
-    Raises `UsageError` for a prompt that cannot be, `ModelError` where a template is needed and there is none.
+    A string is one user message if the tokenizer has a chat template (`chat=False`: it is plain text anyway). A list is a chat of
+    `{"role": ..., "content": ...}` and always needs the template, which also gets the tools and the keywords in `template` (such
+    as enable_thinking). If the last message is the assistant's, the answer continues it. A list of token ids is used as it is.
+    Raises `UsageError` for an invalid prompt, `ModelError` if a template is needed and there is none.
     """
     if is_token_ids(prompt):
         if chat or tools or template:
             raise UsageError(
-                "a prompt of token ids is rendered already: leave chat, tools and chat_template_kwargs out"
+                "a prompt of token ids is already rendered: leave chat, tools and chat_template_kwargs out"
             )
         return list(prompt)  # pyright: ignore[reportReturnType]
     if (chat is False or tokenizer.chat_template is None) and (tools or template):
-        raise UsageError("tools and chat_template_kwargs are for a chat template, and this prompt is plain text")
+        raise UsageError("tools and chat_template_kwargs need a chat template, but this prompt is plain text")
     if isinstance(prompt, str):
         if chat or (chat is None and tokenizer.chat_template is not None):
             messages = (user_message(prompt),)
@@ -58,7 +57,7 @@ def encode_prompt(
 
 
 def is_token_ids(prompt: object) -> bool:
-    """Whether it is a prompt of token ids, and no text or chat."""
+    """Whether it is a prompt of token ids, not a text or a chat."""
     return isinstance(prompt, list | tuple) and bool(prompt) and all(type(token) is int for token in prompt)
 
 
@@ -67,7 +66,7 @@ def user_message(content: str) -> Message:
 
 
 def check_messages(messages: object) -> tuple[Message, ...]:
-    """The messages as they are. Raises `UsageError` unless each has a role and a text, or calls of tools instead."""
+    """The messages, unchanged. Raises `UsageError` unless each has a role and a text, or tool calls instead of a text."""
     if not isinstance(messages, list | tuple) or not messages:
         raise UsageError(f"found {_short(messages)}; expected a list of messages, each with 'role' and 'content'")
     for number, message in enumerate(messages, 1):
@@ -93,8 +92,8 @@ def render_chat(
     tools: Sequence[Tool] | None = None,
     template: Mapping[str, Any] | None = None,
 ) -> str:
-    """The chat template's text; if `for_reply`, with the opening of the assistant's turn at its end, or its last message still open
-    where that is the assistant's. template: further keywords of the template.
+    """The chat as text, rendered by the chat template. If `for_reply`, the text ends with the opening of the assistant's turn,
+    or, if the last message is the assistant's, with that message left open. template: further keywords for the template.
 
     Raises `ModelError` without a template and `UsageError` with the template's own complaint (such as roles that do
     not alternate).
@@ -118,15 +117,15 @@ def render_chat(
 
 
 def tokenize(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The ids of the text alone, with no special token that is not written in it."""
-    # verbose=False: a text longer than the model is cut or refused by our callers, in their own words.
+    """The ids of the text alone, without special tokens that are not written in it."""
+    # verbose=False: the callers cut or refuse a text that is too long for the model, with their own messages.
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def tokenize_text(text: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """A plain text as (what the tokenizer puts before every text: BOS or nothing, the text itself)."""
+    """The ids of a plain text: (those that the tokenizer puts before every text, BOS or nothing; those of the text itself)."""
     leading, body = _leading_ids(tokenizer), tokenize(text, tokenizer)
-    if leading and body[: len(leading)] == leading:  # BOS was typed as well
+    if leading and body[: len(leading)] == leading:  # the text contains BOS as well
         body = body[len(leading) :]
     return leading, body
 
@@ -134,9 +133,9 @@ def tokenize_text(text: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list
 def tokenize_continuation(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The ids of a text that continues another one.
 
-    SentencePiece-like tokenizers write a space before whatever they are given; in mid-sequence that is a space which
-    nobody wrote. So the text is tokenised behind a line break, whose ids are taken off again. Where the line break
-    merges with the text (byte-level BPE, which adds no space), the text is tokenised alone.
+    SentencePiece-like tokenizers add a space before every text. In the middle of a sequence, that space is not part of the text.
+    So the text is tokenised after a line break, whose ids are then removed. If the line break merges with the text (byte-level
+    BPE, which adds no space), the text is tokenised alone.
     """
     line_break, joined = tokenize("\n", tokenizer), tokenize("\n" + text, tokenizer)
     if joined[: len(line_break)] == line_break:
@@ -145,7 +144,7 @@ def tokenize_continuation(text: str, tokenizer: "PreTrainedTokenizerBase") -> li
 
 
 def _leading_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    # Found by looking: bos_token_id alone does not tell whether this tokenizer puts it there.
+    # Found by a trial: bos_token_id alone does not tell whether this tokenizer adds it.
     body, whole = tokenize("a", tokenizer), tokenizer("a")["input_ids"]
     starts = (i for i in range(len(whole) - len(body) + 1) if whole[i : i + len(body)] == body)
     return whole[: next(starts, 0)]
@@ -157,8 +156,8 @@ def _short(value: object) -> str:
 
 
 def eos_ids(hf: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The ids that end a response: the generation config's, which instruction models often have several of, and the
-    tokenizer's."""
+    """The ids that end a response: those of the generation config (instruction models often have several) and that of the
+    tokenizer."""
     ids: set[int] = set()
     sources: tuple[Any, ...] = (getattr(hf.generation_config, "eos_token_id", None), tokenizer.eos_token_id)
     for source in sources:
@@ -170,6 +169,6 @@ def eos_ids(hf: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list
 
 
 def is_many(prompt: object) -> bool:
-    """A list of prompts, and not one chat or one prompt of token ids."""
+    """Whether it is a list of prompts, not a single chat or a single prompt of token ids."""
     one_chat = isinstance(prompt, list | tuple) and bool(prompt) and all(isinstance(m, dict) for m in prompt)
     return isinstance(prompt, list | tuple) and not one_chat and not is_token_ids(prompt)

@@ -1,4 +1,4 @@
-"""A model of somebody's config with random weights and few of its layers: enough to ask whether it could be used, before its
+"""A model with random weights and few layers, made from a config: enough to test whether a model could be used before its
 weights are downloaded."""
 
 from typing import Any
@@ -15,7 +15,7 @@ _EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_n
 
 
 def cut(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config with as many layers as show every kind that it has, a small vocabulary and few experts; widths stay."""
+    """The config with just enough layers to have one of every kind, a small vocabulary and few experts. Widths stay the same."""
     text = config.get_text_config()
     values = text.to_dict()
     count = int(text.num_hidden_layers)
@@ -38,7 +38,7 @@ def cut(config: PreTrainedConfig) -> PreTrainedConfig:
         values.pop(name, None)
     try:
         return type(text).from_dict(values)
-    except Exception as error:  # strict configs raise kinds of their own
+    except Exception as error:  # strict configs raise their own kinds of errors
         raise ModelError(f"the config of {config.model_type} cannot be cut to {layers} layers: {error}") from error
 
 
@@ -57,8 +57,8 @@ def _layers_that_show_all(values: dict[str, Any], count: int) -> int:
 
 @torch.no_grad()
 def random_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A model in float32 and eval mode, its weights wide enough that what is wrong shows. Raises `UsageError` where the machine
-    has no room for it."""
+    """A model in float32 and eval mode. Its weights have a large enough spread that errors show. Raises `UsageError` if it does
+    not fit in the machine's memory."""
     small = cut(config)
     with torch.device("meta"):
         shape: Any = AutoModelForCausalLM.from_config(small, trust_remote_code=trust_remote_code)

@@ -1,4 +1,4 @@
-"""Read the parts of a checkpoint: where it lies, config, tokenizer, weights. What is wrong with one is said in our words."""
+"""Read the parts of a checkpoint: its location, config, tokenizer and weights. Problems are reported with our own messages."""
 
 import logging
 import sys
@@ -50,18 +50,18 @@ def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
         known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
         inner = known[type(text)].__name__ if type(text) in known else "of its own"
         raise UnsupportedModelError(
-            f"{name} is {architecture}, which wraps a language model ({inner}) in another that sees or hears; text-only "
+            f"{name} is {architecture}, which wraps a language model ({inner}) in a model for images or audio; only text-only "
             "checkpoints are supported: use or export its language model"
         )
     if kind == "minimax" and getattr(config, "sliding_window", None):
         raise UnsupportedModelError(
-            f"{name} is {architecture} with a sliding window, which its masks do not tell apart from full attention; those "
-            "without one are supported"
+            f"{name} is {architecture} with a sliding window, which its masks do not distinguish from full attention; models "
+            "of this kind without one are supported"
         )
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
         raise UnsupportedModelError(
-            f"{name} is {architecture}: transformers knows no causal language model of {kind!r}"
+            f"{name} is {architecture}: transformers has no causal language model of type {kind!r}"
         )
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise UnsupportedModelError(
@@ -70,8 +70,8 @@ def refuse_unsupported(config: PreTrainedConfig, name: str) -> None:
 
 
 def locate(name_or_path: str | Path, *, weights: bool = True) -> tuple[str, str]:
-    """What transformers shall open, and the name to speak of it: a folder's own name, or the hub's. weights=False: the config is
-    all that is wanted."""
+    """The path or hub name for transformers to open, and the name for messages: the folder's own name, or the hub name.
+    weights=False: only the config is needed."""
     text = str(name_or_path)
     path = Path(text).expanduser()
     if path.is_dir():
@@ -115,7 +115,8 @@ def read_weights(
     attention: str,
     options: Mapping[str, Any],
 ) -> PreTrainedModel:
-    """In eval mode, in that type and in place at once. options: from_pretrained's own, of where weights go and how they are held."""
+    """Read the model in eval mode, in that type and on its device. options: those of from_pretrained for placement and
+    quantization."""
     try:
         with _bars_on_terminals_only():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -131,7 +132,7 @@ def read_weights(
     except Exception as error:
         raise _unreadable(source, "the weights", error) from error
     model, report = loaded
-    # transformers only warns of these, and leaves random numbers in their place.
+    # transformers only warns about these, and leaves random numbers in their place.
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{source}: the weights lack {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''} "
@@ -142,7 +143,7 @@ def read_weights(
 
 @contextmanager
 def _bars_on_terminals_only() -> Iterator[None]:
-    """transformers draws its bars into logs and pipes too."""
+    """Hide transformers' progress bars in logs and pipes, where it draws them too."""
     quiet = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
     if quiet:
         transformers_logging.disable_progress_bar()
@@ -158,8 +159,8 @@ def _unreadable(source: str, what: str, error: Exception) -> ModelError:
     if Path(source).is_dir():
         return ModelError(f"{source}: cannot read {what}: {reason}")
     return ModelError(
-        f"cannot load {what} of {source!r} from the Hugging Face hub: {reason} (it is no folder here either; check the "
-        "name and the network, or download it and give its folder)"
+        f"cannot load {what} of {source!r} from the Hugging Face hub: {reason} (there is no such local folder either; check "
+        "the name and the network, or download it and give its folder)"
     )
 
 

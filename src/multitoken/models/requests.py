@@ -1,4 +1,5 @@
-"""From encoded prompts and the options of `generate` to what an engine decodes. What the options leave open is decided here."""
+"""Turn encoded prompts and the options of `generate` into requests for an engine. Options that are not given get defaults
+here."""
 
 import copy
 from collections.abc import Sequence
@@ -15,9 +16,9 @@ from multitoken.decoding.loop import Decoder
 from multitoken.decoding.policies import Policy
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-_NEW = 256  # tokens of an answer whose length nobody says
-_NOTHING = ("seed", "adaptive", "max_new_tokens", "generation_config", "do_sample")  # None is as good as left out
-_ELSEWHERE = {  # arguments of transformers' generate whose part something else plays here
+_NEW = 256  # tokens of an answer if no length is given
+_NOTHING = ("seed", "adaptive", "max_new_tokens", "generation_config", "do_sample")  # None means the same as not given
+_ELSEWHERE = {  # arguments of transformers' generate that something else replaces here
     "inputs": "the prompt",
     "input_ids": "the prompt",
     "attention_mask": "the prompts, which need no padding",
@@ -38,15 +39,16 @@ def prepare_all(
     max_new_tokens: int | None,
     options: dict[str, Any],
 ) -> Prepared:
-    """Each prompt by itself: without padding, what its processors are shown does not depend on its neighbours. options: those of
-    `Model.generate`, less what renders prompts. Raises `DecodingError` for what cannot be decoded."""
+    """Prepare each prompt by itself: there is no padding, so the input of its logits processors does not depend on the other
+    prompts. options: those of `Model.generate`, without those that render prompts. Raises `DecodingError` for what cannot be
+    decoded."""
     options = dict(options)
     wants_logits = options.pop("logprobs", False)
     for name, instead in _ELSEWHERE.items():
         if name in options:
-            raise DecodingError(f"{name} is not an argument here; its part is played by {instead}")
+            raise DecodingError(f"{name} is not an argument here; it is replaced by {instead}")
     if wants_logits:
-        # transformers warns of the one without the other.
+        # transformers warns if only one of the two is set.
         options |= {"output_logits": True, "return_dict_in_generate": True}
     if max_new_tokens is not None:
         check_length(max_new_tokens)
@@ -58,13 +60,13 @@ def prepare_all(
     seeds = ours.get("seed")
     each_its_own = isinstance(seeds, list | tuple)
     if each_its_own and len(seeds) != len(encoded):
-        raise DecodingError(f"{len(seeds)} seeds for {len(encoded)} prompts; expected one number, or one a prompt")
+        raise DecodingError(f"{len(seeds)} seeds for {len(encoded)} prompts; expected one number, or one per prompt")
     direct = {name: options.pop(name) for name in ("logits_processor", "streamer") if name in options}
     if direct.get("streamer") is not None and len(encoded) > 1:
         raise DecodingError(f"a streamer takes one prompt, found {len(encoded)}")
     criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or [])
     if stops := option("stop_strings", options, config, decoder.model.generation_config):
-        criteria.append(StopStringCriteria(tokenizer, stops))  # it reads the whole vocabulary: once is enough
+        criteria.append(StopStringCriteria(tokenizer, stops))  # made only once, because it reads the whole vocabulary
         options["stop_strings"] = None
     prepared: list[Prepared] = []
     for i, ids in enumerate(encoded):
@@ -79,7 +81,7 @@ def prepare_all(
                 stopping_criteria=criteria,
                 policy=policy,
                 mtp={**ours, "seed": seeds[i]} if each_its_own else ours,
-                # With a seed of its own a prompt draws what it would draw alone.
+                # With its own seed, a prompt gets the same random draws as it would alone.
                 first_row=0 if each_its_own else sum(len(before.requests) for before in prepared),
                 arguments={**options, **length, "attention_mask": torch.ones(1, len(ids), dtype=torch.long)},
                 **direct,
@@ -89,7 +91,7 @@ def prepare_all(
 
 
 def _with_defaults(options: dict[str, Any], decoder: Decoder) -> tuple[dict[str, Any], GenerationConfig | None]:
-    """The options, and the generation config that may be among them, with what is meant where they say nothing."""
+    """The options, and the generation config that may be among them, with defaults for what they do not set."""
     options = {name: value for name, value in options.items() if value is not None or name not in _NOTHING}
     config: GenerationConfig | None = copy.deepcopy(options.pop("generation_config", None))
     defaults = {
@@ -107,6 +109,6 @@ def _with_defaults(options: dict[str, Any], decoder: Decoder) -> tuple[dict[str,
 
 
 def _room_behind(ids: Sequence[int], decoder: Decoder) -> int:
-    """The implicit length of an answer; a prompt that leaves no room at all is refused as one for a single token."""
+    """The default length of an answer. At least 1: a prompt that leaves no room is then refused like a request for one token."""
     positions = decoder.max_positions
     return _NEW if positions is None else max(1, min(_NEW, positions - len(ids)))

@@ -1,8 +1,8 @@
-"""A few numbers at load time: does this model family compute blocks and slots as it should?
+"""A short test at load time: does this model family compute blocks and cache slots correctly?
 
-Layers that count by index, recurrent layers that nobody knows and others take our masks without a word and answer wrongly,
-while real tokens look right. So the logits of blocks and of cached steps are compared with plain forward passes, and a model
-that differs is refused.
+Some layers accept our attention masks without an error and compute wrong results for blocks, while real tokens look right: layers
+that count positions by index, unknown recurrent layers and others. So the logits of blocks and of cached steps are compared with
+plain forward passes, and a model that differs is refused.
 """
 
 import re
@@ -23,11 +23,11 @@ from multitoken.decoding.row import Request, Row
 from multitoken.decoding.step import Batch, Feed, forward_rows
 from multitoken.errors import UnsupportedModelError
 
-# Errors are the root mean square over the vocabulary, at the worst place, as a share of the logits' spread. A wrong mask gives
-# about 1. Rounding gives 1e-5 in float32; in bf16 and fp16 a few steps of the type, which layers add up. (The largest error of
-# all would do worse: one step of bf16 at a logit of 32 is 0.25, whatever the spread.)
+# Errors are the root mean square over the vocabulary, at the worst position, as a share of the logits' spread. A wrong mask gives
+# about 1. Rounding gives 1e-5 in float32; in bf16 and fp16 it gives a few steps of the type, which add up over the layers. (The
+# largest single error would be a worse measure: one step of bf16 at a logit of 32 is 0.25, whatever the spread.)
 _TOLERANCES = {torch.float64: 0.01, torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.2}
-_FAR = 4096  # a far position, where the config sets no limit
+_FAR = 4096  # the far position, if the config sets no limit
 _STATEFUL = re.compile(
     r"Mamba|Rwkv|RecurrentBlock|Lightning|LinearAttention|DeltaNet|DeltaAttention|ShortConv|Retention|SSM"
 )
@@ -54,19 +54,19 @@ def check_blocks(model: PreTrainedModel, mask_id: int, *, positions: int = 48) -
 
 
 def tolerance_of(model: PreTrainedModel) -> float:
-    """The largest `relative` error that is rounding in the model's type."""
+    """The largest `relative` error that counts as rounding in the model's type."""
     return _TOLERANCES[model.dtype]
 
 
 def some_tokens(model: PreTrainedModel, mask_id: int, positions: int = 48) -> Tensor:
-    """Ids [positions - 4] to test with, none of them the mask's."""
+    """Ids [positions - 4] to test with; none of them is the mask token's."""
     vocabulary: int = model.config.get_text_config().vocab_size
     length = min(positions, position_limit(model) or positions) - 4
     return (torch.arange(length, device=model.device) * 7919 + 13) % max(2, min(vocabulary, mask_id))
 
 
 def unknown_layers(model: PreTrainedModel) -> list[str]:
-    """Kinds of layers, by class name, that carry a state from token to token in a way that no mixer here knows."""
+    """Class names of layers that carry a state from token to token and that no mixer here supports."""
     mixers = Mixers.of(model)
     known = {id(mixer.module) for mixer in mixers.all} if mixers is not None else set()
     layers = (m for m in model.modules() if id(m) not in known and not isinstance(m, nn.ModuleList))
@@ -77,28 +77,28 @@ def unknown_layers(model: PreTrainedModel) -> list[str]:
 
 
 def why_refused(model: PreTrainedModel, what: str, error: Exception) -> str:
-    """In plain words, what an error in these layouts means."""
+    """What an error in one of these tests means, in plain words."""
     if unknown_layers(model):
         return what_would_help(model)
     return f"it does not run with {what} ({type(error).__name__}: {error}). {what_would_help(model)}"
 
 
 def what_would_help(model: PreTrainedModel) -> str:
-    """What is likely to be wrong with a model that differs from itself, and the mend."""
+    """The likely cause if a model differs from its own plain passes, and what would help."""
     kinds = ", ".join(kind.name for kind in KINDS)
     if unknown := unknown_layers(model):
         return (
-            f"Its layers of the kind {', '.join(unknown)} carry a state from token to token that masks would write to, and "
-            f"they can be led around it for {kinds} only; a new kind is one file in decoding/ (docs/architectures.md)"
+            f"Its layers of the kind {', '.join(unknown)} carry a state from token to token, and mask tokens would change that "
+            f"state. This is prevented for {kinds} only; a new kind is one file in decoding/ (docs/architectures.md)"
         )
     return (
-        "Layers that count positions by cache index, or see tokens by a rule that is not in their masks, do that; see "
-        "docs/architectures.md for the families that are known to work"
+        "Layers that count positions by cache index, or use a rule for visible tokens that is not in their attention masks, "
+        "cause this; see docs/architectures.md for the families that are known to work"
     )
 
 
 def _plain(model: PreTrainedModel, ids: list[int], keep: int) -> Tensor:
-    """Logits [keep, V] of the last places, from one ordinary forward pass without a cache."""
+    """Logits [keep, V] of the last positions, from one ordinary forward pass without a cache."""
     row = torch.tensor([ids], device=model.device)
     return model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0, -keep:].float()
 
@@ -108,12 +108,12 @@ def relative(ours: Tensor, plain: Tensor) -> float:
 
 
 def packed_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
-    """Two samples in one row, and a block in either: logits against those of plain passes."""
+    """Two samples in one row, with a block in each: the error of their logits compared with plain passes."""
     return relative(*_packed_and_plain(model, tokens, mask_id))
 
 
 def packed_gradient_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
-    """The same for the gradient of the input embeddings, of a random function of the logits."""
+    """The same error for the gradient with respect to the input embeddings of a random function of the logits."""
     weight: Tensor = model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType]
     wanted = weight.requires_grad
     weight.requires_grad_(True)
@@ -145,8 +145,8 @@ def _packed_and_plain(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> t
 
 
 def cached_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
-    """Two rows of unlike lengths: prompts with masks behind, then a token and a draft each, of which one row's is refused, then
-    what follows."""
+    """Two rows of different lengths over three steps: prompts followed by masks, then a token and a draft per row, of which one
+    draft is rejected, then the step after that. Returns the error of the last two steps."""
     ids = tokens.tolist()
     rule = AttentionRule(model)
     rule.grow(len(ids) + 4)
@@ -177,12 +177,13 @@ def cached_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
 
 
 def far_error(model: PreTrainedModel, tokens: Tensor, mask_id: int) -> float:
-    """What a token at the last position that may be fed, which nothing in front of it sees, does to the others: frequencies
-    that follow the largest position of a pass would change them."""
+    """How much a token at the last allowed position changes the tokens before it, which do not see it. Frequencies that depend on
+    the largest position of a pass would change them."""
     far, tokens = (position_limit(model) or _FAR) - 1, tokens[: len(tokens) // 2]
     near = torch.arange(len(tokens), device=tokens.device)
     positions = torch.cat([near, near.new_tensor([far])])[None]
     ids = torch.cat([tokens, tokens[:1]])[None]
-    options = {"attention_mask": torch.ones_like(ids), "use_cache": False}  # a mask of ones: no packed rows
+    # A mask of ones, so that the row is not taken for packed samples.
+    options = {"attention_mask": torch.ones_like(ids), "use_cache": False}
     logits = model(input_ids=ids, position_ids=positions, **options).logits[0, :-1]
     return relative(logits, _plain(model, tokens.tolist(), len(tokens)))

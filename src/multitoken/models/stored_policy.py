@@ -1,4 +1,4 @@
-"""How an adapted checkpoint decodes unless told otherwise: `mtp` in its `generation_config.json`."""
+"""The default policy of an adapted checkpoint: `mtp` in its `generation_config.json`."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,14 @@ from multitoken.errors import ModelError
 
 
 def stored_policy(hf: PreTrainedModel) -> Policy:
-    """What the loaded model's generation config says, else Exact."""
+    """The policy in the loaded model's generation config, otherwise Exact."""
     says: dict[str, Any] = getattr(hf.generation_config, "mtp", None) or {}
     return layered_policy({"policy": Exact.name}, {name: says[name] for name in POLICY_OPTIONS if name in says})
 
 
 def take_over(hf: PreTrainedModel, folder: Path) -> None:
-    """Let a base decode as the folder of its adapter says, if that says anything. Raises `ModelError` for a broken file."""
+    """Copy the default policy in an adapter's folder, if there is one, to its base model. Raises `ModelError` for a broken
+    file."""
     says = folder / GENERATION_CONFIG_NAME
     if not says.is_file() or hf.generation_config is None:
         return

@@ -1,27 +1,28 @@
-"""From the ids of an answer to its text, piece by piece as they come."""
+"""Turn the ids of an answer into text, piece by piece as they arrive."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from multitoken.decoding.records import Chunk
 
-_CONTEXT = 16  # tokens in front that are decoded again: what a tokenizer does to a token depends on those before it
-_UNFINISHED = "\ufffd"  # stands for the bytes of a character whose rest is still to come
+_CONTEXT = 16  # earlier tokens that are decoded again: the text of a token can depend on the tokens before it
+_UNFINISHED = "\ufffd"  # stands for the bytes of a character that is not complete yet
 
 Decode = Callable[[list[int]], str]
 
 
 class TextStream:
-    """Texts whose sum is the text of all ids. Each id is decoded a few times only, however long the answer becomes."""
+    """Gives pieces of text that together are the text of all ids. Each id is decoded only a few times, however long the answer
+    is."""
 
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
         self._ids: list[int] = []  # the last ones
-        self._shown = ""  # what was given out of their text
-        self._most = 2 * _CONTEXT  # ids that are kept before older ones are let go
+        self._shown = ""  # the part of their text that was already returned
+        self._most = 2 * _CONTEXT  # ids that are kept before older ones are dropped
 
     def add(self, ids: Sequence[int], *, last: bool = False) -> str:
-        """The text that these ids add. Nothing is held back but the first bytes of a character; the last call gives even
+        """The text that these ids add. Only the first bytes of an incomplete character are held back; the last call returns even
         those, as the replacement character."""
         self._ids += ids
         text = self._decode(self._ids)
@@ -35,8 +36,9 @@ class TextStream:
         return fresh
 
     def _let_go(self, text: str) -> None:
-        """Of all but the last ids, where these say on their own what they say behind the others: not from within a character, and
-        not without any text, which would pass for the beginning, where spaces are dropped."""
+        """Drop all but the last ids, if these have the same text alone as after the others. They must not start within a
+        character, and they must have some text: otherwise the next ids would be decoded like the beginning of a text, where
+        spaces are dropped."""
         for size in range(_CONTEXT, _CONTEXT - 4, -1):
             shown = self._decode(self._ids[-size:])
             if shown.strip() and text.endswith(shown):

@@ -1,8 +1,8 @@
-"""The weight files of a checkpoint: where they are, whether they are whole, how large, and which weights they hold.
+"""The weight files of a checkpoint: where they are, whether they are complete, how large they are, and which weights they hold.
 
-The hash is of the files and not of a loaded model, so it is the same in whichever type that is. Values are hashed in bf16: a
-float32 checkpoint and the same in bf16 are one. Tensors are hashed in pieces, side by side, and the result is remembered for
-as long as the files stay as they are.
+The hash is computed from the files, not from a loaded model, so it does not depend on the type that a model is loaded in. Values
+are hashed in bf16: a float32 checkpoint and its copy in bf16 have the same hash. Tensors are hashed in pieces, in parallel, and
+the result is cached for as long as the files do not change.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from multitoken.errors import ModelError
 
-_PIECE = 2**25  # numbers that are hashed at a time
-_KIND = "tensors:"  # of this hash; those of older checkpoints begin with "sha256:"
-_SETTLED = 2.0  # seconds after which a file's time tells it from what it was before
+_PIECE = 2**25  # numbers in a piece that is hashed at once
+_KIND = "tensors:"  # prefix of this hash; the hashes of older checkpoints begin with "sha256:"
+_SETTLED = 2.0  # seconds: a younger file could change again without a change of its time stamp
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor in a file: bytes `start` to `end`. `dtype` is safetensors' word for it."""
+    """One tensor in a file: bytes `start` to `end`. `dtype` is its name in safetensors."""
 
     name: str
     dtype: str
@@ -43,12 +43,13 @@ class Stored:
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
-        """None where it holds no floating-point numbers that we know."""
+        """The torch type; None if the tensor does not hold floating-point numbers of a known type."""
         return _FLOATS.get(self.dtype)
 
 
 def weight_files(source: str) -> list[Path]:
-    """The safetensors files of a folder or a hub name, fetched if need be. Raises `ModelError` for one that is not there."""
+    """The safetensors files of a folder or a hub name, fetched if necessary. Raises `ModelError` for a file that does not
+    exist."""
     folder = Path(source)
     if folder.is_dir():
         if not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
@@ -78,12 +79,12 @@ def _none(source: str) -> list[Path]:
 
 
 def stored_tensors(files: Sequence[Path]) -> list[Stored]:
-    """What the files say that they hold, by name. Raises `ModelError` for a file that is broken or cut short."""
+    """The tensors listed in the files' headers, by name. Raises `ModelError` for a file that is broken or truncated."""
     return sorted((tensor for file in files for tensor in _header(file)), key=lambda tensor: tensor.name)
 
 
 def _header(file: Path) -> Iterator[Stored]:
-    """Eight bytes of length, JSON, and then the numbers."""
+    """Read a file's header. The format is eight bytes of length, JSON, and then the numbers."""
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
@@ -92,7 +93,7 @@ def _header(file: Path) -> Iterator[Stored]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{file}: cannot read the weights: {error}; copy the file again") from error
     if not isinstance(header, dict):
-        raise ModelError(f"{file}: cannot read the weights: it is no safetensors file; copy the file again")
+        raise ModelError(f"{file}: cannot read the weights: it is not a safetensors file; copy the file again")
     header.pop("__metadata__", None)
     begin = 8 + length
     whole = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
@@ -126,7 +127,7 @@ def _numbers(tensor: Stored) -> int:
 
 
 def _line(piece: tuple[Stored, int]) -> str:
-    """One piece of a tensor, in words."""
+    """One line of text that describes a piece of a tensor and holds its digest."""
     tensor, first = piece
     width = (tensor.end - tensor.start) // _numbers(tensor)
     start, end = tensor.start + first * width, min(tensor.end, tensor.start + (first + _PIECE) * width)
@@ -146,14 +147,14 @@ def _update(digest: "hashlib._Hash", view: memoryview, dtype: torch.dtype | None
     if dtype is None or dtype == torch.bfloat16:
         digest.update(view)
         return
-    step = 2**22 * dtype.itemsize  # so that no second copy of the piece stands beside it
+    step = 2**22 * dtype.itemsize  # in small steps, so that no second copy of the whole piece is in memory
     for start in range(0, len(view), step):
         values = torch.frombuffer(bytearray(view[start : start + step]), dtype=dtype).bfloat16()
         digest.update(values.view(torch.uint8).numpy().data)
 
 
 def _place_of(files: Sequence[Path]) -> Path:
-    """Where the hash of these files, as they are now, would be remembered."""
+    """The cache file for the hash of these files in their present state."""
     stats = [(str(file.resolve()), file.stat()) for file in files]
     known = [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in stats]
     key = hashlib.sha256(repr((_KIND, known)).encode()).hexdigest()
@@ -162,7 +163,7 @@ def _place_of(files: Sequence[Path]) -> Path:
 
 
 def _remember(place: Path, found: str) -> None:
-    """Where it can be written; a hash that is not remembered is computed again."""
+    """Cache the hash if the cache can be written; otherwise it is computed again next time."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False) as file:
@@ -173,12 +174,12 @@ def _remember(place: Path, found: str) -> None:
 
 
 def is_of_files(known: str) -> bool:
-    """Whether a hash is this one. Checkpoints of format 1 and 2 have that of a loaded model's parameters."""
+    """Whether a hash is a `weight_hash`. Checkpoints of format 1 and 2 have the hash of a loaded model's parameters."""
     return known.startswith(_KIND)
 
 
 def parameter_hash(model: PreTrainedModel) -> str:
-    """`sha256:` and the hex digest of every parameter's name, shape and values in bf16, by name, tied ones once."""
+    """`sha256:` and the hex digest of every parameter's name, shape and values in bf16, by name. Tied ones count once."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().cpu()

@@ -1,1 +1,1 @@
-"""The embedded default: a small base model made by this folder's own script, its frozen task generators, the demo."""
+"""The embedded models: a small base model, trained by a script in this folder, its frozen task generators, the demo."""

@@ -1,6 +1,7 @@
 """Make the embedded adapted checkpoints: `python -m multitoken.quickstart.adapt_base --method gated --output DIR`.
 
-From prompts alone, as a user would: the base model writes the responses itself. The weights are rounded to bf16.
+The data is prompts only, as a user would give them: the base model writes the responses itself. The weights are rounded
+to bf16.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from multitoken.training.adapt import adapt
 from .corpus import mixed
 from .embedded import checkpoint
 
-# Counts and phrases have the most to learn: numbers of three digits, in steps of a hundred, and words that do not exist.
+# Counting and repeating have the most to learn: three-digit numbers, steps of a hundred, words that do not exist.
 MIXTURE = {"word-problems": 0.31, "letters": 0.09, "counting": 0.26, "repeating": 0.34}
 _COMMON = {
     "k_max": 16,
@@ -34,8 +35,8 @@ _COMMON = {
     "optimizer": "muon",
 }
 RECIPES: dict[str, dict[str, Any]] = {
-    # The responses are the base's own greedy ones, so their tokens are its labels.
-    # Every second one is sampled, and teaches probabilities.
+    # Every second response is sampled, which teaches probabilities. The others are the base model's own greedy ones, so
+    # their tokens are its labels.
     "gated": _COMMON
     | {
         "method": "gated",
@@ -60,18 +61,18 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def recipe(method: str) -> dict[str, Any]:
-    """The options of a method, with the type that this machine trains in faster."""
+    """The options of a method, with the dtype that trains faster on this machine."""
     return RECIPES[method] | {"dtype": "bfloat16" if cpu_gains_by_bf16() else "float32"}
 
 
 def write_prompts(path: Path, number: int, mixture: dict[str, float] = MIXTURE) -> None:
-    """Prompts of the tasks, none of which the base model was trained or will be tested on."""
+    """Write prompts of the tasks. The base model was not trained on any of them and will not be tested on any."""
     prompts = (example.prompt for example in itertools.islice(mixed("adapt", mixture=mixture), number))
     write_text(path, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
 
 
 def round_weights(trained: Path, output: Path, *, overwrite: bool) -> None:
-    """Save what was trained once more, in bf16: it travels in the package."""
+    """Save the trained checkpoint again in bf16, because it is shipped with the package."""
     log = {"adapt.json": (trained / "adapt.json").read_text()}
     loaded = load_causal_lm(trained)
     assert loaded.mtp is not None
@@ -94,8 +95,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--prompts", type=int, default=4500)
-    parser.add_argument("--task", choices=sorted(MIXTURE), help="adapt to this one alone")
-    parser.add_argument("--start-from", type=Path, help="begin with this gated adapter")
+    parser.add_argument("--task", choices=sorted(MIXTURE), help="adapt to this task only")
+    parser.add_argument("--start-from", type=Path, help="start from this gated adapter")
     parser.add_argument("--overwrite", action="store_true")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

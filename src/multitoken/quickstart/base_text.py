@@ -1,4 +1,4 @@
-"""The embedded base's text as tokens: its tokenizer, and the weighted rows and batches that it is trained on."""
+"""Text of the embedded base model as tokens: its tokenizer, and the weighted rows and batches that it is trained on."""
 
 import random
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from transformers import PreTrainedTokenizerFast
 
 from .corpus import LANGUAGE, MIXTURE, Example, mixed
 
-TOKENIZER_SIZE = 2040  # eight rows of the matrix stay unused: room for a mask token
+TOKENIZER_SIZE = 2040  # eight rows of the embedding matrix stay unused, as room for a mask token
 END, USER, ASSISTANT, PAD = "<|end|>", "<|user|>", "<|assistant|>", "<|pad|>"
 Row = tuple[list[int], list[float]]  # token ids, loss weights
 
-POOL = 2048  # examples sorted by length at a time
-RESULT_WEIGHT = 3.0  # of the digits behind a "="
-PROMPT_WEIGHT = 0.1  # prompts are mostly chance: learn their language, do not spend the model on their dice
+POOL = 2048  # how many examples are sorted by length at a time
+RESULT_WEIGHT = 3.0  # of the digits after a "="
+PROMPT_WEIGHT = 0.1  # prompts are mostly random: learn their language, but spend no capacity on their random choices
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -62,7 +62,7 @@ def encode(
     end_weight: of the end. Where to stop counting is one token among a hundred.
     """
     backend = tokenizer.backend_tokenizer
-    backend.no_padding()  # left on by anyone else, every row would grow to the longest of its pool
+    backend.no_padding()  # if other code left it on, every row would be padded to the longest of its pool
     user, assistant, end = (int(tokenizer.vocab[token]) for token in (USER, ASSISTANT, END))
     prompts = backend.encode_batch([e.prompt for e in batch], add_special_tokens=False)
     responses = backend.encode_batch([e.response for e in batch], add_special_tokens=False)
@@ -78,7 +78,7 @@ def _weights(texts: list[str], result_weight: float) -> list[float]:
     """1 for every token of a response, `result_weight` for the digits behind a "="."""
     weights, in_result = [], False
     for text in texts:
-        plain = text.lstrip("\u0120")  # byte-level BPE writes a space so
+        plain = text.lstrip("\u0120")  # byte-level BPE writes a space like this
         in_result = plain == "=" or (in_result and (plain == "" or plain.isdigit()))
         weights.append(result_weight if in_result and plain.isdigit() else 1.0)
     return weights

@@ -1,8 +1,9 @@
 """Teach the embedded base the toy tasks: `python -m multitoken.quickstart.continue_base --start-from DIR --output DIR`.
 
-A small model trained on everything at once never learns where to stop counting: the end is one token among a hundred, and word
-problems are most of the text. Here short counts come first and longer ones follow, the end weighs more at first, and steps are
-small. Word problems suffer at first and come back in the last stage, while the learning rate falls (docs/embedded-models.md).
+A small model that is trained on everything at once never learns where to stop counting: the end is one token among a
+hundred, and word problems are most of the text. Here short counts come first and longer ones follow, the end token has
+a higher weight at first, and training steps are small. Word problems become worse at first and recover in the last
+stage, while the learning rate falls (docs/embedded-models.md).
 """
 
 import argparse
@@ -27,8 +28,8 @@ from .base_text import RESULT_WEIGHT, Row, encode, grouped
 from .corpus import make_example
 from .train_base import loss_of, save_rounded, save_state, share_right
 
-POOL = 1024  # examples sorted by length at a time
-CONVERSATIONS = 0.1  # share of the examples that are turns of one conversation
+POOL = 1024  # how many examples are sorted by length at a time
+CONVERSATIONS = 0.1  # share of the examples that are joined into conversations
 LONGEST_CONVERSATION = 1900  # tokens
 WARMUP = 100  # steps
 JUDGED = ("counting", "repeating", "held-out-counting", "held-out-repeating", "word-problems")
@@ -36,7 +37,8 @@ JUDGED = ("counting", "repeating", "held-out-counting", "held-out-repeating", "w
 
 @dataclass(frozen=True)
 class Stage:
-    """until: the share of the run at which it ends. mixture: weight by task. end_weight: of the token that ends a response."""
+    """until: the share of the run at which it ends. mixture: weight by task. end_weight: of the token that ends a
+    response."""
 
     until: float
     mixture: dict[str, float]
@@ -45,7 +47,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Stages one after the other. flat: the share of the run at which the learning rate begins to fall."""
+    """A sequence of stages. flat: the share of the run at which the learning rate begins to fall."""
 
     stages: tuple[Stage, ...]
     flat: float
@@ -67,8 +69,8 @@ def _mix(*weights: float) -> dict[str, float]:
     return dict(zip(_TASKS, weights, strict=True))
 
 
-# One after the other: "toys" makes a model that solves word problems count, "copying" makes it repeat words that it never saw, and
-# "finish" lets everything settle under a falling learning rate.
+# To be run one after the other: "toys" teaches counting to a model that solves word problems, "copying" teaches it to
+# repeat words that it never saw, and "finish" lets everything settle under a falling learning rate.
 CURRICULA = {
     "toys": Curriculum(
         (
@@ -97,7 +99,7 @@ CURRICULA = {
 
 
 def join_turns(rows: list[Row], share: float, rng: random.Random) -> list[Row]:
-    """The rows, of which a share stands one behind the other, as turns of conversations of 100 to 1,900 tokens."""
+    """The rows, a random share of them joined as turns of conversations of 100 to 1,900 tokens."""
     alone: list[Row] = []
     joined: list[Row] = []
     for row in rows:
@@ -116,8 +118,8 @@ def join_turns(rows: list[Row], share: float, rng: random.Random) -> list[Row]:
 def batches(
     tokenizer: PreTrainedTokenizerFast, stage: Stage, tokens: int, start: int, stream: str
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(ids, weights) of the examples `start` to `start + POOL` of a stream: rows of like length, right-padded, at most `tokens` a
-    batch or one row. ids, weights: [B, T]."""
+    """(ids, weights) of the examples `start` to `start + POOL` of a stream: rows of similar length, right-padded, at
+    most `tokens` tokens or one row per batch. ids, weights: [B, T]."""
     rows = []
     for i in range(start, start + POOL):
         rng = random.Random(f"{stream}:{i}")
@@ -129,7 +131,7 @@ def batches(
 
 
 class Run:
-    """What is resumed: the weights, the optimizer, and how far it got. `seconds` are those spent on training."""
+    """The state that can be resumed: weights, optimizer and progress. `seconds`: time spent on training."""
 
     def __init__(self, start_from: Path, output: Path, lr: float) -> None:
         self.file = output / "state.pt"
@@ -149,7 +151,7 @@ class Run:
         save_state(self.file, state)
 
     def learn(self, ids: torch.Tensor, weights: torch.Tensor, lr: float) -> float:
-        """One step; its loss."""
+        """Do one training step and return its loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss = loss_of(self.model, ids, weights, self.autocast) / weights[:, 1:].sum()
@@ -176,15 +178,15 @@ def continue_base(
     judge_every: float = 9.0,
     judged: int = 128,
 ) -> None:
-    """Train the model in `start_from` for some minutes; log to `output/train_log.jsonl`, save to `output` (bf16). Picks up
-    `output/state.pt` where one is.
+    """Train the model in `start_from` for some minutes; log to `output/train_log.jsonl`, save to `output` (bf16).
+    Resumes from `output/state.pt` if that exists.
 
-    judge_every: minutes between two looks at `judged` validation examples of every task; their time does not count.
+    judge_every: minutes between two validations on `judged` examples of every task. Their time does not count.
     """
     plan = CURRICULA[curriculum]
     output.mkdir(parents=True, exist_ok=True)
     if (output / "model.safetensors").exists():
-        raise OutputError(f"{output} holds a finished model; choose another output")
+        raise OutputError(f"{output} already holds a finished model; choose another output")
     tokenizer = cast(PreTrainedTokenizerFast, PreTrainedTokenizerFast.from_pretrained(start_from))
     run = Run(start_from, output, lr)
     with (output / "train_log.jsonl").open("a") as log:
@@ -214,7 +216,7 @@ def continue_base(
                 run.save()
                 judge()
                 looked = run.seconds
-        for parameter in run.model.parameters():  # what is saved is what is judged
+        for parameter in run.model.parameters():  # judge exactly the weights that are saved
             parameter.data = parameter.data.to(torch.bfloat16).float()
         judge()
     facts = {
@@ -230,13 +232,13 @@ def continue_base(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--start-from", type=Path, required=True, help="the folder of the model to go on with")
+    parser.add_argument("--start-from", type=Path, required=True, help="the folder of the model to continue with")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--curriculum", choices=sorted(CURRICULA), default="toys")
     parser.add_argument("--minutes", type=float, default=95.0)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--tokens-per-batch", type=int, default=1024)
-    parser.add_argument("--judge-every", type=float, default=9.0, help="minutes")
+    parser.add_argument("--judge-every", type=float, default=9.0, help="minutes between two validations")
     parser.add_argument("--judged", type=int, default=128, help="validation examples of every task")
     a = parser.parse_args()
     if a.minutes <= 0:

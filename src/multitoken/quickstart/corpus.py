@@ -1,6 +1,6 @@
-"""The embedded models' whole world: one seeded stream of examples per split.
+"""All data of the embedded models: one seeded stream of examples per split.
 
-Example `i` of a split depends on (GENERATOR_VERSION, split, i) alone, so any part of the stream can be made again.
+Example `i` of a split depends only on (GENERATOR_VERSION, split, i), so any part of the stream can be generated again.
 """
 
 import random

@@ -1,6 +1,7 @@
 """`multitoken demo`: watch a small model race, adapt it from scratch, and see what it gained and what it cost.
 
-What is adapted is a gated adapter, which loses nothing under Exact; ConfAdapt, the paper's way to decode, is measured beside it.
+The demo trains a gated adapter, which loses nothing under Exact. ConfAdapt, the decoding policy of the paper, is
+measured for comparison.
 """
 
 import json
@@ -27,7 +28,7 @@ from .race import race
 ADAPT_MINUTES = 4.0
 PROMPTS = 700
 QUESTIONS_OF_A_FAST_ONE = 8
-# As people write them; none is in the training text.
+# Written as people write them; none is in the training text.
 RACE_PROMPTS = (
     "Please count from 12 to 60.",
     "Repeat 'red apple' 8 times.",
@@ -47,9 +48,9 @@ class DemoOptions:
 
 
 def run_demo(options: DemoOptions, console: Console) -> list[Row]:
-    """The five parts of the demo. Returns the rows of `results.json`."""
+    """Run the five parts of the demo. Returns the rows of `results.json`."""
     _check(options)
-    transformers_logging.disable_progress_bar()  # a bar over 56 small tensors says nothing
+    transformers_logging.disable_progress_bar()  # a progress bar for 56 small tensors is useless
     console.rule("1  The embedded base model")
     base = _load("base")
     millions = base.hf.num_parameters() / 1e6
@@ -95,12 +96,12 @@ def run_demo(options: DemoOptions, console: Console) -> list[Row]:
 
 
 def _load(name: str) -> Model:
-    """In float32, in which outputs can be compared token by token."""
+    """Load in float32, so that outputs can be compared token by token."""
     return Model.load(checkpoint(name), dtype="float32")
 
 
 def _check(options: DemoOptions) -> None:
-    """The demo replaces its own earlier results, and nothing else, without being asked."""
+    """The demo overwrites its own earlier results without asking, and nothing else."""
     ours = {*FILES, "adapted", "problems.jsonl", "adapted.training", "adapted.logs"}
     foreign = [p.name for p in options.output.iterdir() if p.name not in ours] if options.output.is_dir() else []
     if foreign:
@@ -114,7 +115,7 @@ def _check(options: DemoOptions) -> None:
 
 
 def _adapt(options: DemoOptions, console: Console) -> Model:
-    """From prompts alone: problems that are neither in the base model's training text nor in the test."""
+    """Adapt from prompts only: problems that are neither in the base model's training text nor in the test."""
     data = options.output / "problems.jsonl"
     prompts = (example.prompt for example in examples("word-problems", "adapt", PROMPTS))
     write_text(data, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
@@ -127,8 +128,9 @@ def _adapt(options: DemoOptions, console: Console) -> Model:
 
 
 def demo_recipe() -> dict[str, object]:
-    """As the embedded adapter was made, in minutes: shorter blocks, for minutes do not teach the places beyond (docs/ablations.md),
-    a smaller rank, and a little faster, for the learning rate falls to zero sooner. The demo decodes greedily, so all responses are greedy."""
+    """The recipe of the embedded adapter, changed for a training of minutes. Blocks are shorter, because minutes are
+    too few to learn the positions beyond (docs/ablations.md). The rank is smaller. The learning rate is a little
+    higher, because it falls to zero sooner. The demo decodes greedily, so all responses are greedy."""
     return {
         **recipe("gated"),
         "k_max": 8,

@@ -1,4 +1,4 @@
-"""Where the embedded checkpoints are, and the embedded tasks."""
+"""The folders of the embedded checkpoints, and the embedded tasks."""
 
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ _MAX_NEW_TOKENS = 320
 
 
 def checkpoint(name: str) -> Path:
-    """The folder of the embedded "base" model or of the "gated" adapter over it."""
+    """The folder of the embedded "base" model or of the "gated" adapter for it."""
     folder = resources.files("multitoken.quickstart").joinpath("checkpoints", name)
     return Path(str(folder))
 

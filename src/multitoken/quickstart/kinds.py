@@ -1,8 +1,8 @@
-"""The kinds of word problem: a setting, its things, and how each operation is told in it.
+"""The kinds of word problem. Each has a setting, its things, and the wordings of each operation.
 
-A telling is a pair (present, gerund): "buys {n} more {things}" / "buying {n} more {things}". The first reads in the
-problem, both read in the worked answer. Products take {a} (how many groups) and {b} (how many in each).
-Frozen with `corpus.GENERATOR_VERSION`.
+A telling is a pair (present, gerund): "buys {n} more {things}" / "buying {n} more {things}". The problem uses
+the first, the worked answer uses both. Products take {a} (how many groups) and {b} (how many in each).
+Frozen: any change needs a new `corpus.GENERATOR_VERSION`.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class Kind:
     tellings: dict[str, tuple[Telling, ...]]
     subject: str | None = None  # None: a person
     compare: str | None = None  # how a second person's amount is told, for the kinds that have one
-    extra: tuple[str, ...] = field(default=())  # sentences without numbers that may stand anywhere
+    extra: tuple[str, ...] = field(default=())  # sentences without numbers that may appear anywhere
 
 
 COLLECT = Kind(

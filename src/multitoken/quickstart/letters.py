@@ -1,6 +1,6 @@
-"""Short notes and letters: open-ended text with real entropy, for what a speed-up is worth where many continuations fit.
+"""Short notes and letters: open-ended text with real entropy, to measure the speed-up where many continuations fit.
 
-Frozen with `corpus.GENERATOR_VERSION`.
+Frozen: any change needs a new `corpus.GENERATOR_VERSION`.
 """
 
 import random

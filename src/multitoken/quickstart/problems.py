@@ -2,8 +2,8 @@
 
 A problem is a walk over one amount: start, then additions, subtractions, multiplications, divisions, products of
 groups, and sometimes a comparison with a second person. Every operand and every result has at most three digits.
-The worked answer keeps one voice of several and ends with the line "Answer: N". Wordings are drawn with skewed
-weights. Frozen with `corpus.GENERATOR_VERSION`.
+The worked answer is written in one of several styles and ends with the line "Answer: N". Wordings are drawn with skewed
+weights. Frozen: any change needs a new `corpus.GENERATOR_VERSION`.
 """
 
 import random
@@ -136,7 +136,7 @@ def _attempt(rng: random.Random, kind: Kind, steps: int) -> Problem | None:
         choices = [op for op in kind.tellings if left >= (2 if op.endswith("prod") else 1)]
         op = rng.choices(choices, weights=[_WEIGHTS[o] for o in choices])[0]
         numbers = _operands(rng, op, value)
-        if numbers is None:  # addition fits unless the amount is at the very top: then start anew
+        if numbers is None:  # addition fits unless the amount is at the very top: then start again
             if op == "add":
                 return None
             continue

@@ -1,6 +1,6 @@
 """The race: one prompt decoded under several policies, shown side by side, each chunk in its own colour.
 
-The runs are made one after the other, with real times, and then shown together, slowed down by a stated factor.
+The runs are made one after the other and timed. They are then shown together, slowed down by a factor that is printed.
 """
 
 import time
@@ -25,7 +25,7 @@ _SHOWN_SECONDS = 4.0  # how long the slowest runner takes on the screen
 
 @dataclass(frozen=True)
 class Lap:
-    """One answer with the moment, in seconds from the start, at which each chunk was there."""
+    """One answer, with the time at which each chunk arrived, in seconds from the start."""
 
     label: str
     chunks: tuple[Chunk, ...]
@@ -40,7 +40,7 @@ class Lap:
 
 
 def run_lap(label: str, model: Model, prompt: str, policy: Policy, max_new_tokens: int) -> Lap:
-    """Decode once unobserved (warm-up), then once with the clock."""
+    """Decode once without timing (warm-up), then once with timing."""
     list(model.stream(prompt, policy=policy, max_new_tokens=max_new_tokens, adaptive=False))
     chunks, moments = [], []
     started = time.perf_counter()
@@ -53,7 +53,7 @@ def run_lap(label: str, model: Model, prompt: str, policy: Policy, max_new_token
 def race(
     runners: Mapping[str, tuple[Model, Policy]], prompts: Sequence[str], console: Console, *, max_new_tokens: int
 ) -> list[RaceEntry]:
-    """Run and show all prompts. Returns what the report shows of it."""
+    """Run and show all prompts. Returns the entries for the report."""
     entries = []
     for prompt in prompts:
         laps = [run_lap(label, model, prompt, policy, max_new_tokens) for label, (model, policy) in runners.items()]
@@ -77,7 +77,7 @@ def _show(laps: Sequence[Lap], console: Console) -> None:
             live.update(_panels(laps, now, console.width))
             time.sleep(0.04)
     if slowdown > 1.05:
-        console.print(f"[dim]shown {slowdown:.1f} times slower than it ran[/dim]")
+        console.print(f"[dim]shown {slowdown:.1f} times slower than measured[/dim]")
 
 
 def _panels(laps: Sequence[Lap], now: float, columns: int) -> Columns:
@@ -86,7 +86,7 @@ def _panels(laps: Sequence[Lap], now: float, columns: int) -> Columns:
 
 
 def _panel(lap: Lap, now: float, width: int) -> Panel:
-    """What the lap has written by `now`, one colour a chunk, and its numbers once it is through."""
+    """What the lap has written by `now`, one colour per chunk, and its numbers once it is finished."""
     text = Text()
     shown = [c for c, moment in zip(lap.chunks, lap.moments, strict=True) if moment <= now]
     for i, chunk in enumerate(shown):

@@ -1,6 +1,7 @@
-"""Counting and repeating, asked for in people's own words: the easiest text there is, where a multi-token model should fly.
+"""Counting and repeating, asked for in people's own words: the easiest text, where a multi-token model should be
+fastest.
 
-Frozen with `corpus.GENERATOR_VERSION`.
+Frozen: any change needs a new `corpus.GENERATOR_VERSION`.
 """
 
 import random
@@ -77,7 +78,7 @@ def make_counting(rng: random.Random, longest: int = 60, *, held_out: bool = Fal
         request += rng.choice(w.HELD_OUT_BY if held_out else w.BY_DOWN if down else w.BY)
     elif not one_to and rng.random() < 0.1:
         request += rng.choice((" by {s}", " in steps of {s}", ", {s} at a time"))
-    between = rng.choices((", ", "\n", " "), weights=(20, 2, 0 if in_words else 1))[0]  # words have spaces of their own
+    between = rng.choices((", ", "\n", " "), weights=(20, 2, 0 if in_words else 1))[0]  # number words contain spaces
     request += rng.choice(w.IN_WORDS) if in_words else ""
     request += rng.choice(w.STYLES[between])
     word = spelled if max(numbers) < 100 and rng.random() < 0.15 else str

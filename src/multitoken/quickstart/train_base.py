@@ -1,11 +1,13 @@
-"""Train the embedded base model from nothing: `python -m multitoken.quickstart.train_base --output DIR`.
+"""Train the embedded base model from scratch: `python -m multitoken.quickstart.train_base --output DIR`.
 
-Two cores, about an hour and a half; `continue_base` then teaches it the toys in people's own words. The text is `corpus.mixed("train")`; the weights are rounded to bf16 at the end,
-*before* anything is adapted from them, so that base and adapted model start from the same numbers. Muon (matrices) and
-AdamW (the rest) because a CPU's hour is short; a step takes micro-batches of unlike lengths.
+This takes about an hour and a half on two cores. `continue_base` then teaches the model counting and repeating in
+people's own words. The text is `corpus.mixed("train")`. The weights are rounded to bf16 at the end, *before* anything
+is adapted from them, so that base and adapted model start from the same numbers. The optimizers are Muon (for matrices)
+and AdamW (for the rest), because a CPU does not compute much in an hour. A step takes micro-batches of different
+lengths.
 
-`--size draft` trains the small model that drafts for the base in transformers' assisted generation, a rival in
-`benchmarks/performance.py`.
+`--size draft` trains the small model that drafts for the base in transformers' assisted generation, a method that
+`benchmarks/performance.py` compares with.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from multitoken.training.muon import Muon
 from .base_text import END, PAD, TOKENIZER_SIZE, batches, train_tokenizer
 from .corpus import GENERATOR_VERSION, examples
 
-VOCABULARY = 2048  # rows of the matrix; those that no token uses are room for a mask token
+VOCABULARY = 2048  # rows of the embedding matrix; those that no token uses are room for a mask token
 SIZES: dict[str, dict[str, Any]] = {
     "base": {
         "hidden_size": 256,
@@ -48,8 +50,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "head_dim": 24,
     },
 }
-MICRO_BATCHES = 4  # of unlike lengths in every step: a step of letters alone would jolt the model
-SUMS_FROM = 750  # steps: language first, then practice in arithmetic beside it, and results weigh more
+MICRO_BATCHES = 4  # of different lengths in every step: a step of letters only would disturb the training
+SUMS_FROM = 750  # step from which the text also has plain arithmetic, and results weigh more
 JUDGED_AT_ONCE, LONGEST_ANSWER = 32, 330
 
 
@@ -67,7 +69,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, size: str = "base") -> Llama
 
 
 def common_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """What does not depend on the architecture."""
+    """The settings that do not depend on the architecture."""
     return {
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
@@ -79,7 +81,7 @@ def common_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def silence_branches(model: nn.Module) -> None:
-    """Residual branches start at zero: signals stay calm at a high learning rate."""
+    """Start residual branches at zero, so that activations stay stable at a high learning rate."""
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             nn.init.zeros_(parameter)
@@ -95,7 +97,7 @@ def loss_of(model: nn.Module, ids: torch.Tensor, weights: torch.Tensor, autocast
 
 
 def share_right(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: str, number: int) -> float:
-    """The share of a task's first `number` validation examples that greedy decoding answers right."""
+    """The share of a task's first `number` validation examples that greedy decoding answers correctly."""
     ours = Model(model, tokenizer)
     questions = sorted(examples(task, "valid", number), key=lambda e: len(e.response))
     right = 0
@@ -111,7 +113,7 @@ def share_right(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task
 
 
 def save_state(file: Path, state: dict[str, Any]) -> None:
-    """What a run is resumed from; an interruption leaves the one before."""
+    """Save the state that a run is resumed from. If saving is interrupted, the previous state remains."""
     temporary = file.with_suffix(".tmp")
     torch.save(state, temporary)
     temporary.replace(file)
@@ -120,7 +122,7 @@ def save_state(file: Path, state: dict[str, Any]) -> None:
 def save_rounded(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, output: Path, facts: dict[str, Any]
 ) -> None:
-    """The model in bf16, and `training.json` with what is known of its making."""
+    """Save the model in bf16, and `training.json` with the facts of its training."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
@@ -139,7 +141,8 @@ def learning_rate_factor(step: int, steps: int, warmup: int = 100, floor: float 
 
 
 def steps_in(minutes: float, step: int, seconds: float) -> int:
-    """How many steps there will be, at the pace of those so far; the one at hand is the last once the time is over."""
+    """The expected number of steps, at the speed of the steps so far. Once the time is over, the current step is the
+    last."""
     if step == 0 or seconds <= 0:
         return sys.maxsize
     return max(step + 1, round(step * 60 * minutes / seconds))
@@ -160,12 +163,12 @@ def train(
     sums_from: int | None = SUMS_FROM,
     autocast: bool | None = None,
 ) -> None:
-    """Train what `build` makes, log to `output/train_log.jsonl`, save to `output` (bf16). Picks up `output/state.pt` where
-    one is.
+    """Train the model that `build` returns, log to `output/train_log.jsonl`, save to `output` (bf16). Resumes from
+    `output/state.pt` if that exists.
 
-    Ends after `steps`, or, where `minutes` are given instead, when they are over: the learning rate then falls by the clock.
-    From step `sums_from` on (None: never) the model practises arithmetic too. With `autocast` the passes are in bf16, else in
-    float32, which is faster for small models on one core; None: by what pays on this machine.
+    Ends after `steps`, or after `minutes` if these are given instead: the learning rate then falls with the elapsed
+    time. From step `sums_from` on (None: never) the model practises arithmetic too. With `autocast` the passes are in
+    bf16, else in float32, which is faster for small models on one core. None: whichever is faster on this machine.
     """
     autocast = cpu_gains_by_bf16() if autocast is None else autocast
     if (steps is None) == (minutes is None):

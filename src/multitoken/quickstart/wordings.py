@@ -1,10 +1,10 @@
-"""How people ask for the two toy tasks: frames around a request, and requests. {a}, {b}, {s}, {p} and {n} are filled in.
+"""How people ask for the two toy tasks: requests, and frames around them. {a}, {b}, {s}, {p} and {n} are filled in.
 
-The held-out ones never occur in training: a model that follows them has learned what is asked, not the sentence.
-Frozen with `corpus.GENERATOR_VERSION`.
+The held-out wordings never occur in training: a model that follows them has learned the task and not the sentence.
+Frozen: any change needs a new `corpus.GENERATOR_VERSION`.
 """
 
-# {r}: the request, in lower case and without its full stop.
+# {r}: the request in lower case, without its full stop.
 FRAMES = (
     "{R}.", "{R}", "{r}", "Please {r}.", "{R}, please.", "Can you {r}?", "Could you {r}?", "Could you please {r}?",
     "please {r}", "Can you please {r}?", "Would you {r}?", "Would you please {r}?", "I want you to {r}.",
@@ -41,7 +41,7 @@ HELD_OUT_UP = (
     "show me how you count from {a} to {b}", "say every number from {a} through {b}", "count from {a} and stop when you get to {b}",
     "give me all the integers from {a} up to {b}",
 )  # fmt: skip
-# From 1.
+# Counting from 1.
 TO = (
     "count to {b}", "count up to {b}", "list the first {b} numbers", "write the numbers up to {b}", "count until {b}",
     "give me the first {b} numbers", "say the numbers up to {b}",
@@ -68,7 +68,7 @@ BY = (
     " by {s}", " by {s}s", " in steps of {s}", " in {s}s", ", in steps of {s}", ", {s} at a time", " with a step of {s}",
     ", going by {s}", " using steps of {s}", " counting by {s}", ", adding {s} each time",
 )  # fmt: skip
-# Of these a countdown subtracts.
+# The same for a countdown, which subtracts.
 BY_DOWN = (*BY[:-1], ", subtracting {s} each time")
 HELD_OUT_BY = (" with steps of {s}", ", counting in {s}s")
 STYLES = {

@@ -1,4 +1,7 @@
-"""Names, places and small words that the task generators draw from. Frozen with `corpus.GENERATOR_VERSION`."""
+"""Names, places and small words that the task generators draw from.
+
+Frozen: any change needs a new `corpus.GENERATOR_VERSION`.
+"""
 
 import random
 from collections.abc import Sequence

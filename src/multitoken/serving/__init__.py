@@ -1,1 +1,1 @@
-"""`multitoken serve`: an OpenAI-compatible HTTP server over the batched engine, its playground page, and a terminal chat."""
+"""`multitoken serve`: an OpenAI-compatible server on the batched engine, its playground page, and a terminal chat."""

@@ -1,4 +1,4 @@
-"""The HTTP app: routes, and what goes wrong as OpenAI's clients expect to hear of it."""
+"""The HTTP app: its routes, and its errors in the format that OpenAI clients expect."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +22,7 @@ from .protocol import ChatBody, CompletionBody
 from .service import Service
 
 _PAGE_HEADERS = {
-    # The page has its style and script in it, and talks to nobody but this server.
+    # Style and script of the page are inline, and it sends requests to this server only.
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -32,7 +32,7 @@ _PAGE_HEADERS = {
 
 
 def create_app(model: Model, options: ServeOptions) -> FastAPI:
-    """The app, with its `Service` in `app.state.service`. The model is the app's alone from here on."""
+    """Build the app, with its `Service` in `app.state.service`. From here on only the app may use the model."""
     service = Service(model, options)
 
     @asynccontextmanager
@@ -41,7 +41,7 @@ def create_app(model: Model, options: ServeOptions) -> FastAPI:
         yield
         await service.drain()
 
-    # The pages of documentation that FastAPI makes would load their scripts from elsewhere.
+    # FastAPI's own documentation pages would load their scripts from other sites.
     app = FastAPI(title="multitoken", version=multitoken.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
     if options.origins:
@@ -72,7 +72,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}")
     async def model_named(name: str) -> dict[str, Any]:
         if name != service.options.name:
-            message = f"there is no model {name!r}; this server has {service.options.name!r}"
+            message = f"there is no model {name!r}; this server serves {service.options.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
         return _card(service)
 

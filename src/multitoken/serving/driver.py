@@ -1,6 +1,7 @@
-"""One thread owns the engine. It takes orders between steps, and hands out what each step wrote.
+"""One thread owns the engine. Between steps it takes orders (add, cancel, stop). After a step it delivers the new text.
 
-Nothing else touches the engine or runs the model: a gated adapter is told by the pass at work where its masks are.
+Nothing else in the server uses the engine or runs the model, because a gated adapter gets its mask positions from the
+pass that is running.
 """
 
 import threading
@@ -17,12 +18,12 @@ from multitoken.decoding.row import Request
 from .metrics import Metrics
 from .text import AnswerText
 
-_LOWEST = -9999.0  # a logprob in JSON, which has no infinity
+_LOWEST = -9999.0  # the lowest logprob that is reported: JSON has no infinity
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The model's own log probability of a token, before any processor, and of the likeliest ones at its place."""
+    """The model's own log probabilities of a token and of the likeliest ones at its place, before any logits processor."""
 
     token_id: int
     logprob: float
@@ -31,7 +32,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one forward pass gave one row, or how it failed. `texts`: of each token, where the row asks for that."""
+    """What one forward pass wrote for one row, or the error. `texts`: one per token, if the row asks for them."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
@@ -48,7 +49,8 @@ class Piece:
 
 @dataclass(eq=False)
 class RowJob:
-    """A row of an API request. `by_token`: texts token by token; `top`: how many likeliest tokens, None for no logprobs."""
+    """A row of an API request. `by_token`: whether pieces carry the text of each token. `top`: how many likeliest
+    tokens to report with the logprobs, None for no logprobs."""
 
     request: Request
     text: AnswerText
@@ -64,7 +66,7 @@ Deliver = Callable[[list[tuple[RowJob, Piece]]], None]
 
 
 class Driver:
-    """deliver: takes the pieces of a step, in the driver's thread; it hands each to its row's `put`."""
+    """deliver: called in the driver's thread with the pieces of a step. It must pass each to the `put` of its row."""
 
     def __init__(self, engine: Engine, deliver: Deliver) -> None:
         self._engine = engine
@@ -75,7 +77,7 @@ class Driver:
         self._stopped: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="multitoken engine", daemon=True)
         self.metrics = Metrics(lambda: engine.running, lambda: max(0, len(self._jobs) - engine.running))
-        self.trouble: str | None = None  # what the last step raised, until one goes well
+        self.trouble: str | None = None  # the error of the last step; None after a step that succeeds
 
     def start(self) -> None:
         self._thread.start()
@@ -85,15 +87,15 @@ class Driver:
         return self._thread.is_alive()
 
     def submit(self, jobs: Sequence[RowJob]) -> None:
-        """Let rows join before the next step."""
+        """Add rows before the next step."""
         self._order(partial(self._add, jobs))
 
     def cancel(self, jobs: Sequence[RowJob]) -> None:
-        """Have rows leave before the next step, if they have not left yet. They get no further piece."""
+        """Remove rows before the next step, if they have not left yet. They get no further piece."""
         self._order(partial(self._drop, jobs))
 
     def stop(self, reason: Exception) -> None:
-        """Fail what is left with this reason, and end the thread."""
+        """Fail the remaining rows with this reason and end the thread."""
         self._order(partial(self._stop, reason))
         if self._thread.is_alive():
             self._thread.join()
@@ -133,7 +135,7 @@ class Driver:
         begun = time.perf_counter()
         try:
             chunks = self._engine.step()
-        except Exception as error:  # out of memory, say: whoever took part is lost, whoever waits is not
+        except Exception as error:  # such as out of memory: rows in the step are lost, waiting rows are not
             self.trouble = f"{type(error).__name__}: {error}"
             self._fail(self._engine.recover(), error)
             return
@@ -144,7 +146,7 @@ class Driver:
             job = self._jobs[chunk.row]
             try:
                 piece = _piece(job, chunk)
-            except Exception as error:  # a tokenizer's, say: it is its own row's
+            except Exception as error:  # such as one from the tokenizer: only this row fails
                 piece = Piece(error=error)
             self._count(job, piece)
             pieces.append((job, piece))
@@ -176,7 +178,7 @@ class Driver:
 
 
 def _piece(job: RowJob, chunk: Chunk) -> Piece:
-    """The chunk as text, cut behind the token that completes a stop string."""
+    """The chunk as text, cut after the token that completes a stop string."""
     texts, tokens = [], chunk.token_ids
     if job.by_token:
         for token in tokens:

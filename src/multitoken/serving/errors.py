@@ -1,4 +1,4 @@
-"""What the API says when it says no, in OpenAI's form."""
+"""Error responses of the API, in OpenAI's format."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from fastapi.responses import JSONResponse
 
 
 class ApiError(Exception):
-    """An answer with an error status. `param`: the field that is wrong."""
+    """A response with an error status. `param`: the name of the wrong field."""
 
     def __init__(
         self,

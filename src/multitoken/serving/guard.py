@@ -1,4 +1,4 @@
-"""What stands before the API: who may call, how large a body may be, and the count of answers. Plain ASGI."""
+"""ASGI middleware in front of the API: it checks who may call, limits the size of a body and counts the responses."""
 
 import asyncio
 import secrets
@@ -10,9 +10,9 @@ from .errors import ApiError
 from .metrics import Counter
 from .options import ServeOptions
 
-_BODY_SECONDS = 30.0  # a client has so long to send its body
-_PATIENCE = 16  # times the largest body that are read, to be forgotten
-_OPEN = ("/", "/health")  # without a key: the page, which asks for one, and whether the server lives
+_BODY_SECONDS = 30.0  # time that a client has to send its body
+_PATIENCE = 16  # a body that is too large is read and discarded, up to this many times the limit
+_OPEN = ("/", "/health")  # need no key: the page, which asks for one, and the health check
 _COUNTED = ("/v1/completions", "/v1/chat/completions", "/v1/models")
 
 
@@ -47,7 +47,7 @@ class Guard:
         host = headers.get("host", "").lower()
         name = host[: host.rfind("]") + 1] if host.startswith("[") else host.split(":")[0]
         if self._options.is_local and name not in self._hosts:
-            # A page of another site whose name has been made to point here.
+            # DNS rebinding: a page of another site whose host name was made to resolve to this machine.
             raise ApiError(
                 403, f"this server answers calls to localhost only, not to {name!r}", code="host_not_allowed"
             )
@@ -64,7 +64,8 @@ class Guard:
             )
 
     async def _body(self, receive: Receive, headers: Headers) -> bytes:
-        """A body that is too large is read to its end, if that is near, for its sender hears no answer before."""
+        """Read the whole body. One that is too large is still read to its end, up to `_PATIENCE` times the limit,
+        because its sender does not read the response before that."""
         most, total, more = self._options.max_body, 0, True
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > _PATIENCE * most:
@@ -81,7 +82,7 @@ class Guard:
                     if total <= most:
                         body += part
         except TimeoutError:
-            raise ApiError(408, f"the body was not there after {_BODY_SECONDS:g} seconds", headers=_CLOSE) from None
+            raise ApiError(408, f"the body did not arrive within {_BODY_SECONDS:g} seconds", headers=_CLOSE) from None
         if total > most:
             raise _too_large(most)
         return bytes(body)
@@ -95,7 +96,7 @@ def _too_large(most: int) -> ApiError:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the whole body first."""
+    """A `receive` that first returns the whole body, and then what the original `receive` returns."""
     is_given = False
 
     async def first_the_body() -> Message:

@@ -1,4 +1,4 @@
-"""`multitoken serve --engine vllm`: the same flags for `vllm serve`, which finds the plugin by itself."""
+"""`multitoken serve --engine vllm`: passes the same flags to `vllm serve`, which finds the plugin by itself."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from .options import ServeOptions
 
 
 def serve_with_vllm(model: str, options: ServeOptions, *, trust_remote_code: bool = False) -> NoReturn:
-    """Become `vllm serve`. Raises `UsageError` where it is not installed."""
+    """Replace this process by `vllm serve`. Raises `UsageError` if vLLM is not installed."""
     program = shutil.which("vllm")
     if program is None:
-        raise UsageError("the command vllm is not installed here: pip install 'multitoken[vllm]' (docs/vllm.md)")
+        raise UsageError("the command vllm is not installed: pip install 'multitoken[vllm]' (docs/vllm.md)")
     arguments = vllm_arguments(model, options, trust_remote_code=trust_remote_code)
     if options.api_key is not None:  # not as an argument, which every user of the machine can read
         os.environ["VLLM_API_KEY"] = options.api_key
@@ -23,7 +23,8 @@ def serve_with_vllm(model: str, options: ServeOptions, *, trust_remote_code: boo
 
 
 def vllm_arguments(model: str, options: ServeOptions, *, trust_remote_code: bool = False) -> list[str]:
-    """What follows `vllm`. Its queue, its longest answer and its time have no bound to set."""
+    """The arguments after `vllm`. The limits on queue, answer length and time are left out: `vllm serve` has no options
+    for them."""
     arguments = ["serve", model, "--host", options.host, "--port", str(options.port)]
     arguments += ["--served-model-name", options.name, "--max-num-seqs", str(options.max_rows)]
     if options.policy is not None:

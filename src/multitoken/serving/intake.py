@@ -1,4 +1,4 @@
-"""An API body -> checked rows for the engine. All errors of a request are found here, before any work."""
+"""Turns an API body into checked rows for the engine. All errors in a request are found here, before any decoding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,20 +19,20 @@ from .errors import ApiError, refused
 from .options import ServeOptions
 from .protocol import ChatBody, CompletionBody, GenerationBody
 
-_ANY_PROMPT = (RepetitionPenaltyLogitsProcessor, *BLIND)  # the same whatever prompt they were made for
-_KINDS = 64  # combinations of options that are remembered
+_ANY_PROMPT = (RepetitionPenaltyLogitsProcessor, *BLIND)  # one object serves every prompt
+_KINDS = 64  # combinations of options that are cached
 
 
 @dataclass(frozen=True)
 class Intake:
-    """What a body comes to: `rows` of the engine, n for each prompt, in the order of the answer's choices."""
+    """A prepared body: `rows` for the engine, n for each prompt, in the order of the choices in the answer."""
 
     rows: list[Request]
     prompt_tokens: int
 
 
 class Preparer:
-    """Makes requests of one model, one at a time."""
+    """Prepares requests for one model, one at a time."""
 
     def __init__(self, model: Model, options: ServeOptions) -> None:
         self._model = model
@@ -41,26 +41,26 @@ class Preparer:
         self._known: dict[Any, Request] = {}
 
     def rows_of(self, body: GenerationBody) -> int:
-        """How many rows a body asks for. Raises `ApiError` if they are more than the server ever holds."""
+        """How many rows a body asks for. Raises `ApiError` if the server can never hold that many."""
         prompts = body.prompts if isinstance(body, CompletionBody) else [body]
-        if not prompts:
-            raise refused("prompt is empty; give at least one", "prompt")
+        if not prompts or [] in prompts:
+            raise refused("prompt is empty; give at least one token", "prompt")
         rows = len(prompts) * (body.n or 1)
         if rows > self._options.most:
-            raise refused(f"the request asks for {rows} answers; this server takes up to {self._options.most}", "n")
+            raise refused(f"the request asks for {rows} answers; this server accepts at most {self._options.most}", "n")
         return rows
 
     def prepare(self, body: GenerationBody) -> Intake:
-        """Raises `ApiError` for what cannot be decoded."""
+        """The rows for a body. Raises `ApiError` if the request cannot be decoded."""
         if body.model != self._options.name:
             raise ApiError(
                 404,
-                f"there is no model {body.model!r}; this server has {self._options.name!r}",
+                f"there is no model {body.model!r}; this server serves {self._options.name!r}",
                 param="model",
                 code="model_not_found",
             )
         if any(not stop for stop in body.stops):
-            raise refused("stop has an empty string; leave it out", "stop")
+            raise refused("stop contains an empty string; leave it out", "stop")
         if body.stream_options is not None and not body.stream:
             raise refused("stream_options needs stream: true", "stream_options")
         try:
@@ -88,7 +88,7 @@ class Preparer:
         assert isinstance(body, ChatBody)
         tools = body.tools if body.tool_choice != "none" else None
         if tools and "tools" not in str(tokenizer.chat_template or ""):
-            raise refused("this model's chat template takes no tools; leave them out", "tools")
+            raise refused("this model's chat template does not support tools; leave them out", "tools")
         return [encode_prompt([m.for_template() for m in body.messages], tokenizer, tools=tools)]
 
     def _row(self, body: GenerationBody, ids: list[int], policy: Policy, row: int) -> Request:
@@ -112,7 +112,7 @@ class Preparer:
         if isinstance(body, ChatBody) and asked is None:
             asked = body.max_completion_tokens
         if asked is not None and asked > most:
-            raise refused(f"max_tokens is {asked}; this server writes up to {most}", "max_tokens")
+            raise refused(f"max_tokens is {asked}; this server allows at most {most}", "max_tokens")
         positions = self._model.decoder.max_positions
         room = most if positions is None else positions - prompt
         if room < (asked or 1):
@@ -124,8 +124,8 @@ class Preparer:
         return asked or min(most, room)
 
     def _like(self, body: GenerationBody, ids: list[int], policy: Policy, new: int) -> Request:
-        """A request with the processors of this one, by transformers' own preparation, which takes milliseconds: it is
-        done once for each combination of options if it is the same for every prompt."""
+        """A request with the logits processors of this one. transformers prepares them, which takes milliseconds, so
+        the result is cached for each combination of options, unless it depends on the prompt."""
         options = _generation_options(body)
         key = tuple(sorted(options.items()))
         if key in self._known:
@@ -139,13 +139,13 @@ class Preparer:
 
 
 def _generation_options(body: GenerationBody) -> dict[str, Any]:
-    """The options of `Model.generate` that decide on processors."""
+    """The options of `Model.generate` that determine the logits processors."""
     names: Sequence[str] = () if body.temperature == 0 else ("temperature", "top_p", "top_k", "min_p")
     options = {name: value for name in names if (value := getattr(body, name)) is not None}
     if body.temperature == 0:
         options["do_sample"] = False
     elif body.seed is not None:
-        options["seed"] = 0  # the row has its own
+        options["seed"] = 0  # any value: each row gets its own seed
     if body.repetition_penalty is not None:
         options["repetition_penalty"] = body.repetition_penalty
     return options

@@ -1,4 +1,4 @@
-"""One API request at work: its rows in the engine, their pieces as they come, and what is left when its client goes."""
+"""A running API request: its rows in the engine, their pieces as they arrive, and the clean-up if the client leaves."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -8,12 +8,12 @@ from .driver import Driver, Piece, RowJob
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected: nobody waits for the answer any more."""
 
 
 class Job:
-    """rows: not yet handed to the driver. end: the loop's time by which all must be there. Use it in its event loop, and
-    `close` it in any case."""
+    """rows: not yet submitted to the driver. end: deadline for the whole answer, in the event loop's time. Use a job
+    only in its event loop, and always `close` it."""
 
     def __init__(self, driver: Driver, rows: Sequence[RowJob], end: float) -> None:
         self._driver = driver
@@ -29,19 +29,19 @@ class Job:
         self._pieces.put_nowait((index, piece))
 
     def leave(self) -> None:
-        """The client has gone: whoever waits for pieces is told so."""
+        """The client has disconnected: `pieces` raises `ClientGone`, and the rows are cancelled."""
         self._pieces.put_nowait(None)
         self.close()
 
     def close(self) -> None:
-        """Free what is still at work."""
+        """Cancel the rows that are still running."""
         if self._left:
             self._left = 0
             self._driver.cancel(self._rows)
 
     async def pieces(self) -> AsyncIterator[list[tuple[int, Piece]]]:
-        """(row, piece) as they come, all that are there at a time. Raises the error of a row that fails, `ClientGone`, and
-        `TimeoutError`."""
+        """Yield lists of (row, piece), each with all pieces that have arrived. Raises the error of a row that fails,
+        `ClientGone` if the client disconnects, and `TimeoutError` at the deadline."""
         while self._left:
             async with asyncio.timeout_at(self.end):
                 found = [await self._pieces.get()]

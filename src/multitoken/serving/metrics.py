@@ -1,4 +1,4 @@
-"""Counters and histograms in the text format of Prometheus. One writer a metric; a reader may be an instant behind."""
+"""Counters and histograms in Prometheus text format. One writer per metric; readers may see slightly old values."""
 
 import math
 from bisect import bisect_left
@@ -26,7 +26,7 @@ class Counter:
 
 
 class Gauge:
-    """A value that is read when somebody asks."""
+    """A value that is read on demand."""
 
     kind = "gauge"
 
@@ -76,24 +76,28 @@ class Histogram:
 
 
 class Metrics:
-    """What the server counts."""
+    """All metrics of the server."""
 
     def __init__(self, running: Callable[[], int], waiting: Callable[[], int]) -> None:
-        self.requests = Counter("multitoken_requests_total", "API requests by their answer.", "endpoint", "status")
+        self.requests = Counter(
+            "multitoken_requests_total", "API requests by endpoint and response status.", "endpoint", "status"
+        )
         self.prompt_tokens = Counter("multitoken_prompt_tokens_total", "Prompt tokens of admitted rows.")
         self.tokens = Counter("multitoken_generated_tokens_total", "Tokens written, EOS included.", "policy")
         self.passes = Counter("multitoken_forward_passes_total", "Forward passes, counted for each row.", "policy")
         self.accepted = Histogram(
             "multitoken_tokens_per_step", "Tokens that a row accepts in a step after its prefill.", TOKENS, "policy"
         )
-        self.step = Histogram("multitoken_engine_step_seconds", "Time of an engine step, all rows together.", STEPS)
-        self.first = Histogram("multitoken_time_to_first_token_seconds", "From admission to the first token.", SECONDS)
-        self.whole = Histogram("multitoken_row_seconds", "From admission to the last token of a row.", SECONDS)
-        self.failures = Counter("multitoken_failed_rows_total", "Rows that ended with an error of the model's.")
+        self.step = Histogram("multitoken_engine_step_seconds", "Duration of an engine step, all rows together.", STEPS)
+        self.first = Histogram(
+            "multitoken_time_to_first_token_seconds", "Time from admission to the first token.", SECONDS
+        )
+        self.whole = Histogram("multitoken_row_seconds", "Time from admission to the last token of a row.", SECONDS)
+        self.failures = Counter("multitoken_failed_rows_total", "Rows that ended with an error.")
         self._all = (
             self.requests,
             Gauge("multitoken_rows_running", "Rows in the engine's batch.", running),
-            Gauge("multitoken_rows_waiting", "Rows that wait for a place in it.", waiting),
+            Gauge("multitoken_rows_waiting", "Rows that wait for a place in the batch.", waiting),
             self.prompt_tokens,
             self.tokens,
             self.passes,

@@ -1,4 +1,4 @@
-"""What a server is started with."""
+"""The options of a server."""
 
 import ipaddress
 from dataclasses import dataclass, field
@@ -9,9 +9,10 @@ from multitoken.errors import UsageError
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """name: of the model in the API. policy: of requests that name none; None for the model's default. max_rows: of the
-    batch; queue: rows that may wait besides. max_tokens: of an answer. timeout, grace: seconds for a request, and for those
-    at work when the server is to end. max_body: bytes. origins: whose pages may call the API from a browser (CORS)."""
+    """name: of the model in the API. policy: for requests that name none; None for the model's default. max_rows: rows
+    in the batch. queue: rows that may wait in addition. max_tokens: limit for an answer. timeout: seconds for a
+    request. grace: seconds for running requests when the server shuts down. max_body: bytes. origins: sites whose pages
+    may call the API from a browser (CORS)."""
 
     name: str
     host: str = "127.0.0.1"
@@ -32,15 +33,17 @@ class ServeOptions:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected at least {least}")
         for name in ("timeout", "grace"):
             if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected seconds")
+                raise UsageError(f"{name} is {getattr(self, name)}; expected a number of seconds, 0 or more")
         if not 0 <= self.port < 1 << 16:
-            raise UsageError(f"port is {self.port}; expected 0 (any that is free) to 65535")
+            raise UsageError(f"port is {self.port}; expected 0 (any free port) to 65535")
         if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
-            raise UsageError("the API key is empty or has characters that no HTTP header can hold; choose another")
+            raise UsageError(
+                "the API key is empty or contains characters that an HTTP header cannot hold; choose another"
+            )
 
     @property
     def most(self) -> int:
-        """Rows that the server holds at a time."""
+        """The most rows that the server holds at a time."""
         return self.max_rows + self.queue
 
     @property

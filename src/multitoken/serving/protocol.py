@@ -1,4 +1,4 @@
-"""The bodies that the API takes. What is not supported is refused by its name; nothing is silently ignored."""
+"""The request bodies of the API. An error names each field that is not supported; nothing is silently ignored."""
 
 import json
 from typing import Annotated, Any, ClassVar, Literal
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from multitoken.errors import nearest
 
 _NULL: tuple[Any, ...] = (None,)
-# Fields of OpenAI's that are not supported, with the values that ask for nothing.
+# Fields of OpenAI's API that are not supported. The values listed here are accepted: they ask for nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": _NULL,
     "best_of": (None, 1),
@@ -38,7 +38,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class MtpOptions(BaseModel):
-    """How this request is decoded; what it leaves out is the server's default."""
+    """How this request is decoded. Options that are left out take the server's defaults."""
 
     model_config = _STRICT
 
@@ -46,10 +46,10 @@ class MtpOptions(BaseModel):
     threshold: float | None = Field(None, ge=0, le=1)
     k: int | None = Field(None, ge=1)
     branches: int | None = Field(
-        None, ge=0, le=32, description="Further blocks a step, behind drafts that may be refused; exact."
+        None, ge=0, le=32, description="Further blocks per step, after drafts that may be refused. For exact only."
     )
-    adaptive: bool = Field(True, description="Feed as many masks as pay, where that changes no output; false: all.")
-    confidences: bool = Field(False, description="Have choices carry the texts of their tokens and the confidences.")
+    adaptive: bool = Field(True, description="Feed the fastest number of masks, if that changes no output. false: all.")
+    confidences: bool = Field(False, description="Add the text and the confidence of each token to the choices.")
 
 
 class StreamOptions(BaseModel):
@@ -60,17 +60,17 @@ class StreamOptions(BaseModel):
 
 
 class GenerationBody(BaseModel):
-    """What both endpoints take."""
+    """The fields of both endpoints."""
 
     model_config = _STRICT
 
     model: str
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1, description="If not given: the server's most.")
+    max_tokens: int | None = Field(None, ge=1, description="Default: as many as the server allows.")
     n: int | None = Field(1, ge=1)
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    temperature: float | None = Field(None, ge=0, le=2, description="0, or nothing that asks for sampling: greedy.")
+    temperature: float | None = Field(None, ge=0, le=2, description="Greedy at 0, or if nothing asks for sampling.")
     top_p: Share | None = None
     top_k: int | None = Field(None, ge=1)
     min_p: Share | None = None
@@ -88,10 +88,10 @@ class GenerationBody(BaseModel):
             raise ValueError("the body is not a JSON object")
         try:
             json.dumps(body, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON may hold and no tokenizer takes
-            raise ValueError(f"the body has a string that is no Unicode: {error}") from error
+        except UnicodeEncodeError as error:  # half of a surrogate pair: valid in JSON, but not for a tokenizer
+            raise ValueError(f"the body contains a string that is not valid Unicode: {error}") from error
         for name in [name for name in _UNSUPPORTED if name in body and name not in cls.model_fields]:
-            # `1 == True`, which is another thing in JSON.
+            # In Python `1 == True`; in JSON they are different values.
             if not any(body[name] == plain and type(body[name]) is type(plain) for plain in _UNSUPPORTED[name]):
                 raise ValueError(f"{name} is not supported; leave it out")
         body = {
@@ -99,7 +99,7 @@ class GenerationBody(BaseModel):
         }
         for name in body:
             if name not in cls.model_fields:
-                raise ValueError(f"{name!r} is no field of this request{nearest(name, cls.model_fields)}")
+                raise ValueError(f"{name!r} is not a field of this request{nearest(name, cls.model_fields)}")
         return body
 
     @property
@@ -108,7 +108,7 @@ class GenerationBody(BaseModel):
 
     @property
     def top(self) -> int | None:
-        """Likeliest tokens to report at each place; None for no logprobs."""
+        """How many of the likeliest tokens to report at each position; None for no logprobs."""
         raise NotImplementedError
 
 
@@ -139,7 +139,7 @@ class ContentPart(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """A message as chat templates take it; what else one has (a name, calls of tools) goes to the template."""
+    """A message for the chat template. Its other fields (a name, tool calls) are passed to the template too."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 

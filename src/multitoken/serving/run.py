@@ -1,4 +1,4 @@
-"""`multitoken serve`: an app behind uvicorn, from the first line on the terminal to a clean end."""
+"""`multitoken serve`: runs the app in uvicorn, from the first line on the terminal to a clean shutdown."""
 
 import asyncio
 import os
@@ -15,11 +15,11 @@ from .app import create_app
 from .options import ServeOptions
 from .service import Service
 
-_CLOSING = 10  # seconds for connections to end after the time of grace
+_CLOSING = 10  # seconds for connections to close after the grace period
 
 
 class Server(uvicorn.Server):
-    """Gives requests at work their time of grace; a second Ctrl-C ends it at once."""
+    """Gives running requests a grace period when it shuts down. A second Ctrl-C ends the server at once."""
 
     def __init__(self, model: Model, options: ServeOptions) -> None:
         app = create_app(model, options)
@@ -42,14 +42,15 @@ class Server(uvicorn.Server):
 
 
 def leave_a_core(model: Model) -> None:
-    """On a CPU the model computes on all cores but one, which HTTP and clients need: with all of them, every parallel region waits for
-    a core that is busy with these (docs/serving.md). `OMP_NUM_THREADS` decides otherwise."""
+    """On a CPU, let the model compute on all cores but one. HTTP and clients need the last one: if the model used it
+    too, every parallel region would wait for a core that is busy with them (docs/serving.md). `OMP_NUM_THREADS`
+    overrides this."""
     if model.hf.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))
 
 
 def serve(model: Model, options: ServeOptions, console: Console) -> None:
-    """Serve until a signal ends it. Raises `UsageError` for an address that cannot be had."""
+    """Serve until a signal ends the server. Raises `UsageError` if it cannot listen on the address."""
     listening = listen(options)
     leave_a_core(model)
     host, port = listening.getsockname()[:2]
@@ -59,18 +60,20 @@ def serve(model: Model, options: ServeOptions, console: Console) -> None:
         f"Serving {options.name} ({server.service.preparer.default})\n"
         f"  playground  http://{shown}:{port}/\n"
         f"  API         http://{shown}:{port}/v1\n"
-        "Ctrl-C ends it.",
+        "Press Ctrl-C to stop.",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
     if not options.is_local and options.api_key is None:
-        console.print("Anyone who reaches this address may use it: --api-key KEY keeps others out.", style="yellow")
+        console.print(
+            "Anyone who can reach this address can use the server. Set a key with --api-key KEY.", style="yellow"
+        )
     server.run([listening])
 
 
 def listen(options: ServeOptions) -> socket.socket:
-    """The server's socket, so that an address in use is an error before anything begins."""
+    """Open the server's socket first, so that an address in use is an error before anything else starts."""
     try:
         family, *_, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=512)

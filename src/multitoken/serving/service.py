@@ -1,4 +1,4 @@
-"""Between HTTP and the engine: admission, preparation, answers and events of one model."""
+"""Connects HTTP to the engine: admission, preparation, answers and stream events for one model."""
 
 import asyncio
 import json
@@ -24,11 +24,11 @@ from .text import AnswerText
 from .wire import Wire, wire_of
 
 _GONE = 499  # the client has closed the connection: nobody reads this
-_READING = 5.0  # seconds that a client has for the end of a stream
+_READING = 5.0  # seconds after the deadline in which a client may still read a stream
 
 
 class Service:
-    """Lives in one event loop, which it hands the driver's pieces to."""
+    """Belongs to one event loop, to which it passes the driver's pieces."""
 
     def __init__(self, model: Model, options: ServeOptions) -> None:
         self.model = model
@@ -47,12 +47,12 @@ class Service:
         self.driver.start()
 
     def health(self) -> dict[str, object]:
-        """`status` is "ok" while requests are taken; `trouble` is what the last step raised, if it did."""
+        """`status` is "ok" while requests are accepted. `trouble` is the error of the last step, if it raised one."""
         status = "stopped" if not self.driver.is_alive else "shutting down" if self._draining else "ok"
         return {"status": status, "model": self.options.name, "rows": self._held, "trouble": self.driver.trouble}
 
     async def drain(self) -> None:
-        """Take no more requests, and give those at work their time of grace; what is left then fails."""
+        """Accept no more requests and give the running ones the grace period. Those that are not finished then fail."""
         if self._draining:
             return
         self._draining = True
@@ -83,7 +83,7 @@ class Service:
         if self._draining:
             raise ApiError(503, "the server is shutting down", headers={"Retry-After": "5"})
         if not self.driver.is_alive:
-            raise ApiError(503, "the engine has stopped; start the server again")
+            raise ApiError(503, "the engine has stopped; restart the server")
         if self._held + rows > self.options.most:
             raise ApiError(
                 429,
@@ -94,13 +94,13 @@ class Service:
         return _Place(self, rows)
 
     def _wait(self) -> int:
-        """Seconds until a place is likely free: the mean time of a row."""
+        """Estimated seconds until a place is free: the mean duration of a row."""
         seconds, rows = self.metrics.whole.total()
         return max(1, min(60, math.ceil(seconds / rows))) if rows else 1
 
 
 class _Place:
-    """So many rows that the server holds, until it is freed."""
+    """The places of one request's rows in the server, until they are freed."""
 
     def __init__(self, service: Service, rows: int) -> None:
         self._service, self._rows = service, rows
@@ -165,7 +165,7 @@ class _Work:
     async def _events(
         self, first: list[tuple[int, Piece]], pieces: AsyncIterator[list[tuple[int, Piece]]]
     ) -> AsyncGenerator[bytes]:
-        """What is there at a time goes out as one write."""
+        """All pieces that have arrived are sent in one write."""
         try:
             yield self._lines(first)
             async for batch in pieces:
@@ -182,7 +182,7 @@ class _Work:
 
 
 class _EventStream(Response):
-    """Server-sent events. It ends with its work, whatever happens."""
+    """Server-sent events. Closes its `_Work` at the end in every case."""
 
     media_type = "text/event-stream"
 
@@ -198,7 +198,7 @@ class _EventStream(Response):
                 async for event in events:
                     await send({"type": "http.response.body", "body": event, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
-        except (ClientGone, TimeoutError):  # or it does not read
+        except (ClientGone, TimeoutError):  # the client has disconnected, or does not read
             pass
         finally:
             self._work.close()
@@ -210,7 +210,7 @@ def _hand_out(pieces: list[tuple[RowJob, Piece]]) -> None:
 
 
 def _nowhere(piece: Piece) -> None:
-    """Until the row has a job."""
+    """A placeholder for `put` until the row has a job."""
 
 
 async def _leave_when_gone(receive: Receive, job: Job) -> None:
@@ -227,7 +227,7 @@ def _as_api_error(error: Exception, options: ServeOptions) -> ApiError:
     if isinstance(error, TimeoutError):
         return ApiError(504, f"the answer was not complete after {options.timeout:g} seconds")
     if isinstance(error, ClientGone):
-        return ApiError(_GONE, "the client has gone")
+        return ApiError(_GONE, "the client has disconnected")
     if isinstance(error, DecodingError):
         return ApiError(500, str(error))
     if isinstance(error, ApiError):

@@ -1,4 +1,4 @@
-"""`multitoken chat`: a conversation in the terminal, a colour a forward pass."""
+"""`multitoken chat`: a conversation in the terminal. Each forward pass has its own colour."""
 
 import contextlib
 import time
@@ -17,17 +17,17 @@ from multitoken.models.prompts import Message
 
 _COLOURS = ("cyan", "yellow", "green", "magenta")
 _HELP = """\
-/policy NAME        exact, confadapt, static or next-token; alone, it shows the present one
+/policy NAME        exact, confadapt, static or next-token; without NAME: show the current policy
 /threshold NUMBER   confidence from 0 to 1 that a token must reach
-/k NUMBER           most tokens a step
-/compare            the last question again, token by token and by the present policy
-/history            the conversation so far
-/clear              begin a new one
-/quit               so do Ctrl-D and, at the prompt, Ctrl-C; while it writes, Ctrl-C stops the answer"""
+/k NUMBER           most tokens per step
+/compare            answer the last question again, token by token and with the current policy
+/history            show the conversation so far
+/clear              start a new conversation
+/quit               leave (also Ctrl-D, or Ctrl-C at the prompt); during an answer Ctrl-C stops the answer"""
 
 
 class Chat:
-    """read: asks for a line, and raises `EOFError` when there is none."""
+    """A conversation. read: asks for a line and returns it; raises `EOFError` at the end of the input."""
 
     def __init__(
         self,
@@ -47,12 +47,12 @@ class Chat:
         self.messages: list[Message] = []
 
     def run(self) -> None:
-        """Until the user ends it."""
+        """Run until the user leaves."""
         with contextlib.suppress(ImportError):  # Windows
-            import readline  # noqa: F401  arrow keys, and what was typed before
-        self._say(f"{self._model.name}, {_words(self.policy)}. /help tells what there is.")
+            import readline  # noqa: F401  for arrow keys and line history
+        self._say(f"{self._model.name}, {_words(self.policy)}. /help lists the commands.")
         if not self._remembers:
-            self._say("This model has no chat template: each line is a text that it continues.")
+            self._say("This model has no chat template: it continues each line as plain text.")
         while True:
             try:
                 line = self._read("> ").strip()
@@ -84,7 +84,7 @@ class Chat:
         commands[name](given.strip())
 
     def _set(self, *, policy: str | None = None, threshold: float | None = None, k: int | None = None) -> None:
-        """k is the model's own unless it is said."""
+        """A new policy gets the k that the model was trained with, unless one is given."""
         trained_k = self._model.decoder.trained_k
         if policy == "static" and self.policy.name != "static" and k is None:
             k = trained_k
@@ -92,7 +92,8 @@ class Chat:
         self._say(_words(self.policy))
 
     def _ask(self, question: str) -> None:
-        """Answer, and remember both; what fails is not remembered, and what is stopped is, as far as it got."""
+        """Answer the question and remember both. An answer that fails is not remembered. One that is stopped is
+        remembered as far as it got."""
         if not self._remembers:
             self._answer(question, self.policy)
             self.messages = [{"role": "user", "content": question}]
@@ -111,7 +112,7 @@ class Chat:
             self._say(f"{_words(policy)}:")
             found.append(self._answer(prompt, policy))
         plain, ours = found
-        same = "the same text" if plain.token_ids == ours.token_ids else "another text"
+        same = "the same text" if plain.token_ids == ours.token_ids else "a different text"
         self._say(f"{plain.seconds / ours.seconds:.1f} times as fast, {same}")
 
     def _answer(self, prompt: str | list[Message], policy: Policy) -> Generation:
@@ -132,7 +133,7 @@ class Chat:
         return answer
 
     def _room(self, prompt: str | list[Message]) -> int:
-        """New tokens that still fit behind the prompt; generate tells of a prompt that leaves none."""
+        """How many new tokens fit after the prompt. At least 1: `generate` reports a prompt that leaves no room."""
         positions = self._model.decoder.max_positions
         if positions is None:
             return self._max_new_tokens

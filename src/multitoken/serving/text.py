@@ -1,4 +1,4 @@
-"""Tokens of one answer -> its text as it comes: never half a character, never a part of a stop string."""
+"""Turns the tokens of one answer into text as they arrive: never half a character, never part of a stop string."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,19 +7,21 @@ from multitoken.models.text import TextStream
 
 
 class AnswerText:
-    """`push` tokens, and get the text that is certain by then; the texts end to end, with that of `end`, are the whole.
+    """`push` takes tokens and returns the text that is certain by then. All returned texts and that of `end`, joined,
+    are the whole answer.
 
-    stops: strings that end the text; the first to come is cut off, with all that is behind it, and `stopped` says so.
+    stops: strings that end the text. The first one that occurs is cut off with everything after it, and
+    `stopped` is set.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
         self._text = TextStream(lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
         self._stops = tuple(stops)
-        self._held = ""  # what may be the beginning of a stop string
+        self._held = ""  # text that may be the beginning of a stop string
         self.stopped = False
 
     def push(self, tokens: Sequence[int]) -> str:
-        """The text that these tokens make certain."""
+        """The text that becomes certain with these tokens."""
         return self._without_stop(self._text.add(tokens))
 
     def end(self) -> str:
@@ -44,6 +46,6 @@ class AnswerText:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of the text that the stop string begins with."""
+    """How many characters at the end of the text may be the beginning of the stop string."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""Pieces -> the JSON of OpenAI's API, as one answer or as events."""
+"""Turns pieces into the JSON of OpenAI's API, as one answer or as stream events."""
 
 import time
 import uuid
@@ -12,7 +12,7 @@ from .protocol import ChatBody, CompletionBody, GenerationBody
 
 @dataclass
 class Row:
-    """What one choice has so far."""
+    """The pieces of one choice so far."""
 
     pieces: list[Piece] = field(default_factory=list)
     tokens: int = 0
@@ -36,7 +36,7 @@ class Row:
 
 
 class Wire:
-    """The answer to one body. One object an answer; `event` must see every piece, in order."""
+    """Builds the answer to one body; make a new object for each. `event` must be called with every piece, in order."""
 
     kind = ""
     event_kind = ""
@@ -54,7 +54,7 @@ class Wire:
         }
 
     def event(self, index: int, piece: Piece) -> dict[str, Any]:
-        """What one piece adds to its choice."""
+        """The stream event for one piece."""
         row = self.rows[index]
         choice = self._delta(row, index, piece)
         row.add(piece)
@@ -65,7 +65,7 @@ class Wire:
         return event
 
     def last_event(self) -> dict[str, Any] | None:
-        """The usage, where the stream was asked for it."""
+        """The event with the usage; None if the request does not ask for it."""
         if not self._wants_usage:
             return None
         return {**self._head, "object": self.event_kind, "choices": [], "usage": self.usage()}
@@ -80,7 +80,7 @@ class Wire:
         return {**self._head, "object": self.kind, "choices": choices, "usage": self.usage()}
 
     def usage(self) -> dict[str, Any]:
-        """Tokens, and how few forward passes wrote them; tokens per step leaves out the prefill and what it wrote."""
+        """Tokens and forward passes. Tokens per step leaves out the prefill and the tokens that it wrote."""
         written = sum(row.tokens for row in self.rows)
         passes = sum(len(row.pieces) for row in self.rows)
         begun = [row for row in self.rows if row.pieces]
@@ -100,7 +100,7 @@ class Wire:
         return options is not None and options.include_usage
 
     def _extend(self, choice: dict[str, Any], piece: Piece, chunks: list[int] | None) -> None:
-        """What this server says besides, for those who ask."""
+        """Add the fields that OpenAI's API does not have, if the request asks for them."""
         if self._body.return_token_ids:
             choice["token_ids"] = list(piece.token_ids)
         if self._body.mtp.confidences:
@@ -178,7 +178,7 @@ class ChatWire(Wire):
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text = self._text_of(token)
-        # A token may be a part of a character; its bytes are not to be had from a decoded text.
+        # A token may be part of a character. Then its bytes cannot be recovered from the decoded text.
         return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
 
 

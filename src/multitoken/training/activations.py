@@ -1,4 +1,4 @@
-"""Gradient checkpointing of a model that is in eval mode, for one kind of pass only."""
+"""Gradient checkpointing for a model in eval mode, switched on only for the passes that need it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,17 +13,17 @@ from multitoken.errors import UsageError
 
 
 def checkpointed(model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]]:
-    """A context in which the layers of `model` keep no activations, but compute them again in the backward pass.
+    """A context in which the layers of `model` keep no activations and compute them again in the backward pass.
 
-    transformers does so in training mode only, which also switches dropout on; and a layer that does so forgets its cache,
-    so the mode must not last. Here the layers alone are told that they train, for as long as the context lasts, and the
-    modules within them are not: dropout lies in those.
+    transformers checkpoints only in training mode. Training mode also switches dropout on, and a layer that checkpoints
+    ignores its cache, so the mode must not stay on. Here only the layers themselves are set to training mode, and only
+    inside the context. The modules within the layers, where dropout is, stay in eval mode.
 
-    Raises `UsageError` for a model without such layers, or one whose layers do behave otherwise in training.
+    Raises `UsageError` for a model without such layers, or one whose layers compute something else in training mode.
     """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
-        raise UsageError(f"gradient_checkpointing: {type(model).__name__} has no layers that can; leave it out")
+        raise UsageError(f"gradient_checkpointing: {type(model).__name__} has no layers that support it; leave it out")
 
     @contextmanager
     def under() -> Iterator[None]:

@@ -1,6 +1,7 @@
-"""The whole of adapting, in the order it happens: check, make ready, train, save.
+"""The steps of `adapt`, in order: check the options, prepare the run, train, save.
 
-With several processes (`torchrun -m multitoken.cli adapt ...`) each writes its share of the responses; the first one speaks and saves.
+With several processes (`torchrun -m multitoken.cli adapt ...`), each writes its share of the responses. Only the first
+one prints and saves.
 """
 
 import dataclasses
@@ -38,13 +39,13 @@ from .stream import BlockStream
 from .trainer import BlockTrainer
 from .validate import Validation, validate
 
-LOOKS = 10  # at unseen prompts, over the run
-_SAMPLES, _PLACES = 16, 32  # of a look while training: a curve needs less than the final figure
+LOOKS = 10  # validation passes on unseen prompts, over the run
+_SAMPLES, _PLACES = 16, 32  # of a validation pass during training: a curve needs fewer than the final figure
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """What came of it: where the model is, how long it trained, what it does on unseen prompts, and the log."""
+    """The result of a run: where the model is, how long it trained, its validation on unseen prompts, and the log."""
 
     output: Path
     steps: int
@@ -63,13 +64,14 @@ def adapt(
     verbose: bool = True,
     **options: Unpack[AdaptOptions],
 ) -> Adapted:
-    """Adapt a causal language model to several tokens a pass and save it to `output`.
+    """Adapt a causal language model to predict several tokens per forward pass, and save it to `output`.
 
-    Takes the fields of `AdaptConfig` as keywords, or a ready `config`. Interrupted runs continue with `resume=True` from
-    the last complete checkpoint, kept beside the output in `OUTPUT.training`. `verbose=False`: no bar and no lines.
+    Takes the fields of `AdaptConfig` as keywords, or a complete `config`. With `resume=True`, an interrupted run
+    continues from its last complete checkpoint, which is kept next to the output in `OUTPUT.training`.
+    `verbose=False` prints no progress bar and no lines.
 
-    Raises `UsageError`, `DataError`, `ModelError` or `OutputError`, all before training where they can be known;
-    `OutOfMemoryError`; and `FloatingPointError` for a loss that is not a number.
+    Raises `UsageError`, `DataError`, `ModelError` or `OutputError`, before training wherever the error can be known by
+    then; `OutOfMemoryError`; and `FloatingPointError` for a loss that is not a finite number.
     """
     if config is None:
         config = make_config(model=model, data=data, output=output, **options)
@@ -106,9 +108,7 @@ def adapt(
         console.print(f"Validation: {validation}.")
         _say_climb(trainer.state.log_history, validation, console)
         if config.max_drift is not None and validation.drift > config.max_drift:
-            console.print(
-                f"More is lost than max_drift={config.max_drift:g} allows: lower --learning-rate.", style="yellow"
-            )
+            console.print(f"The drift is above max_drift={config.max_drift:g}: lower --learning-rate.", style="yellow")
     log = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_accepted" in entry]
     adapted = Adapted(config.output, trainer.state.global_step, clock.seconds, validation, log)
     if is_sharded(setup.distillation):
@@ -121,7 +121,7 @@ def adapt(
 
 
 def _say_climb(history: list[dict[str, Any]], validation: Validation, console: Console) -> None:
-    """How the expected speed grew from look to look: whether a longer run would gain more."""
+    """Print how the expected tokens per step grew during the run, which shows whether a longer run would gain more."""
     looks = [entry["eval_tokens_per_step"] for entry in history if "eval_tokens_per_step" in entry]
     if looks:
         climb = ", ".join(f"{speed:.2f}" for speed in [*looks, validation.metrics()["tokens_per_step"]])
@@ -131,7 +131,7 @@ def _say_climb(history: list[dict[str, Any]], validation: Validation, console: C
 def make_trainer(
     setup: Setup, arguments: TrainingArguments, clock: Clock, callbacks: list[TrainerCallback]
 ) -> BlockTrainer:
-    """The trainer of a run that was made ready."""
+    """The trainer of a prepared run."""
     config = setup.config
     assert config.learning_rate is not None, "make_ready chose one"
     looks = [Looks(clock, LOOKS)] if config.evaluate_every is None and config.validation_share else []
@@ -157,13 +157,13 @@ def make_trainer(
         ),
         callbacks=[*looks, *callbacks, *stopping],
     )
-    trainer.remove_callback(PrinterCallback)  # the bar says it better
+    trainer.remove_callback(PrinterCallback)  # the bar shows the same numbers
     return trainer
 
 
 @contextmanager
 def memory_errors(c: AdaptConfig) -> Iterator[None]:
-    """Say what to lower where memory runs out, on a GPU or on a CPU."""
+    """Where memory runs out, on a GPU or on a CPU, raise an error that says which options to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -172,13 +172,13 @@ def memory_errors(c: AdaptConfig) -> Iterator[None]:
             raise
         raise OutOfMemoryError(
             f"out of memory with batch_size={c.batch_size}, blocks_per_row={c.blocks_per_row}, k_max={c.k_max}, "
-            f"max_length={c.max_length}: lower one of them (a batch_size halved and a gradient_accumulation doubled "
-            "trains the same); --dry-run shows what takes the memory. Responses already written are kept"
+            f"max_length={c.max_length}: lower one of them (half the batch_size with twice the gradient_accumulation "
+            "trains the same); --dry-run shows what uses the memory. Responses already written are kept"
         ) from error
 
 
 def _reporting(config: AdaptConfig, first: bool) -> list[TrainerCallback]:
-    """TensorBoard beside the output, in a folder that outlives the run; all other reporters are Trainer's own."""
+    """TensorBoard, which writes next to the output into a folder that outlives the run. Trainer starts all others."""
     if not first or "tensorboard" not in reporters(config):
         return []
     from torch.utils.tensorboard import SummaryWriter
@@ -211,7 +211,7 @@ def _save(setup: Setup, adapted: Adapted) -> None:
 
 
 def _portable(config: AdaptConfig) -> dict[str, Any]:
-    """The options as they go into a checkpoint: no folders of this machine."""
+    """The options as they are stored in a checkpoint, without paths of this machine."""
     options = config.model_dump(mode="json", exclude={"resume", "overwrite"})
     for key in ("model", "data", "output", "start_from"):
         if (options[key] is not None and Path(str(options[key])).exists()) or key == "output":

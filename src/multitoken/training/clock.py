@@ -7,15 +7,15 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-_SHARE_OF_LOOKS = 0.1  # of a run's time
-_CHEAP = 5.0  # seconds of all looks that are not worth counting
+_SHARE_OF_LOOKS = 0.1  # of a run's time, for validation passes
+_CHEAP = 5.0  # seconds that all validation passes together may always take
 
 
 class Clock(TrainerCallback):
-    """How far a run is, in [0, 1]; minutes of earlier, interrupted runs count.
+    """How far a run is, in [0, 1]. Minutes of earlier, interrupted runs count.
 
-    Learning rate and end of a run by minutes hang on a clock, and each process has its own: all take the first one's, read
-    once a step.
+    In a run given in minutes, the learning rate and the end depend on a clock, and each process has its own. All
+    processes use the first one's, read once per step.
     """
 
     def __init__(self, *, steps: int | None, minutes: float | None) -> None:
@@ -53,8 +53,8 @@ class Clock(TrainerCallback):
 
 
 class Looks(TrainerCallback):
-    """Asks for a look at unseen prompts whenever another one of `number` equal parts of the run is over, the last aside, and one
-    more is affordable."""
+    """Requests a validation pass on unseen prompts after each of `number` equal parts of the run except the last, if
+    another pass is affordable."""
 
     def __init__(self, clock: Clock, number: int) -> None:
         self.clock, self.number = clock, number
@@ -67,7 +67,7 @@ class Looks(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= args.max_steps:
-            # The trainer's own last look: what is trained is looked at afterwards, more closely.
+            # Skip the trainer's own last validation: `adapt` validates the trained model afterwards, on more samples.
             control.should_evaluate = False
         if self._done < self._parts() < self.number:
             self._done = self._parts()
@@ -85,8 +85,11 @@ class Looks(TrainerCallback):
 
 
 def affordable(looks: int, seconds: float, elapsed: float) -> bool:
-    """Whether there may be another look behind so many, which took `seconds` of those that elapsed: at most a tenth of a run goes
-    to looks, but for the first and a few seconds. (A look takes seconds, and on a slow machine a run of minutes would be little else.)"""
+    """Whether another validation pass may follow `looks` of them, which took `seconds` of the `elapsed` seconds.
+
+    At most a tenth of a run goes to validation, apart from the first pass and from a few seconds in all. (A pass takes
+    seconds, so a run of a few minutes on a slow machine would otherwise do little else.)
+    """
     return not looks or seconds * (looks + 1) / looks <= max(_CHEAP, _SHARE_OF_LOOKS * elapsed)
 
 

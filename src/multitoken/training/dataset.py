@@ -1,4 +1,4 @@
-"""Records -> the samples to train on and those to validate with, missing responses written, and a count of it all."""
+"""Records -> training and validation samples. Missing responses are written, and what became of the records is counted."""
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SHORTEST = 2  # tokens: a block predicts at least two
 
 WriteAll = Callable[[list[list[int]]], list[Written]]
-"""Prompts -> their responses: `write_missing` with all but the prompts filled in."""
+"""Prompts -> their responses: `write_missing` with every argument but the prompts filled in."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class DataReport:
     written: int
     """Responses that the teacher wrote."""
     unfinished: int
-    """Of those, the ones that reached max_new_tokens before they ended."""
+    """Those of them that reached max_new_tokens before they ended."""
     cut: int
-    """Responses, of the data or written, that were longer than max_length allows."""
+    """Responses, from the data or from the teacher, that were longer than max_length allows."""
     too_short: int
     """Records dropped: fewer than two tokens to train on."""
     no_room: int
     """Records dropped: the prompt alone reaches max_length."""
     last_turn_only: int
-    """Conversations trained on in their last turn alone: the chat template renders earlier ones differently."""
+    """Conversations of which only the last turn is trained on: the chat template renders earlier ones differently."""
 
     def __str__(self) -> str:
         counts = {
@@ -73,9 +73,9 @@ def prepare_samples(
     *,
     eos_ids: Collection[int] = (),
 ) -> PreparedData:
-    """Encode every record, have the teacher write the responses that are missing, and split.
+    """Encode every record, have the teacher write the missing responses, and split into training and validation.
 
-    All records are read before `write` is called (once, if at all), so bad data is known before the expensive work.
+    All records are read before `write` is called (once, if at all), so bad data is reported before the expensive work.
     Raises `DataError` for a record that cannot be used, and when none is left to train on.
     """
     total = no_room = 0
@@ -129,7 +129,7 @@ def prepare_samples(
 
 
 def _name(record: Record, item: Sample | Prompt) -> str:
-    """What keeps equal prompts together. A plain text has no prompt of its own: it goes by what it says."""
+    """A name that keeps equal prompts together. A plain text has no prompt, so its name comes from its content."""
     if record.text is not None and isinstance(item, Sample):
         return fingerprint(item.response_ids)
     return fingerprint(item.prompt_ids)
@@ -140,8 +140,8 @@ def _trainable(sample: Sample, train_on: str) -> int:
 
 
 def _held_out(names: Collection[str], share: float) -> set[str]:
-    """The first names in the order of their hashes: the same whatever the order of the data, and at least one if any
-    are wanted and something is left to train on."""
+    """The names held out for validation: the first in the order of their hashes, so that the order of the data does not
+    matter. At least one, if any are wanted and something is left to train on."""
     if not share or len(names) < 2:
         return set()
     number = min(max(1, round(share * len(names))), len(names) - 1)

@@ -1,8 +1,8 @@
-"""Training without denormals: numbers below 1.2e-38, which float32 holds with fewer and fewer digits.
+"""Training without denormals: numbers below 1.2e-38, which float32 stores with fewer and fewer digits.
 
-A confident model gives most tokens such probabilities, and its gradients are full of them. A processor may take a hundred cycles for
-each of its operations on one: on an Intel Xeon two thirds of a training step went into them. Zero in their place changes nothing that
-a sum of floats would show. How a processor treats them is a setting of each thread.
+A confident model gives most tokens such probabilities, and its gradients are full of them. A processor may take a
+hundred cycles for each operation on one: on an Intel Xeon they took two thirds of a training step. Replacing them with
+zero changes nothing that a sum of floats would show. How a processor treats denormals is a setting of each thread.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ _SMALLEST = torch.finfo(torch.float32).tiny
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Zeros in the place of denormals, on CPUs that can, in this thread and in those that torch computes with."""
+    """Replace denormals with zeros, on CPUs that can, in this thread and in the threads that torch computes with."""
     before = are_flushed()
     _flush_in_all_threads(True)
     try:
@@ -27,13 +27,13 @@ def flushed_denormals() -> Iterator[None]:
 
 
 def are_flushed() -> bool:
-    """In this thread."""
+    """Whether denormals are replaced with zeros in this thread."""
     return bool(torch.full((1,), _SMALLEST) * 0.5 == 0)
 
 
 def _flush_in_all_threads(flush: bool) -> None:
     torch.set_flush_denormal(flush)
-    # Threads that OpenMP has begun keep what they began with, and torch sets this one alone: have each of them set its own.
+    # OpenMP's threads keep the setting they started with, and torch sets only the calling one: each must set its own.
     for library in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
         in_parallel = getattr(ctypes.CDLL(str(library)), "GOMP_parallel", None)
         if in_parallel is not None:

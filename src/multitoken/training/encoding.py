@@ -1,8 +1,8 @@
-"""Record -> token ids: prompt and response tokenised apart and joined; with a chat template it renders both.
+"""Record -> token ids. Prompt and response are tokenised separately and joined; a chat template, if any, renders both.
 
-Apart, because a response that is decoded starts behind exactly the prompt's ids: a merge across the seam in training
-would be one that inference never sees. The seam is the data's own: nothing is put between a plain prompt and response.
-A conversation is cut at each of the assistant's turns alike.
+They are tokenised separately because a decoded response starts after exactly the prompt's ids: a merge across the
+boundary in training would never occur at inference. The boundary is the data's own: nothing is inserted between a plain
+prompt and its response. A conversation is split in the same way at each of the assistant's turns.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Sample:
     """Token ids and the spans [start, end) in them that the model is to write: responses, or the assistant's turns.
 
-    A turn's last id is the token that ends it, an EOS, wherever the template has one. `ended`: so it is with the last.
-    `last_turn_only`: the chat template did not let earlier turns be told apart. `sampled`: the teacher drew it at random.
+    A turn's last id is the EOS token that ends it, wherever the template has one. `ended`: the last turn has one.
+    `last_turn_only`: the chat template does not allow earlier turns to be told apart. `sampled`: the teacher sampled it.
     """
 
     ids: tuple[int, ...]
@@ -44,21 +44,21 @@ class Sample:
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """What stands before the first turn."""
+        """The ids before the first turn."""
         return self.ids[: self.turns[0][0]] if self.turns else self.ids
 
     @property
     def response_ids(self) -> tuple[int, ...]:
-        """The first turn and all behind it."""
+        """The first turn and everything after it."""
         return self.ids[len(self.prompt_ids) :]
 
     def predictable(self, train_on: str) -> tuple[Span, ...]:
-        """Spans of tokens that a block may predict: the first of all has nothing before it to predict it from."""
+        """Spans of tokens that a block may predict. The first token of the sample has nothing before it to predict from."""
         turns = self.turns if train_on == "response" else ((0, len(self.ids)),)
         return tuple((max(1, start), end) for start, end in turns)
 
     def cut(self, length: int) -> "Sample":
-        """At most `length` ids of it. What is cut has not ended."""
+        """The first `length` ids at most. A sample that is cut has not ended."""
         if len(self.ids) <= length:
             return self
         turns = tuple((start, min(end, length)) for start, end in self.turns if start < length)
@@ -80,9 +80,9 @@ def encode_record(
     mask_id: int | None = None,
     eos_ids: Collection[int] = (),
 ) -> Sample | Prompt:
-    """The ids of a record, its response cut so that both together are at most `max_length` long.
+    """The ids of a record. The response is cut so that prompt and response together have at most `max_length` ids.
 
-    `eos_ids` are what ends a response besides the tokenizer's own EOS (chat models often have two).
+    `eos_ids` are tokens that end a response in addition to the tokenizer's own EOS (chat models often have two).
     Raises `DataError` for text that holds the mask token or that the chat template cannot render as prompt + response.
     """
     ends = {*eos_ids, *([own] if isinstance(own := tokenizer.eos_token_id, int) else [])}
@@ -105,7 +105,7 @@ def make_sample(
 
 
 def fingerprint(ids: Sequence[int], salt: str = "") -> str:
-    """A name for a sequence of ids, the same on every machine and in every order of the data."""
+    """A name for a sequence of ids. It is the same on every machine and for every order of the data."""
     return hashlib.sha256(f"{salt}|{','.join(map(str, ids))}".encode()).hexdigest()
 
 
@@ -132,7 +132,7 @@ def _encode_chat(
     tokenizer: "PreTrainedTokenizerBase",
     ends: Collection[int],
 ) -> Sample | Prompt:
-    """A conversation that the assistant ends has all its turns trained on; any other is a prompt for the next one."""
+    """If the assistant has the last message, all its turns are trained on. Otherwise the conversation is a prompt."""
     if messages[-1]["role"] != "assistant":
         return Prompt(tuple(encode_prompt(list(messages), tokenizer, tools=tools)))
     if len(messages) == 1:
@@ -154,8 +154,8 @@ def _encode_chat(
 
 
 def _close(text: str, start: int, end: int, closings: Sequence[str]) -> int:
-    """The place behind the token that ends a turn. The turn may be given with what the template writes behind that
-    token (a line break, which is not ours), or without the token."""
+    """The position after the token that ends a turn. The given span may include what the template writes after that
+    token (a line break, which is not part of the turn), or may stop before the token."""
     found = [place + len(token) for token in closings if (place := text.find(token, start, end + len(token))) >= 0]
     return min(found, default=end)
 
@@ -167,8 +167,8 @@ def _sample(
     ends: Collection[int],
     last_turn_only: bool = False,
 ) -> Sample:
-    """The last turn up to and with its first EOS, its own or one that is appended. A vocabulary without any EOS leaves
-    it open."""
+    """A sample whose last turn ends with its first EOS; one is appended if the turn has none. If the vocabulary has no
+    EOS, the turn stays open."""
     start, end = turns[-1]
     own = tokenizer.eos_token_id
     eos = next((place for place in range(start, end) if ids[place] in ends), None)

@@ -1,13 +1,13 @@
-"""Hidden states on one side, logits on the other, and the step between them taken in chunks.
+"""From hidden states to logits, computed in chunks.
 
-A vocabulary of 150,000 makes half a gigabyte of float32 logits for 800 places. Here they never stand in memory all at
-once: the trunk gives hidden states, and the head turns as many of them into logits as fit, for as long as they are
-needed, again in the backward pass.
+With a vocabulary of 150,000, the float32 logits of 800 positions take half a gigabyte. Here they are never all in memory
+at once. The trunk computes hidden states, and the head turns as many of them into logits at a time as fit. The logits
+are dropped after use and computed again in the backward pass.
 
-What a family does behind its output matrix (soft caps, scales) is not known here and need not be: the head is the
-model's own `forward` with its trunk stepping aside.
+What a model family does after its output matrix (soft caps, scales) does not need to be known here: the head is the
+model's own `forward`, with the trunk replaced by a function that returns the given hidden states.
 
-Shapes: D hidden, V vocabulary, N places in any shape.
+Shapes: D hidden, V vocabulary, N positions in any shape.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,19 +28,19 @@ MOST_LOGITS = 2**24  # in one chunk: 64 MiB of float32
 
 
 def suppress(logits: Tensor, mask_id: int) -> Tensor:
-    """Float32 logits with the mask token's column, if it has one, at -inf: it is never proposed, taught or emitted."""
+    """Float32 logits with the mask token's column, if it has one, at -inf, so it is never proposed, taught or emitted."""
     column = torch.arange(logits.shape[-1], device=logits.device) == mask_id
     return logits.float().masked_fill(column, -torch.inf)
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) over the last axis; columns at -inf in p add nothing."""
+    """KL(p || q) over the last axis. Columns where log_p is -inf add nothing."""
     terms = log_p.exp() * (log_p - log_q)
     return torch.where(log_p == -torch.inf, 0.0, terms).sum(-1)
 
 
 class _HiddenStates(MoeModelOutputWithPast):
-    """What a trunk returns, with nothing in it but hidden states; whatever else a family looks for is None."""
+    """A trunk's output that holds only hidden states. Any other attribute that a model family reads is None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -50,7 +50,7 @@ class _HiddenStates(MoeModelOutputWithPast):
 
 @dataclass(frozen=True)
 class Moved:
-    """What a draft head adds to the logits of places: states [..., R] times columns [V, R] (`decoding/draft_head.py`)."""
+    """What a draft head adds to the logits: states [..., R] times columns [V, R] (`decoding/draft_head.py`)."""
 
     states: Tensor
     columns: Tensor
@@ -59,14 +59,15 @@ class Moved:
         return Moved(self.states.reshape(-1, self.states.shape[-1]), self.columns)
 
     def at(self, chosen: Tensor) -> "Moved":
-        """Of these places only. chosen [...] bool."""
+        """At the chosen positions only. chosen [...] bool."""
         return Moved(self.states[chosen], self.columns)
 
 
 class Head:
-    """From the hidden states of one model to its logits. Raises `UnsupportedModelError` for a model with no such seam.
+    """From the hidden states of one model to its logits.
 
-    `under` makes the circumstances of each pass through the trunk: an adapter switched off.
+    `under` makes the context of each pass through the trunk, for example one in which an adapter is switched off.
+    Raises `UnsupportedModelError` for a model that cannot be split into trunk and head.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Head:
         self.check()
 
     def trunk(self, **inputs: Any) -> Tensor:
-        """Hidden states [B, S, D] behind the last norm, one forward pass without the head."""
+        """Hidden states [B, S, D] after the last norm: one forward pass without the head."""
         with self.under():
             return self.model.base_model(**inputs).last_hidden_state
 
@@ -91,7 +92,7 @@ class Head:
         """[..., D] -> float32 [..., V], the mask token's column at -inf."""
         flat = hidden.reshape(1, -1, hidden.shape[-1])
         trunk = self.model.base_model
-        trunk.forward = lambda *_, **__: _HiddenStates(last_hidden_state=flat)  # shadows the class's
+        trunk.forward = lambda *_, **__: _HiddenStates(last_hidden_state=flat)  # shadows the class's method
         try:
             ids = torch.zeros(1, flat.shape[1], dtype=torch.long, device=flat.device)
             logits = self.model(input_ids=ids, use_cache=False).logits
@@ -106,7 +107,7 @@ class Head:
 
     @torch.no_grad()
     def best(self, hidden: Tensor, moved: "Moved | None" = None) -> Tensor:
-        """The argmax at each place. [..., D] -> [...]."""
+        """The argmax at each position. [..., D] -> [...]."""
         flat, moved = hidden.reshape(-1, hidden.shape[-1]), moved and moved.flat()
         return torch.cat([self._moved(flat, moved, part).argmax(-1) for part in self._parts(len(flat))]).view(
             hidden.shape[:-1]
@@ -114,7 +115,7 @@ class Head:
 
     @torch.no_grad()
     def best_and_sure(self, hidden: Tensor, moved: "Moved | None" = None) -> tuple[Tensor, Tensor]:
-        """The argmax at each place and its probability, twice [..., D] -> [...]."""
+        """The argmax at each position and its probability, each [..., D] -> [...]."""
         flat, moved = hidden.reshape(-1, hidden.shape[-1]), moved and moved.flat()
         tops = [self._moved(flat, moved, part).softmax(-1).max(-1) for part in self._parts(len(flat))]
         shape = hidden.shape[:-1]
@@ -130,7 +131,7 @@ class Head:
     def divergence_from(
         self, teacher: "Head", taught: Tensor, hidden: Tensor, moved: "Moved | None" = None
     ) -> tuple[Tensor, Tensor]:
-        """KL(teacher || ours), and the share that both distributions have in common. taught, hidden [N, D] -> [N], [N]."""
+        """KL(teacher || ours), and the probability that both distributions share. taught, hidden [N, D] -> [N], [N]."""
 
         def by_place(part: slice) -> Tensor:
             with torch.no_grad():
@@ -158,7 +159,7 @@ class Head:
 
     @torch.no_grad()
     def check(self) -> None:
-        """A few numbers: trunk and head, one after the other, are the model."""
+        """Check on a few ids that the trunk followed by the head gives the same logits as the model."""
         ids = torch.arange(4, device=self.model.device)[None] % self.vocabulary
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         with self.under():

@@ -1,28 +1,29 @@
-"""Rows joined one behind the other, so that blocks also stand behind long prefixes, at positions that no sample reaches alone.
+"""Join rows one after the other, so that blocks also come after long prefixes, at positions that no sample reaches alone.
 
-A sample in such a row sees the earlier ones, as the turns of one conversation. Its text was not written behind them: what is
-taught there is the original's own distribution behind this prefix (see `objective` on sampled texts).
+A sample in a joined row sees the earlier ones, like the turns of one conversation. Its text was not written after them,
+so what is taught there is the original's own distribution after this prefix (see `objective` on sampled texts).
 """
 
 from typing import Any
 
-_LONGEST = 4096  # tokens: a pass pays for the square of them
-_SHARE_OF_BLOCKS = 2  # every second block is kept: they too see all that stands in front of them
+_LONGEST = 4096  # tokens: the cost of a pass grows with their square
+_SHARE_OF_BLOCKS = 2  # every second block is kept, because each block attends to everything before it
 
 
 def longest_join(positions: int | None, k_max: int) -> int:
-    """Tokens that a joined row may hold, so that a block fits behind the last. positions: of the model, if it has a limit."""
+    """The most tokens of a joined row, so that a block fits after the last. positions: the model's limit, if it has one."""
     return _LONGEST if positions is None else min(_LONGEST, positions - k_max)
 
 
 def is_joined(step: int, share: float) -> bool:
-    """Whether the rows of a step are joined, in a share of all steps that is spread evenly."""
+    """Whether the rows of this step are joined. `share` of all steps are, spread evenly."""
     return int((step + 1) * share + 1e-9) > int(step * share + 1e-9)
 
 
 def join(rows: list[dict[str, Any]], room: int) -> list[dict[str, Any]]:
-    """Items of the stream in groups of as many as divide their number and fit in `room` tokens, each group one row; the items
-    themselves where not even two fit."""
+    """Join items of the stream into groups, each group one row. All groups have the same number of items: the largest that
+    divides the number of all items and keeps every group within `room` tokens. If not even two fit, the items stay as
+    they are."""
     for size in range(len(rows), 1, -1):
         groups = [rows[i : i + size] for i in range(0, len(rows), size)]
         if len(rows) % size == 0 and all(sum(len(row["ids"]) for row in group) <= room for group in groups):

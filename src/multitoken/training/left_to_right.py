@@ -1,6 +1,7 @@
-"""The draft head on packed blocks: states of all places, with the text's tokens before them or with the student's own.
+"""The draft head on packed blocks: its states at all slots, given the text's earlier tokens or the student's own.
 
-Shapes: B rows, M slots (all blocks' places, one behind the other), N blocks of a row, D hidden, R rank, V vocabulary.
+Shapes: B rows, M slots (the positions of all blocks, one after the other), N blocks of a row, D hidden, R rank,
+V vocabulary.
 """
 
 import torch
@@ -16,8 +17,8 @@ from .head import Head, Moved
 def moved_by(
     drafter: DraftHead, columns: Tensor, student: Head, batch: BlockBatch, hidden: Tensor, tokens: Tensor
 ) -> Moved:
-    """The corrections of all places, given the token at every place. columns [V, R]: W U; hidden [B, M, D], tokens [B, M]; a
-    mask's state depends on the tokens at the earlier places of its block. Nothing is added at anchors."""
+    """The corrections at all slots, given the token at every slot. columns [V, R]: W U; hidden [B, M, D], tokens [B, M].
+    A mask's state depends on the tokens at the earlier positions of its block. Nothing is added at anchors."""
     slots, valid = _by_block(batch)
     rows = len(hidden)
     at_masks = hidden[:, slots]  # [B, N, J, D]
@@ -29,7 +30,7 @@ def moved_by(
 
 @torch.no_grad()
 def propose(drafter: DraftHead, columns: Tensor, student: Head, batch: BlockBatch, hidden: Tensor) -> Tensor:
-    """The student's own tokens from left to right, as decoding chooses them. columns, hidden: as above. -> [B, M]"""
+    """The student's own tokens, chosen from left to right as in decoding. columns, hidden: as above. -> [B, M]"""
     tokens = student.best(hidden)
     slots, valid = _by_block(batch)
     state = hidden.new_zeros(len(hidden), len(slots), drafter.rank, dtype=torch.float32)
@@ -42,7 +43,7 @@ def propose(drafter: DraftHead, columns: Tensor, student: Head, batch: BlockBatc
 
 
 def _by_block(batch: BlockBatch) -> tuple[Tensor, Tensor]:
-    """Slots of the masks of each block, [N, J], and which of them there are: of a shorter block the last one is repeated."""
+    """Slots of the masks of each block, [N, J], and which of them exist: a shorter block repeats its last one."""
     ks = torch.tensor(batch.ks, device=batch.place.device)
     place = torch.arange(1, max(batch.ks), device=ks.device)
     return (ks.cumsum(0) - ks)[:, None] + torch.minimum(place, ks[:, None] - 1), place < ks[:, None]

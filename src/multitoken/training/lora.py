@@ -1,4 +1,4 @@
-"""Low-rank adapters that act everywhere, by PEFT."""
+"""Low-rank adapters that act at every position, by PEFT."""
 
 import warnings
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def with_lora(model: PreTrainedModel, layers: list[str], *, rank: int, seed: int) -> "PeftModel":
-    """The model, changed in place, with an adapter in each of `layers`: linear ones, and whole blocks of fused experts.
+    """The model, changed in place, with an adapter in each of `layers`: linear layers, and whole blocks of fused experts.
 
     Raises `UsageError` where PEFT cannot adapt one of them.
     """
@@ -34,16 +34,16 @@ def with_lora(model: PreTrainedModel, layers: list[str], *, rank: int, seed: int
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls what transformers is about to rename
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls functions that transformers is about to rename
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config)  # pyright: ignore[reportReturnType]
         except (ValueError, TypeError, NotImplementedError) as error:
-            raise UsageError(f"method is lora, which PEFT cannot do for {type(model).__name__}: {error}") from error
+            raise UsageError(f"method is lora, but PEFT cannot adapt {type(model).__name__}: {error}") from error
 
 
 def only_trained(*modules: nn.Module) -> nn.ParameterDict:
-    """The parameters that train, the very ones, in a module of their own: what is optimised, wrapped and saved."""
+    """The trainable parameters themselves (not copies) in a module of their own, which is optimised, wrapped and saved."""
     trained = {}
     for number, module in enumerate(modules):
         for name, parameter in module.named_parameters():

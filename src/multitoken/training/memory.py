@@ -1,4 +1,4 @@
-"""How much memory a stretch of work takes at its height, and how much there is."""
+"""How much memory a piece of work takes at its peak, and how much is free."""
 
 import threading
 from collections.abc import Iterator
@@ -10,19 +10,20 @@ import torch
 
 from multitoken.decoding.memory import available_memory
 
-_SECONDS = 0.01  # between two looks at the resident size
+_SECONDS = 0.01  # between two readings of the resident size
 
 
 @dataclass
 class Peak:
-    """Bytes above what was held when the stretch began."""
+    """Bytes above what was held when the measurement began."""
 
     bytes: int = 0
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """On a GPU, what torch allocated; on a CPU, the growth of the process's resident size, looked at every 10 ms."""
+    """Peak memory inside the context. On a GPU: what torch allocated. On a CPU: the growth of the process's resident
+    size, read every 10 ms."""
     peak = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -50,12 +51,12 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken."""
+    """Bytes that can still be allocated."""
     free = available_memory(device)
     return psutil.virtual_memory().available if free is None else free
 
 
 def bytes_of(tensors: Iterator[torch.Tensor]) -> int:
-    """Of all of them, shared memory once."""
+    """Bytes of all these tensors. Shared memory counts once."""
     sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(sizes.values())

@@ -1,4 +1,4 @@
-"""The ways to adapt: what trains, which passes lead to the loss, and what is saved."""
+"""The methods of adapting a model: what trains, which passes lead to the loss, and what is saved."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +39,7 @@ Save = Callable[[MtpConfig, Mapping[str, Any], Mapping[str, str]], None]
 
 @dataclass(frozen=True)
 class Adaptation:
-    """A model made ready: its mask token, the module whose parameters learn, the passes, and how the result is kept."""
+    """A prepared model: its mask token, the module whose parameters train, the passes, and how the result is saved."""
 
     mask: MaskToken
     trained: nn.Module
@@ -49,12 +49,12 @@ class Adaptation:
 
 
 def prepare(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
-    """Give the model a mask token and whatever trains, as `config.method` says."""
+    """Give the model a mask token and the parameters that train, according to `config.method`."""
     return {"full": _full, "lora": _lora, "gated": _gated}[config.method](loaded, config, texts)
 
 
 def _full(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
-    """Every weight trains, as in the paper; the teacher is a frozen copy. The result is an ordinary checkpoint."""
+    """Every weight trains, as in the paper. The teacher is a frozen copy. The result is an ordinary checkpoint."""
     student = loaded.model
     mask = add_mask_token(student, loaded.tokenizer, texts=texts, seed=config.seed)
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
@@ -65,14 +65,14 @@ def _full(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptati
 
 
 def _lora(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
-    """A low-rank adapter (PEFT) trains that acts everywhere and is merged in at the end; the teacher is the model with it
-    switched off. The result is an ordinary checkpoint."""
+    """A low-rank adapter (PEFT) trains. It acts at every position and is merged into the weights at the end. The teacher is
+    the model with the adapter switched off. The result is an ordinary checkpoint."""
     model = loaded.model.requires_grad_(False)
     mask = add_mask_token(model, loaded.tokenizer, texts=texts, seed=config.seed)
     rule = AttentionRule(model)
     layers = _layers(model, config)
     row = model.get_input_embeddings().weight[mask.id]  # pyright: ignore[reportIndexIssue]
-    vector = _adapter(model, mask.id, 1, [], config.seed, row)  # over no layers: the mask's own vector alone
+    vector = _adapter(model, mask.id, 1, [], config.seed, row)  # without layers: only the mask's own vector
     head = _draft_head(model, config)
     adapted = with_lora(model, layers, rank=config.rank, seed=config.seed)
 
@@ -88,7 +88,7 @@ def _lora(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptati
 
 
 def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
-    """A low-rank adapter trains that acts at masks only; the teacher is the model itself. The result is the adapter."""
+    """A low-rank adapter trains that acts at masks only. The teacher is the model itself. The result is the adapter."""
     model = loaded.model.requires_grad_(False)
     mask, row = reserve_mask_token(model, loaded.tokenizer, texts=texts, seed=config.seed)
     layers = _layers(model, config)
@@ -116,8 +116,8 @@ def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptat
 
 
 def _begin_with(adapter: GatedAdapter, head: DraftHead | None, folder: Path) -> None:
-    """Take over the numbers of a trained adapter, and of its draft head where both have one. Raises `UsageError` where they do not
-    fit."""
+    """Start from the weights of a trained adapter, and of its draft head where both have one. Raises `UsageError` where
+    they do not fit."""
     try:
         adapter.load_state_dict(_grown(from_peft(load_file(folder / WEIGHTS), adapter.names), adapter.state_dict()))
         if head is not None and (folder / HEAD_WEIGHTS).exists():
@@ -129,7 +129,8 @@ def _begin_with(adapter: GatedAdapter, head: DraftHead | None, folder: Path) -> 
 
 
 def _grown(given: dict[str, Tensor], untrained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Directions that an adapter of smaller rank lacks begin untrained. They add nothing yet, so the adapter still does what it did."""
+    """The weights of an adapter of smaller rank, with the missing directions added untrained. Those add nothing yet, so the
+    adapter still does what it did."""
     for name, fresh in untrained.items():
         axis = {"down": -2, "up": -1}.get(name.rpartition(".")[2])
         if axis is not None and name in given:
@@ -140,7 +141,7 @@ def _grown(given: dict[str, Tensor], untrained: Mapping[str, Tensor]) -> dict[st
 
 
 def _draft_head(model: PreTrainedModel, config: AdaptConfig) -> DraftHead | None:
-    """Untrained; None if none is wanted."""
+    """An untrained draft head; None if none is wanted."""
     if not config.head_rank:
         return None
     with torch.random.fork_rng(devices=[]):
@@ -149,12 +150,12 @@ def _draft_head(model: PreTrainedModel, config: AdaptConfig) -> DraftHead | None
 
 
 def _beside(trained: nn.Module, head: DraftHead | None) -> nn.Module:
-    """What trains: the adapter or the model, and the draft head."""
+    """What trains: the adapter or the model, together with the draft head if there is one."""
     return trained if head is None else nn.ModuleDict({"main": trained, "draft_head": head})
 
 
 def _student(model: PreTrainedModel, mask: MaskToken, config: AdaptConfig) -> Head:
-    if config.gradient_checkpointing and Mixers.of(model) is not None:  # its layers are told nothing of the blocks then
+    if config.gradient_checkpointing and Mixers.of(model) is not None:  # checkpointed layers are not told of the blocks
         raise UsageError(
             f"gradient_checkpointing is not supported for {type(model).__name__}, whose recurrent layers start each block "
             "from a kept state; leave it out"
@@ -172,7 +173,7 @@ def _layers(model: PreTrainedModel, config: AdaptConfig) -> list[str]:
 def _adapter(
     model: PreTrainedModel, mask_id: int, rank: int, layers: list[str], seed: int, row: torch.Tensor | None
 ) -> GatedAdapter:
-    """Put on, and begun with `row` as the mask's vector; None: with noise in its place."""
+    """An adapter attached to the model. The mask's vector starts as `row`; if `row` is None, noise takes its place."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapter = GatedAdapter(model, mask_id=mask_id, rank=rank, layers=layers, noise=row is None)

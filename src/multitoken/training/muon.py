@@ -1,5 +1,5 @@
-"""Muon on every machine: torch's own orthogonalises in bfloat16, which takes a CPU without instructions for it longer than the
-whole rest of a step."""
+"""Muon for every machine. torch's own orthogonalises in bfloat16. On a CPU without bfloat16 instructions that takes longer
+than the whole rest of a step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ from multitoken.models.placement import cpu_gains_by_bf16
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` with the learning rate adjusted to AdamW's (`match_rms_adamw`), in float32 where a CPU is slow in
-    bfloat16. (https://kellerjordan.github.io/posts/muon; arXiv 2502.16982, eq. 4)"""
+    """`torch.optim.Muon` with the learning rate adjusted to AdamW's (`match_rms_adamw`). It computes in float32 on CPUs
+    that are slow in bfloat16. (https://kellerjordan.github.io/posts/muon; arXiv 2502.16982, eq. 4)"""
 
     def __init__(self, params: list[torch.nn.Parameter], *, lr: float, weight_decay: float) -> None:
         super().__init__(params, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
@@ -44,7 +44,7 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Nearly the orthogonal matrix that is nearest: singular values of about 1, by so many steps of a quintic Newton-Schulz
+    """Approximately the nearest orthogonal matrix: singular values of about 1, by `steps` steps of a quintic Newton-Schulz
     iteration. [A, B] -> [A, B]"""
     a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]

@@ -1,21 +1,23 @@
 """Student-forced online distillation (arXiv 2602.06019, eq. 3-4), and its variants, one option each.
 
-The student proposes a block in one pass. The frozen teacher reads the student's *own* block and says at each place what
-it would have written there: that is the label. A label from a fixed text cannot know that the student, facing "the
-zookeeper fed the", has chosen *panda* and not *lion*, and would teach it the mixture "panda meat"; the teacher's can.
+The student proposes a block in one pass. The frozen teacher reads the student's *own* block and says at each position
+what it would have written there. That is the label. A label from a fixed text does not know what the student has chosen:
+if the student continues "the zookeeper fed the" with *panda* and the text with *lion*, the text's labels teach it the
+mixture "panda meat". The teacher's labels follow the student's choice.
 
-One exact short cut: with `until_disagreement`, and responses that the teacher itself wrote greedily, every counted place
-has seen only the teacher's own tokens, so its label *is* the text's next token and labels="data" is the same objective
-without a teacher pass.
+One shortcut is exact. With `until_disagreement`, and responses that the teacher itself wrote greedily, every counted
+position has seen only the teacher's own tokens. Its label *is* then the text's next token, so labels="data" is the same
+objective without a teacher pass.
 
-Where the text was sampled from the teacher, or written by another, a token is one of many that may stand there. What is taught there is the teacher's distribution
-behind the text's own tokens (KL divergence), and a place counts with the share of probability that both have in common, which
-bounds how often a draft with the position's own noise holds.
+Where the text was sampled from the teacher, or written by another author, its token is one of many that may follow. What
+is taught there is the teacher's distribution after the text's own tokens (KL divergence). In the weights of "reach", such
+a position counts with the share of probability that both distributions have in common, which bounds how often a draft
+with the position's own noise is accepted.
 
-Limits: labels of places behind a wrong proposal are right for a prefix that decoding will never keep. The paper trains
-them all the same; `until_disagreement` leaves them out.
+Limits: labels after a wrong proposal are right for a prefix that decoding will never keep. The paper trains on them
+nevertheless; `until_disagreement` leaves them out.
 
-Shapes: B rows, M block slots (all blocks' places, one behind the other), N blocks, V vocabulary, T real tokens.
+Shapes: B rows, M block slots (the positions of all blocks, one after the other), N blocks, V vocabulary, T real tokens.
 """
 
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ from .head import Moved
 from .left_to_right import moved_by, propose
 from .passes import Hidden, Passes
 
-_ALONE = 0.3  # weight of the loss without the draft head, beside that with it
+_ALONE = 0.3  # weight of the loss without the draft head, which is added to the loss with it
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,12 @@ class Objective:
 
     labels: "online", the teacher on the student's block; "data", the text's own next tokens (the offline baseline).
     teacher: "hard", cross-entropy to the teacher's argmax; "soft", KL to its distribution.
-    until_disagreement: a block's loss ends with its first place where proposal and label differ.
-    weights: "even", or "reach": each place counts with the probability, by the student's own word, that all places before
-        it are right, which is the probability that decoding gets there (the anchor's token always stands). The gradient
+    until_disagreement: a block's loss ends with its first position where proposal and label differ.
+    weights: "even", or "reach": each position counts with the student's own probability that all positions before it are
+        right, which is the probability that decoding gets there (the anchor's token is always accepted). The gradient
         does not pass through the weights.
-    foreign: the text was not written by the teacher. With labels="data" it is then taught as a sampled one is.
-    next_token_weight: weight of KL(teacher || student) on the real tokens, which keeps next-token behaviour in place.
+    foreign: the text was not written by the teacher. With labels="data" it is then taught like a sampled text.
+    next_token_weight: weight of KL(teacher || student) on the real tokens, which preserves next-token behaviour.
     """
 
     labels: Literal["online", "data"] = "online"
@@ -57,34 +59,34 @@ class Objective:
 
     @property
     def by_block(self) -> bool:
-        """Whether the loss is a mean over blocks, because how many places count is not known before the forward pass."""
+        """Whether the loss is a mean over blocks, because the number of counted positions is not known before the pass."""
         return self.until_disagreement or self.weights == "reach"
 
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """Counts of one batch, for the log. `agreed[j]` of `seen[j]` supervised proposals at place j were the label."""
+    """Counts of one batch, for the log. Of `seen[j]` supervised proposals at position j, `agreed[j]` were the label."""
 
     agreed: Tensor  # [k_max]
     seen: Tensor  # [k_max]
-    accepted: float  # mean length of the agreeing front of a block, the anchor included
-    tokens: int  # real ones and those of blocks
+    accepted: float  # mean number of leading positions of a block that agree, the anchor included
+    tokens: int  # real tokens and block slots
 
 
 def data_labels(batch: BlockBatch) -> Tensor:
-    """The text's next token at each place; behind its end, anything. -> [B, M]."""
+    """The text's next token at each slot; after the end of the text, any token. -> [B, M]."""
     return batch.ids.gather(1, batch.target.clamp_max(batch.real - 1))
 
 
 def _in_front(batch: BlockBatch) -> Tensor:
-    """Index in the row of the real token in front of what each place predicts. -> [B, M]"""
+    """Index in the row of the real token before the one that each slot predicts. -> [B, M]"""
     return (batch.target - 1).clamp_max(batch.real - 1)
 
 
 def within_turns(batch: BlockBatch, ends: Tensor) -> Tensor:
-    """Which places predict a token of the turn that their anchor's next token belongs to. ends [B, N] -> [B, M] bool.
+    """Which slots predict a token of the turn that their anchor's next token belongs to. ends [B, N] -> [B, M] bool.
 
-    Behind it come the user's words, or a tool's, or nothing; decoding stops there.
+    After the turn comes text of the user or of a tool, or nothing, and decoding stops there.
     """
     return batch.target < ends[:, batch.block_of]
 
@@ -92,8 +94,8 @@ def within_turns(batch: BlockBatch, ends: Tensor) -> Tensor:
 def supervised(
     batch: BlockBatch, proposals: Tensor, labels: Tensor, eos_ids: Tensor, until_disagreement: bool
 ) -> Tensor:
-    """Which places count, [B, M] bool: none behind the block's first EOS (proposed or taught), none without a label,
-    and with `until_disagreement` none behind the first place where proposal and label differ."""
+    """Which slots count, [B, M] bool. Those after the block's first EOS (proposed or taught) do not, nor those without a
+    label, nor, with `until_disagreement`, those after the first position where proposal and label differ."""
     ends = torch.isin(proposals, eos_ids) | torch.isin(labels, eos_ids)
     if until_disagreement:
         ends = ends | (proposals != labels)
@@ -101,22 +103,22 @@ def supervised(
 
 
 def reach(loss: Tensor, batch: BlockBatch) -> Tensor:
-    """exp(- sum of the losses at the earlier masks of the block): with -log p of the label as loss, the probability that
-    all of them are right. loss [B, M] -> [B, M]."""
+    """exp(- sum of the losses at the earlier masks of the block). If the loss is -log p of the label, this is the
+    probability that all of them are right. loss [B, M] -> [B, M]."""
     return (-_sum_before(loss.masked_fill(batch.place == 0, 0.0), batch.block_of)).exp()
 
 
 def _sum_before(values: Tensor, block_of: Tensor) -> Tensor:
-    """Of the values at earlier places of the same block. values [B, M] -> [B, M]."""
+    """The sum of the values at earlier positions of the same block. values [B, M] -> [B, M]."""
     before = values.cumsum(1) - values
     first = torch.searchsorted(block_of, block_of)  # slot at which each slot's block starts
     return before - before[:, first]
 
 
 class Distillation(nn.Module):
-    """One batch of blocks -> loss and statistics. `trained` is the module whose parameters learn: what is saved.
+    """One batch of blocks -> loss and statistics. `trained` is the module whose parameters train and are saved.
 
-    Passes and teacher are not submodules: they are no part of what is trained, wrapped or saved.
+    Passes and teacher are not submodules, because they are not trained, wrapped or saved.
     """
 
     eos_ids: Tensor
@@ -133,15 +135,15 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.trained = trained
-        self._drafter = [drafter]  # in a list, as the passes: `trained` holds it
+        self._drafter = [drafter]  # in a list, like the passes: `trained` already holds it
         self.objective = objective
-        self.steadiness = 1.0  # what `next_token_weight` is multiplied by at this point of the run
+        self.steadiness = 1.0  # factor on `next_token_weight` at this point of the run
         self.mask_id = mask_id
-        self._passes = [passes]  # in a list: out of nn.Module's sight
+        self._passes = [passes]  # in a list, so that nn.Module does not register them
         self.register_buffer("eos_ids", torch.tensor(eos_ids, dtype=torch.long), persistent=False)
 
     def train(self, mode: bool = True) -> "Distillation":
-        """Nothing: dropout is off for good, the proposals are what decoding will see."""
+        """Does nothing. Dropout stays off, so that the proposals are those that decoding will see."""
         return self
 
     @property
@@ -153,9 +155,9 @@ class Distillation(nn.Module):
         trainable [B, T] bool: real positions whose next-token prediction may be trained; sampled [B, N] bool: blocks whose
         text the teacher sampled.
 
-        The block loss is divided by what is known before the forward pass, so that accumulated micro-batches of equal
-        shape make exactly one large batch: the number of places, or, where not all of them count, of blocks. (The loss on
-        real tokens is a mean over samples, which are not equally many in every micro-batch of packed rows.)
+        The block loss is divided by a number that is known before the forward pass: the number of slots, or the number of
+        blocks where not all slots count. Accumulated micro-batches of equal shape then make exactly one large batch. (The
+        loss on real tokens is a mean over samples. With packed rows, their number differs between micro-batches.)
         """
         objective, passes = self.objective, self.passes
         batch = self._lay_out(inputs)
@@ -175,7 +177,7 @@ class Distillation(nn.Module):
         soft = torch.full_like(counted, objective.teacher == "soft") | sampled
         places = len(batch.ids) * (len(batch.ks) if objective.by_block else batch.slots)
         loss = self._loss(ours.blocks, moved, labels, counted, soft, taught, batch) / places
-        if moved is not None:  # candidates of a place are the likeliest by the mask alone
+        if moved is not None:  # decoding takes the candidates at a position from the logits without the draft head
             loss = loss + _ALONE * self._loss(ours.blocks, None, labels, counted, soft, taught, batch) / places
         if objective.next_token_weight:
             assert theirs is not None
@@ -186,8 +188,8 @@ class Distillation(nn.Module):
         return loss, _statistics(batch, proposals, labels, self.eos_ids)
 
     def _propose(self, batch: BlockBatch, hidden: Tensor) -> tuple[Tensor, Moved | None]:
-        """Proposals [B, M], and the draft head's corrections. With labels from the text, places are given the text's tokens
-        before them: up to the first that is wrong, the student's own are the same."""
+        """Proposals [B, M], and the draft head's corrections. With labels from the text, the draft head is given the text's
+        earlier tokens. Up to the first wrong proposal, these are the student's own."""
         student, (drafter,) = self.passes.student, self._drafter
         if drafter is None:
             return student.best(hidden), None
@@ -208,12 +210,12 @@ class Distillation(nn.Module):
         taught: Tensor | None,
         batch: BlockBatch,
     ) -> Tensor:
-        """The sum over counted places: cross-entropy to the label, or, where `soft`, the divergence from the teacher. All but
-        hidden [B, M, D] and taught [B, M, D] are [B, M]."""
+        """The sum over counted slots: cross-entropy to the label or, where `soft`, the divergence from the teacher. hidden and
+        taught are [B, M, D], all others [B, M]."""
         student, teacher = self.passes.student, self.passes.teacher
         hard = counted & ~soft
         by_place = hidden.new_zeros(counted.shape, dtype=torch.float32)
-        surprise = torch.zeros_like(by_place)  # - log of the probability that decoding gets past the place
+        surprise = torch.zeros_like(by_place)  # - log of the probability that decoding gets past the slot
         if bool(hard.any()):
             values = student.cross_entropy(hidden[hard], labels[hard], moved and moved.at(hard))
             by_place = by_place.masked_scatter(hard, values)
@@ -228,7 +230,7 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def examine(self, inputs: dict[str, Tensor]) -> "Examined":
-        """What is proposed, how surely, and what would have been right. inputs: as for `forward`."""
+        """What is proposed, with what confidence, and what would have been right. inputs: as for `forward`."""
         batch = self._lay_out(inputs)
         ours = self.passes.propose(batch)
         _, moved = self._propose(batch, ours.blocks)
@@ -243,7 +245,7 @@ class Distillation(nn.Module):
         return Examined(batch, proposals, confidences, self._labels(batch, theirs, inputs["ends"]), kept)
 
     def _labels(self, batch: BlockBatch, theirs: Hidden | None, ends: Tensor) -> Tensor:
-        """What each place should have said, -100 behind the end of its turn. -> [B, M]."""
+        """The right token at each slot, -100 after the end of its turn. -> [B, M]."""
         if self.objective.labels == "online":
             assert theirs is not None
             labels = self.passes.teacher.best(theirs.blocks)
@@ -264,8 +266,8 @@ class Distillation(nn.Module):
 
 @dataclass(frozen=True)
 class Examined:
-    """All [B, M], a value for each place of each block. `kept` [number]: of the real tokens that may be trained, whether the
-    next token is the original's; None where the student's next tokens are the original's by construction."""
+    """All [B, M], a value for each slot. `kept` [number]: for each real token that may be trained, whether the next token
+    is still the original's; None where the student's next tokens are the original's by construction."""
 
     batch: BlockBatch
     proposals: Tensor
@@ -275,7 +277,7 @@ class Examined:
 
 
 def _mean_of_means(chosen: Tensor, segments: Tensor) -> Tensor:
-    """Weights of the chosen places: their mean in each sample, and the mean of the samples'. Both [B, T] -> [number]."""
+    """Weights of the chosen positions for the mean over samples of the mean in each sample. Both [B, T] -> [number]."""
     rows = torch.arange(len(segments), device=segments.device)[:, None]
     _, sample, count = torch.unique(
         (rows * segments.shape[1] + segments)[chosen], return_inverse=True, return_counts=True

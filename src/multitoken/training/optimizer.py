@@ -1,4 +1,4 @@
-"""The optimizer of a run: AdamW, or Muon for the inner matrices with AdamW for the rest."""
+"""The optimizer of a run: AdamW, or Muon for the inner matrices and AdamW for the rest."""
 
 from collections.abc import Callable
 from typing import Any, overload
@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from .muon import Muon
 
 _WIDTH = 256  # hidden size at which the default rates were found
-_FRESH = 5.0  # how many times faster an untrained draft head learns under AdamW than the trained weights beside it
-_STEADY = 10.0  # how much more the original's next tokens weigh at the end of a run, at most
+_FRESH = 5.0  # under AdamW, the rate of an untrained draft head is this many times that of the trained weights
+_STEADY = 10.0  # the original's next tokens weigh at most this many times more at the end of a run
 _RATES = {
     "muon": {"gated": 5e-3, "lora": 5e-3, "full": 3e-3},
     "adamw": {"gated": 2e-3, "lora": 2e-3, "full": 1e-3},
@@ -21,13 +21,13 @@ _RATES = {
 
 
 class MuonAdamW(Optimizer):
-    """Muon and AdamW as one optimizer, for trainers that know one. Group 0 is Muon's, the others AdamW's."""
+    """Muon and AdamW as one optimizer, for trainers that expect one. Group 0 is Muon's, the others AdamW's."""
 
     def __init__(
         self, matrices: list[nn.Parameter], others: list[nn.Parameter], *, lr: float, weight_decay: float
     ) -> None:
         self.muon = Muon(matrices, lr=lr, weight_decay=weight_decay)
-        # A group, for a list may be empty: an adapter without a mask vector or a draft head is all matrices.
+        # A group, because the list may be empty: an adapter without a mask vector or a draft head is all matrices.
         self.adamw = AdamW([{"params": others}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
         super().__init__([*matrices, *others], {"lr": lr})
         self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
@@ -58,9 +58,10 @@ class MuonAdamW(Optimizer):
 def default_rate(method: str, optimizer: str, width: int) -> float:
     """The learning rate for a model of hidden size `width`, if none is given.
 
-    A step of Muon (as `match_rms_adamw` scales it) moves what a matrix does to its input in proportion to sqrt(width), one of
-    AdamW to width: where every weight moves, the rate falls by as much in wider models. In narrower ones it does not climb:
-    measured, they lose more by it (docs/defaults.md). A low-rank adapter's factors have one short side.
+    A step of Muon (as `match_rms_adamw` scales it) changes the effect of a matrix on its input in proportion to
+    sqrt(width), a step of AdamW in proportion to width. Where every weight trains, the rate is therefore lower by that
+    factor in wider models. It is not higher in narrower ones: measured, they lose more with a higher rate
+    (docs/defaults.md). The rate of a low-rank adapter does not change, because its factors have one short side.
     """
     rate = _RATES[optimizer][method]
     if method != "full":
@@ -71,8 +72,11 @@ def default_rate(method: str, optimizer: str, width: int) -> float:
 def build_optimizer(
     model: nn.Module, *, name: str, lr: float, weight_decay: float, fresh: nn.Module | None = None
 ) -> Optimizer:
-    """`weight_decay` pulls on matrices only, never on embeddings (the mask token's row among them), norms or biases, nor on
-    `fresh`, an untrained module beside trained weights, which AdamW trains faster than these."""
+    """The optimizer `name` for what trains in `model`.
+
+    `weight_decay` applies to matrices only, never to embeddings (including the mask token's row), norms or biases. `fresh`
+    is an untrained module next to trained weights: AdamW trains it faster than these and without weight decay.
+    """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and (output := module.get_output_embeddings()) is not None:
@@ -92,17 +96,17 @@ def build_optimizer(
 
 
 def rate_at(done: float, warmup: float) -> float:
-    """The share of the highest learning rate behind `done` of a run, both in [0, 1]: linear warm-up over its first `warmup`, then
-    linear to zero."""
+    """The learning rate after the share `done` of a run, as a share of the highest rate; both in [0, 1]. It rises linearly
+    over the first `warmup` of the run, then falls linearly to zero."""
     return min(1.0, (done + 1e-3) / warmup) if done < warmup else max(0.0, (1.0 - done) / (1.0 - warmup))
 
 
 def weight_at(done: float, warmup: float) -> float:
-    """How much more than at the start the original's next tokens weigh behind `done` of a run: the more, the lower the rate, for
-    what the large steps have moved is put back by the small ones (docs/defaults.md)."""
+    """How many times more than at the start the original's next tokens weigh after the share `done` of a run. The weight
+    grows as the rate falls, because the small steps undo what the large steps have moved (docs/defaults.md)."""
     return 1.0 if done < warmup else min(_STEADY, 1.0 / max(1e-9, rate_at(done, warmup)))
 
 
 def build_schedule(optimizer: Optimizer, progress: Callable[[], float], warmup: float) -> LambdaLR:
-    """The rates of all groups by `rate_at`. `progress()` is in [0, 1]."""
+    """A schedule that scales the rates of all groups by `rate_at`. `progress()` is in [0, 1]."""
     return LambdaLR(optimizer, lambda _: rate_at(progress(), warmup))

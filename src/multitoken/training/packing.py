@@ -1,6 +1,6 @@
-"""Short samples side by side in one row, so that little of a batch is padding.
+"""Put short samples next to each other in one row, so that little of a batch is padding.
 
-Which samples share a row is decided once: none sees another, so it makes no difference to what is learned from them.
+Which samples share a row is decided once. No sample sees another, so it makes no difference to what is learned.
 """
 
 from bisect import bisect_left, insort
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Numbers of the samples that share a row, row by row, at most `room` tokens in each. Every length fits in `room`.
+    """The numbers of the samples in each row, with at most `room` tokens per row. Every length fits in `room`.
 
-    Best fit, decreasing: from the longest to the shortest, each goes where it leaves the least room. For example lengths
-    6, 3, 4, 2, 5 in rows of 10 make the rows [6, 4], [5, 3, 2].
+    Best fit, decreasing: from the longest to the shortest, each sample goes where it leaves the least room. For example,
+    lengths 6, 3, 4, 2, 5 in rows of 10 make the rows [6, 4], [5, 3, 2].
     """
     rows: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (room left, number of the row), in order

@@ -1,12 +1,12 @@
-"""The forward passes of one training step: the student's proposal of all blocks, and the teacher's reading of it.
+"""The forward passes of one training step: the student proposes all blocks, and the teacher reads the proposals.
 
-| who trains  | student                                             | teacher                                          |
-|-------------|-----------------------------------------------------|--------------------------------------------------|
-| all weights | one pass over [real tokens, blocks]                 | the same pass of a frozen copy over proposals    |
-| a gate      | real tokens without gradient, kept as a cache; then | the same model on the proposals: no mask, so the |
-|             | the masks alone, with gradient                      | gate is shut; from the same cache                |
+| what trains | student                                              | teacher                                           |
+|-------------|------------------------------------------------------|---------------------------------------------------|
+| all weights | one pass over [real tokens, blocks]                  | the same pass of a frozen copy, on the proposals  |
+| a gate      | the real tokens without gradient, kept in a cache;   | the same model on the proposals, with that cache: |
+|             | then only the masks, with gradient                   | there are no masks, so the gate is shut           |
 
-Shapes: B rows, T real tokens, M places of all blocks, D hidden. Hidden states are those behind the last norm.
+Shapes: B rows, T real tokens, M slots of all blocks, D hidden. Hidden states are those after the last norm.
 """
 
 from dataclasses import dataclass
@@ -24,34 +24,34 @@ from multitoken.decoding.noise import stir
 
 from .head import Head
 
-MOST_TOKENS = 2048  # of a prefix in one pass: what its activations and masks take is bounded, however long it is
+MOST_TOKENS = 2048  # of a prefix in one pass, so that the memory of its activations and masks is bounded
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """Hidden states at the real tokens [B, T, D] and at the places of the blocks [B, M, D]."""
+    """Hidden states at the real tokens [B, T, D] and at the slots of the blocks [B, M, D]."""
 
     real: Tensor
     blocks: Tensor
 
 
 class Passes(Protocol):
-    """Two heads, and the passes that lead up to them."""
+    """Two heads, and the passes that compute the hidden states for them."""
 
     student: Head
     teacher: Head
 
     def propose(self, batch: BlockBatch) -> Hidden:
-        """The student's, with gradient where there is one."""
+        """The student's hidden states, with gradient where there is one."""
         ...
 
     def read(self, batch: BlockBatch, proposals: Tensor | None) -> Hidden:
-        """The teacher's, on proposals [B, M]; None: only the real ones are asked for, `blocks` has no places."""
+        """The teacher's hidden states, on proposals [B, M]. None: only those of the real tokens; `blocks` is empty."""
         ...
 
 
 class PackedPasses:
-    """All weights train: student and teacher are two models, and the loss reaches back through the real tokens."""
+    """All weights train: student and teacher are two models, and the gradient also flows through the real tokens."""
 
     def __init__(self, student: Head, teacher: Head, rule: AttentionRule) -> None:
         self.student, self.teacher, self.rule = student, teacher, rule
@@ -76,10 +76,11 @@ class PackedPasses:
 
 
 class GatedPasses:
-    """A gate trains: the real tokens are the original model's, so they are run once, without a backward pass, and in
-    chunks where they are many.
+    """A gate trains. The real tokens are computed as in the original model, so they run once, without a backward pass, and
+    in chunks where there are many.
 
-    The gradient starts at the masks. A block's place 0 is the original model's own next token: nothing to learn there.
+    The gradient starts at the masks. Position 0 of a block gives the original model's own next token, so there is nothing
+    to learn there.
     """
 
     def __init__(self, head: Head, rule: AttentionRule, *, noise: bool = False) -> None:
@@ -95,14 +96,15 @@ class GatedPasses:
 
     @torch.no_grad()
     def read(self, batch: BlockBatch, proposals: Tensor | None) -> Hidden:
-        """From the prefix of the last `propose`, which must have had the same batch."""
+        """Uses the prefix of the last `propose`, which must have had the same batch."""
         assert self._prefix is not None, "propose comes first"
         if proposals is None:
             return Hidden(self._prefix.real, self._prefix.real[:, :0])
         return self._behind(batch, batch.with_proposals(proposals)[:, batch.real :][:, batch.place > 0])
 
     def _stir(self, batch: BlockBatch) -> None:
-        """An adapter without a mask vector sees other noise in every pass, and what no pass of training had when it decodes."""
+        """An adapter without a mask vector sees different noise in every pass. In decoding, it sees noise that no training
+        pass had."""
         gate = self.student.model.__dict__.get("_mtp_gate")
         if self._has_noise and gate is not None:
             gate.noise_seed = stir(1, batch.ids)
@@ -131,12 +133,13 @@ class GatedPasses:
         return _Prefix(cache, torch.cat(chunks, 1), batch.positions[:, masks], allowed)
 
     def _masks(self, batch: BlockBatch, queries: Tensor, keys: Tensor) -> Masks:
-        """For `queries` and `keys`, indices in the row; anchors are seen where they stand among the real tokens."""
+        """The masks for `queries` and `keys`, indices in the row. Anchors are visible as the real tokens that they are."""
         allowed = batch.rule(queries, keys, anchors_repeated=False)
         return self.rule.between(batch.positions[:, queries], batch.positions[:, keys], allowed)
 
     def _behind(self, batch: BlockBatch, ids: Tensor) -> Hidden:
-        """ids [B, number of masks]: what stands at the masks. Place 0 of a block is the real token's at its anchor."""
+        """ids [B, number of masks]: the tokens at the masks. Position 0 of a block has the state of the real token at its
+        anchor."""
         prefix = self._prefix
         assert prefix is not None
         behind = self.student.trunk(
@@ -161,8 +164,8 @@ class _Prefix:
 
 
 class PrefixCache(Cache):
-    """Keys and values of a prefix, gathered at its passes; afterwards lent to any number that leave nothing behind. recurrent:
-    the same for the states of recurrent layers, if there are any; then the prefix is one pass."""
+    """Keys and values of a prefix, collected during its passes. Later passes read them and leave nothing in the cache.
+    recurrent: the same for the states of recurrent layers, if there are any; the prefix is then run in one pass."""
 
     def __init__(self, layers: int, recurrent: BlockStates | None = None) -> None:
         super().__init__(layers=[_PrefixLayer() for _ in range(layers)])

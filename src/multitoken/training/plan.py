@@ -1,4 +1,5 @@
-"""`multitoken adapt --dry-run`: what a run would do, take and need, from a few measured steps. Nothing is kept."""
+"""`multitoken adapt --dry-run`: what a run would do, and the time and memory it would need, from a few measured steps.
+Nothing is kept."""
 
 import statistics
 import tempfile
@@ -29,14 +30,14 @@ from .responses import Written
 from .setup import Setup, make_ready, training_arguments
 from .stream import StreamOptions
 
-_STEPS = 6  # measured; the first, which warms up, is not counted
-_RESPONSES = 16  # written to measure how long all would take
-_HEADROOM = 1.1  # what fragments and longer rows may add
+_STEPS = 6  # measured; the first one warms up and is not counted
+_RESPONSES = 16  # written to estimate how long all would take
+_HEADROOM = 1.1  # for memory fragmentation and longer rows
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`memory`: bytes by part, all together the measured peak. `why_not`: None where it fits. Where memory ran out before
+    """`memory`: bytes by part, and their measured peak. `why_not`: None if the run fits. If memory ran out before
     a step was done, `memory` is empty and a step took 0 seconds."""
 
     mask: str
@@ -49,28 +50,28 @@ class Plan:
     steps: int
     tokens: int
     seconds_per_step: float
-    looks: int  # at unseen prompts
+    looks: int  # validation passes on unseen prompts
     seconds_per_look: float
     seconds_of_responses: float
     why_not: str | None
 
     @property
     def seconds(self) -> float:
-        """Of the run until it is trained: steps, looks and the responses in front of them."""
+        """Of the run until it is trained: writing the responses, the steps and the validation passes."""
         return self.steps * self.seconds_per_step + self.looks * self.seconds_per_look + self.seconds_of_responses
 
 
 def plan(config: AdaptConfig, console: Console) -> Plan:
-    """Make a run ready as `adapt` would, take a few steps and say what the whole would be.
+    """Prepare a run as `adapt` would, take a few steps and estimate the whole run.
 
-    Raises what `adapt` raises, but for memory that runs out: the plan says so.
+    Raises what `adapt` raises, except where memory runs out: the plan says so.
     """
     check_output(config.output, overwrite=config.overwrite)
     if config.shard:
         raise UsageError("a dry run measures one process with the whole model: leave shard out")
     trial = config.model_copy(
         update={"steps": _STEPS, "minutes": None, "report_to": "none", "patience": None, "evaluate_every": _STEPS}
-        # Where blocks grow, the last step has them as long as they will be.
+        # Where blocks grow, the last step has blocks of the full length.
         | {"checkpoint_every": _STEPS + 1, "resume": False, "k_growth": (1 - 1 / _STEPS) * (config.k_growth > 0)}
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -117,8 +118,8 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
 
 
 def _typical(seconds: list[float], stream: StreamOptions, growth: float) -> float:
-    """Seconds of a step of the run, its first ones' shorter blocks in their share; from the trial's, the first aside. 0 where there are
-    none."""
+    """Seconds per step of the whole run, estimated from the trial's steps without the first one; 0 where there are none.
+    If blocks grow, the shorter blocks of the run's first steps count with their share."""
     times = seconds[1:]
     if not times:
         return 0.0
@@ -132,20 +133,20 @@ def _typical(seconds: list[float], stream: StreamOptions, growth: float) -> floa
 
 
 def _steps_and_looks(config: AdaptConfig, per_step: float, per_look: float) -> tuple[int, int]:
-    """Of the whole run. The minutes of a run are those of both."""
+    """Steps and validation passes of the whole run. The minutes of a run include both."""
     every, seconds = config.evaluate_every, 60 * (config.minutes or 0.0)
     if not per_step:
         return config.steps or 0, 0
     if every is not None:
         steps = config.steps or max(1, int(seconds / (per_step + per_look / every)))
-        at_the_end = bool(config.steps and steps % every)  # the trainer's own, of runs that know their end
+        at_the_end = bool(config.steps and steps % every)  # the trainer's own, in runs given in steps
         return steps, steps // every + at_the_end if per_look else 0
     looks = _affordable_looks(seconds or (config.steps or 0) * per_step, per_look, known=bool(seconds))
     return config.steps or max(1, int((seconds - looks * per_look) / per_step)), looks
 
 
 def _affordable_looks(seconds: float, per_look: float, *, known: bool) -> int:
-    """How many `Looks` will ask for in a run of so many seconds; known: the looks' own are among them."""
+    """How many validation passes `Looks` will request in a run of `seconds`. known: these include the passes' own time."""
     looks = 0
     for part in range(1, LOOKS) if per_look else ():
         elapsed = seconds * part / LOOKS + (0 if known else looks * per_look)
@@ -154,19 +155,19 @@ def _affordable_looks(seconds: float, per_look: float, *, known: bool) -> int:
 
 
 def show(plan: Plan, config: AdaptConfig, console: Console) -> None:
-    """As a table, and a sentence that says whether to go on."""
+    """Print the plan as a table, and a sentence that says whether the run fits."""
     table = Table(title=f"{config.method} adaptation of {config.model}", show_header=False)
     rows = {
         "mask token": plan.mask,
         "data": plan.data,
-        "trainable parameters": f"{plan.trainable:,} beside {plan.parameters:,} of the model",
+        "trainable parameters": f"{plan.trainable:,} (the model has {plan.parameters:,})",
     }
     if plan.seconds_per_step:
         passes = plan.steps * config.batch_size * config.gradient_accumulation / plan.samples
         rows |= {
-            "steps": f"{plan.steps:,} of {plan.seconds_per_step:.2f} s, {plan.tokens:,} tokens",
+            "steps": f"{plan.steps:,} of {plan.seconds_per_step:.2f} s each, {plan.tokens:,} tokens",
             "passes over the data": f"{passes:.1f}",
-            "looks at unseen prompts": f"{plan.looks} of {plan.seconds_per_look:.1f} s",
+            "validation passes": f"{plan.looks} of {plan.seconds_per_look:.1f} s each",
             "time": f"{_hours(plan.seconds)}, of which {_hours(plan.seconds_of_responses)} for writing responses",
         }
     for name, size in plan.memory.items():
@@ -190,7 +191,7 @@ def _hours(seconds: float) -> str:
 
 
 class _SampledWriter:
-    """Has a few responses written and takes them for all: lengths are what matters here."""
+    """Has a few responses written and uses them for all prompts: only the lengths matter here."""
 
     seconds_of_all = 0.0
 
@@ -206,7 +207,7 @@ class _SampledWriter:
 
 
 class _Timer(TrainerCallback):
-    """Seconds of each step, as the run itself would spend them, and of the look behind the last; 0 where there is none."""
+    """Seconds of each step, as the run itself would take, and of the validation after the last step; 0 if there is none."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -242,7 +243,7 @@ def _parts(setup: Setup, optimizer: Optimizer | None, peak: int) -> dict[str, in
 
 
 def _bare(optimizer: Any) -> Optimizer | None:
-    """Out of accelerate's wrapping."""
+    """The optimizer without accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
 
 

@@ -1,4 +1,4 @@
-"""The bar of a training run: share done, steps, loss, tokens a second, time left."""
+"""The progress bar of a training run: share done, steps, loss, tokens per second, time left."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from .clock import Clock
 
 
 class TrainingBar(TrainerCallback):
-    """Draws the bar; leaves one line behind. Where there is no terminal: a line a minute."""
+    """Draws the bar, and leaves one line at the end. Without a terminal it prints one line per minute."""
 
     def __init__(self, clock: Clock, console: Console) -> None:
         self._clock, self._lines = clock, Lines(console)
@@ -34,7 +34,7 @@ class TrainingBar(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         done = self._clock.progress()
         left = self._clock.seconds * (1 - done) / max(done, 1e-6)
-        # What a narrow terminal cuts off stands last.
+        # A narrow terminal cuts off the end, so the least important parts come last.
         parts = [f"step {state.global_step}", f"{int(left) // 60}:{int(left) % 60:02d} left"]
         if self._logs:
             parts.append(f"loss {self._logs['loss']:.3f}")

@@ -1,4 +1,4 @@
-"""The folder of a run, beside its output: the options it began with, written responses, checkpoints."""
+"""The folder of a run, next to its output: the options it started with, written responses, checkpoints."""
 
 import json
 import shutil
@@ -13,13 +13,13 @@ __all__ = ["COMPLETE", "RESPONSES", "last_complete_checkpoint", "leave_nothing",
 
 RESPONSES = "responses.jsonl"
 _SETTINGS = "config.json"
-# What a run that goes on may have otherwise: how many processes share the rows of a step makes no difference to what is learned.
+# Options that a resumed run may change. How many processes share the rows of a step makes no difference to what is learned.
 _FREE = {"resume", "overwrite", "output", "checkpoint_every", "device", "report_to", "responses_from"}
 _FREE |= {"batch_size", "gradient_accumulation", "shard"}
 
 
 def open_run_folder(work: Path, config: AdaptConfig) -> Path | None:
-    """Make the folder of the run, or find where the interrupted one may go on. -> its last complete checkpoint."""
+    """Make the folder of the run, or find where an interrupted run can continue. -> its last complete checkpoint."""
     options = config.model_dump(mode="json", exclude=_FREE)
     options["rows_per_step"] = config.batch_size * config.gradient_accumulation * Processes.here().number
     settings = work / _SETTINGS
@@ -38,7 +38,7 @@ def open_run_folder(work: Path, config: AdaptConfig) -> Path | None:
     if config.resume:
         raise OutputError(f"there is no unfinished run in {work} to resume; leave --resume out")
     if work.exists():
-        # A run that failed before it wrote or trained anything left nothing worth asking about.
+        # A run that failed before it wrote or trained anything has left nothing to lose.
         worth = any(work.glob("checkpoint-*")) or any(work.glob(f"{RESPONSES}*"))
         if worth and not config.overwrite:
             raise OutputError(
@@ -58,14 +58,14 @@ def leave_nothing(work: Path) -> None:
 
 
 def _clear(work: Path) -> None:
-    """Remove a run but for its responses: each bears the name of the teacher and options that wrote it."""
+    """Remove a run except for its responses: the name of each one identifies the teacher and options that wrote it."""
     for path in work.iterdir():
-        if not path.name.startswith(RESPONSES):  # of several processes, each has a file of its own
+        if not path.name.startswith(RESPONSES):  # with several processes, each has its own file
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; half-written ones are removed."""
+    """The newest complete checkpoint. Incomplete ones are removed."""
     complete: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*"):
         if (path / COMPLETE).exists():

@@ -1,6 +1,6 @@
-"""Responses from a server that runs the original model: any OpenAI-compatible one, many requests in flight.
+"""Responses from a server that runs the original model: any OpenAI-compatible server, with many requests in flight.
 
-Before it is asked for much, a server is checked: what it writes greedily must be what the original model here would write.
+A server is checked before it is used: what it writes greedily must be what the original model would write here.
 """
 
 import json
@@ -23,22 +23,22 @@ from .encoding import fingerprint
 from .responses import Written
 
 IN_FLIGHT = 256
-_TRIES, _FIRST_PAUSE = 6, 0.5  # seconds, doubled after each try: half a minute in all
+_TRIES, _FIRST_PAUSE = 6, 0.5  # seconds, doubled after each try: 15.5 seconds in all
 _TIMEOUT = 600  # seconds: a long response on a busy server
 _CHECKED, _CHECKED_TOKENS = 8, 32
 _CLOSE = 0.5  # in logits: a server's bfloat16 breaks near-ties differently
 
 
 class _Refused(Exception):
-    """The server answered, and its answer is no."""
+    """The server answered, and refused the request."""
 
 
 @dataclass
 class ResponseServer:
-    """A server at `url` ("http://host:8000/v1", with "#NAME" behind it if it serves several models).
+    """A server at `url` ("http://host:8000/v1", followed by "#NAME" if it serves several models).
 
-    max_positions: the model's. Raises `UsageError` for a server that cannot be used, and `DataError` for one that goes away while it
-    writes; what it has written until then is kept by whoever asked.
+    max_positions: the model's limit. Raises `UsageError` for a server that cannot be used, and `DataError` for one that
+    stops answering while it writes. The caller keeps what was written until then.
     """
 
     url: str
@@ -70,8 +70,8 @@ class ResponseServer:
             raise UsageError(f"{self.url} does not serve {self.model!r}; it serves {', '.join(served)}")
 
     def check(self, original: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
-        """Have a few prompts continued greedily, and read that with the original. Raises `UsageError` where another model or another
-        tokenizer wrote it."""
+        """Have the server continue a few prompts greedily, and read the result with the original. Raises `UsageError` where a
+        different model or tokenizer wrote it."""
         for prompt in prompts[:_CHECKED]:
             try:
                 ids, _ = self._ask(list(prompt), sampled=False, most=_CHECKED_TOKENS)
@@ -81,13 +81,13 @@ class ResponseServer:
             if place is not None:
                 said = self.tokenizer.decode(ids[: place + 1])
                 raise UsageError(
-                    f"{self.url} serves another model than the one that is adapted: behind the prompt "
+                    f"{self.url} serves a different model from the one that is adapted: after the prompt "
                     f"{self.tokenizer.decode(list(prompt[-40:]))!r} it writes {said!r}, whose last token the original would not choose; "
                     "serve the original model, with its own tokenizer"
                 )
 
     def write(self, prompts: list[list[int]], sampled: Sequence[bool]) -> Iterator[tuple[int, Written]]:
-        """(place of the prompt, its response), in the order in which they are finished."""
+        """(index of the prompt, its response), in the order in which they are finished."""
         stop = threading.Event()
         waiting = iter(enumerate(zip(prompts, sampled, strict=True)))
         flying: dict[Future[Written], int] = {}
@@ -108,7 +108,7 @@ class ResponseServer:
                     future.cancel()
 
     def _patiently(self, prompt: list[int], sampled: bool, stop: threading.Event) -> Written:
-        """Asks again where the server is busy or away for a moment."""
+        """Like `_ask`, with retries while the server is busy or briefly unavailable."""
         pause = _FIRST_PAUSE
         for left in range(_TRIES - 1, -1, -1):
             try:
@@ -132,7 +132,7 @@ class ResponseServer:
             "prompt": prompt,
             "max_tokens": most,
             "temperature": self.temperature if sampled else 0.0,
-            # By the prompt, so that a run that goes on asks for the same.
+            # Derived from the prompt, so that a resumed run asks for the same.
             "seed": (self.seed + int(fingerprint(prompt)[:7], 16)) % 2**31,
         }
         try:
@@ -140,7 +140,7 @@ class ResponseServer:
         except _Refused:
             if not self._extra:
                 raise
-            answer = self._send("completions", request)  # a server that does not tell ids: its text is read
+            answer = self._send("completions", request)  # the server returns no ids: its text is tokenised
             self._extra = {}
         choice = answer["choices"][0]
         ids = choice.get("token_ids")
@@ -151,13 +151,13 @@ class ResponseServer:
         end = next((place for place, i in enumerate(ids) if i in self.eos_ids), None)
         if end is not None:
             return ids[: end + 1], True
-        if ended:  # by a token that its answer leaves out
+        if ended:  # by a token that the answer leaves out
             own = self.tokenizer.eos_token_id
             ids.append(own if isinstance(own, int) and own in self.eos_ids else min(self.eos_ids))
         return ids, ended
 
     def _send(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Raises `_Refused` for an answer that asking again would not change, `OSError` and `ValueError` for the others."""
+        """Raises `_Refused` for a failure that a retry would not change, `OSError` and `ValueError` for all others."""
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
@@ -176,7 +176,7 @@ class ResponseServer:
 
 @torch.inference_mode()
 def _first_strange(model: PreTrainedModel, prompt: Sequence[int], ids: Sequence[int]) -> int | None:
-    """The place of the first token that is not among those that the model could choose greedily, near-ties apart."""
+    """The index of the first token that the model would not choose greedily, near-ties excepted."""
     if not ids or max(ids) >= model.config.get_text_config().vocab_size:
         return 0 if ids else None
     tokens = torch.tensor([[*prompt, *ids]], device=model.device)

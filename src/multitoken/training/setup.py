@@ -1,4 +1,4 @@
-"""Everything that a training run needs, checked and made ready in the order in which mistakes can be known."""
+"""Everything that a training run needs, checked and prepared in the order in which mistakes can be detected."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,12 +27,12 @@ from .sources import Record, read_records
 from .stream import StreamOptions
 from .teacher import response_writer
 
-UNBOUNDED_STEPS = 10**8  # a run by minutes ends by the clock
+UNBOUNDED_STEPS = 10**8  # for a run given in minutes, which the clock ends
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A run made ready. `config` is what was asked for, fitted to the model."""
+    """A prepared run. `config` is what was asked for, adjusted to the model."""
 
     config: AdaptConfig
     loaded: Loaded
@@ -44,7 +44,7 @@ class Setup:
 
     @property
     def validation_stream(self) -> StreamOptions:
-        """Rows of one forward pass, not of one optimizer step."""
+        """The stream's options with the rows of one forward pass instead of those of one optimizer step."""
         return replace(self.stream, rows_per_step=self.config.batch_size)
 
 
@@ -55,16 +55,17 @@ def make_ready(
     console: Console,
     wrap_writer: Callable[[WriteAll], WriteAll] = lambda write: write,
 ) -> Setup:
-    """Load, choose the mask token, prepare what trains and the data. `wrap_writer` may stand in for the teacher's writing.
+    """Load the model, choose the mask token, and prepare what trains and the data. `wrap_writer` may replace the teacher's
+    writing.
 
     Raises `UsageError`, `DataError` or `ModelError`.
     """
     loaded = load_causal_lm(
         config.model,
-        # A model to be split may be larger than any one device.
+        # A model that will be split may be larger than any single device.
         device="auto" if config.device_map else torch.device("cpu") if config.shard else arguments.device,
         device_map=config.device_map,
-        # What trains is float32, as is a model that trains whole; a frozen one has the type of the computation.
+        # Weights that train are float32. A frozen model has the type of the computation.
         dtype=compute_dtype(config) if config.method != "full" else torch.float32,
         trust_remote_code=config.trust_remote_code,
         quantize=config.quantize,
@@ -87,14 +88,16 @@ def make_ready(
     data = prepare_samples(records, loaded.tokenizer, way.mask.id, config, write, eos_ids=ends)
     console.print(f"Data: {data.report}. Training on {len(data.train)} samples.")
     if config.patience is not None and not data.validation:
-        raise UsageError(f"patience is {config.patience}, but no prompt is left to look at; give more than one prompt")
+        raise UsageError(
+            f"patience is {config.patience}, but no prompt is left to validate on; give more than one prompt"
+        )
 
     objective = _objective(config, data.report)
     if objective.labels == "data" and config.labels != "data":
         console.print(
-            "Labels: the original model's probabilities behind the responses' tokens."
+            "Labels: the original model's probabilities after the responses' tokens."
             if objective.foreign
-            else "Labels: the responses' own tokens, which the original model wrote; where it sampled them, its probabilities."
+            else "Labels: the responses' own tokens, which the original model wrote; its probabilities where it sampled them."
         )
     distillation = Distillation(
         way.trained, way.passes, objective=objective, mask_id=way.mask.id, eos_ids=ends, drafter=way.head
@@ -124,7 +127,7 @@ def make_ready(
 
 
 def _placed(distillation: Distillation, model: PreTrainedModel, device: torch.device) -> Distillation:
-    """On the device; beside a model that is spread over several, what trains stays with the layers that it acts in."""
+    """On the device. If the model is spread over several devices, what trains stays on those of the layers it acts in."""
     spread = getattr(model, "hf_device_map", None)
     if spread is None or len(spread) == 1:
         return distillation.to(device)
@@ -134,9 +137,9 @@ def _placed(distillation: Distillation, model: PreTrainedModel, device: torch.de
 
 
 def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
-    """Trainer's words for ours. Making them also finds this process's place among several.
+    """The options as Trainer's arguments. Creating them also finds this process's rank among several.
 
-    Raises `UsageError` for a type that the device cannot compute in, and for a reporter that is not there.
+    Raises `UsageError` for a type that the device cannot compute in, and for a reporter that is not available.
     """
     device = find_device(config.device)
     dtype = compute_dtype(config)
@@ -165,7 +168,7 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
         ddp_timeout=int(PATIENCE.total_seconds()),
         seed=config.seed,
         eval_strategy="steps" if evaluates else "no",
-        eval_steps=config.evaluate_every or UNBOUNDED_STEPS,  # `Looks` asks for those by the share of the run
+        eval_steps=config.evaluate_every or UNBOUNDED_STEPS,  # else `Looks` requests them by the share of the run
         metric_for_best_model="eval_tokens_per_step" if config.patience is not None else None,
         greater_is_better=True if config.patience is not None else None,
         save_steps=config.checkpoint_every,
@@ -182,7 +185,7 @@ def training_arguments(config: AdaptConfig, work: Path) -> TrainingArguments:
 
 
 def compute_dtype(config: AdaptConfig) -> torch.dtype:
-    """What `config.dtype` means on `config.device`. Raises `UsageError` for a type or a device that is not there."""
+    """What `config.dtype` means on `config.device`. Raises `UsageError` for a type or a device that is not available."""
     device = find_device(config.device)
     if config.dtype != "auto":
         return find_dtype(config.dtype, device)
@@ -209,7 +212,7 @@ def _text_of(record: Record) -> str:
 
 
 def _within_positions(config: AdaptConfig, model: PreTrainedModel, console: Console) -> AdaptConfig:
-    """Samples no longer than leaves room for a block behind their last token: learned position tables end there."""
+    """Limit `max_length` so that a block still fits after the last token: learned position tables have a fixed length."""
     limit = position_limit(model)
     if limit is None or config.max_length + config.k_max <= limit:
         return config
@@ -223,20 +226,21 @@ def _within_positions(config: AdaptConfig, model: PreTrainedModel, console: Cons
 
 
 def _objective(config: AdaptConfig, report: DataReport) -> Objective:
-    """The objective asked for, with its exact short cut where the data allows it (see `objective`)."""
+    """The objective that the options ask for, with its exact shortcut where the data allows it (see `objective`)."""
     until_disagreement = config.loss_until == "first-disagreement"
     teachers_own_words = config.train_on == "response" and report.written == report.records - report.no_room
     labels = "online" if config.labels == "auto" else config.labels
-    # Where every counted place has seen only the teacher's own tokens this is the teacher's word itself; else, under auto,
-    # what it would have written without the student's slip: measured to be no worse, for no pass (docs/ablations.md). Of a
-    # sampled text the objective teaches the teacher's distribution; where a draw differs from a proposal nobody has slipped,
-    # so a loss that ends there needs the teacher's reading.
+    # Where every counted position has seen only the teacher's own tokens, the text's token is the teacher's label itself.
+    # Otherwise, under auto, it is what the teacher would have written without the student's mistake: measured to be no
+    # worse, and it needs no teacher pass (docs/ablations.md). For a sampled text the objective teaches the teacher's
+    # distribution. A proposal that differs from the sampled token is not a mistake there, so a loss that ends at a mistake
+    # needs the teacher's pass.
     may_skip_the_teacher = config.responses == "greedy" or not until_disagreement
     asked_for = until_disagreement or config.labels == "auto"
     if teachers_own_words and config.teacher == "hard" and may_skip_the_teacher and asked_for:
         labels = "data"
-    # Others' words teach the original's distribution behind them: in equal time more than its word on the student's block,
-    # which needs a pass of its own (docs/defaults.md).
+    # For text of another author, teach the original's distribution after it. In equal time this gains more than the
+    # original's labels on the student's block, which need a pass of their own (docs/defaults.md).
     foreign = config.labels == "auto" and not teachers_own_words and not until_disagreement and config.teacher == "hard"
     if foreign:
         labels = "data"

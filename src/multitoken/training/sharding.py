@@ -1,9 +1,10 @@
-"""Models too large for one device, split over the processes of a run: torch's `fully_shard` (FSDP2).
+"""Models too large for one device, split over the processes of a run with torch's `fully_shard` (FSDP2).
 
-Each layer is gathered for as long as it computes. What trains whole (method full) is split with its gradients and optimizer; a
-frozen model only with its weights, and the adapter beside it is each process's own, averaged as ever.
+Each layer is gathered only while it computes. A model that trains as a whole (method full) is split together with its
+gradients and optimizer. Of a frozen model only the weights are split; every process has the whole adapter next to it, and
+averages its gradients as usual.
 
-What is saved is always whole, so a run may be resumed by another number of processes.
+What is saved is always whole, so a run may be resumed with a different number of processes.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from .objective import Distillation
 
 
 def shard(distillation: Distillation, device: torch.device, processes: int) -> Distillation:
-    """Split what trains and what is frozen beside it. -> the same object.
+    """Split what trains and the frozen model next to it. -> the same object.
 
     Raises `UsageError` where the model does not say which of its modules are its layers.
     """
@@ -43,16 +44,16 @@ def shard(distillation: Distillation, device: torch.device, processes: int) -> D
 def _shard_the_rest(distillation: Distillation, mesh: DeviceMesh) -> None:
     fully_shard(distillation, mesh=mesh)
     register_fsdp_forward_method(distillation, "examine")
-    distillation.__dict__["_is_fsdp_managed_module"] = True  # Trainer's word for it
+    distillation.__dict__["_is_fsdp_managed_module"] = True  # how Trainer recognises it
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether what trains is split; an adapter beside a frozen model that is split is not."""
+    """Whether what trains is split. An adapter next to a frozen model that is split is not."""
     return isinstance(module, FSDPModule)
 
 
 def whole_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter, gathered, on the CPU; tied ones are one tensor. All processes have to ask."""
+    """Every parameter, gathered, on the CPU. Tied ones are one tensor. All processes have to call this."""
     found: dict[int, torch.Tensor] = {}
     state: dict[str, torch.Tensor] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -64,13 +65,14 @@ def whole_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_whole(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """The other way: each process takes its own parts. All processes have to."""
+    """The inverse of `whole_state`: each process takes its own parts. All processes have to call this."""
     for name, parameter in module.named_parameters():
         parameter.copy_(_parts_of(state[name], parameter))
 
 
 def join(distillation: Distillation) -> None:
-    """Put whole parameters in the places of the parts, for saving; nothing can be computed afterwards. All processes have to."""
+    """Replace the parts by whole parameters, for saving. Nothing can be computed afterwards. All processes have to call
+    this."""
     assert isinstance(distillation, FSDPModule)
     distillation.reshard()
     found: dict[int, nn.Parameter] = {}
@@ -83,14 +85,14 @@ def join(distillation: Distillation) -> None:
 
 
 def whole_optimizer_state(optimizer: Any) -> dict[str, Any]:
-    """What `state_dict` of an optimizer that is not split would say. All processes have to ask."""
+    """What `state_dict` of an optimizer that is not split would return. All processes have to call this."""
     said = _bare(optimizer).state_dict()
     state = {number: {k: _whole(v) for k, v in of_one.items()} for number, of_one in said["state"].items()}
     return {**said, "state": state}
 
 
 def load_optimizer_state(optimizer: Any, said: dict[str, Any]) -> None:
-    """The other way."""
+    """The inverse of `whole_optimizer_state`."""
     bare = _bare(optimizer)
     parameters = [parameter for group in bare.param_groups for parameter in group["params"]]
     state = {
@@ -106,18 +108,18 @@ def _whole(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _parts_of(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """What a process holds of a tensor, if it is split as `like` is."""
+    """What this process holds of a tensor that is split as `like` is."""
     whole = whole.to(like.device)
     return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole
 
 
 def _bare(optimizer: Any) -> Optimizer:
-    """Out of accelerate's wrapping."""
+    """The optimizer without accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
 
 
 def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
-    """The modules that transformers keeps on one device, as a rule the decoder layers."""
+    """The modules that transformers keeps on one device, usually the decoder layers."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
@@ -127,7 +129,7 @@ def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def _rest_to(model: PreTrainedModel, device: torch.device) -> None:
-    """What belongs to no layer (embeddings, norms, buffers) to the device; parts are there already."""
+    """Move what belongs to no layer (embeddings, norms, buffers) to the device. The split parts are already there."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not isinstance(parameter, DTensor):

@@ -1,16 +1,16 @@
-"""Training data as it comes -> records, one at a time.
+"""Training data from any supported source -> records, one at a time.
 
 | source                      | records                                                                      |
 |-----------------------------|------------------------------------------------------------------------------|
 | `.jsonl`, `.json`           | one JSON object a line, or one JSON list of objects                          |
 | `.parquet`                  | rows                                                                         |
 | `.txt`, `.md`               | documents separated by blank lines                                           |
-| a folder                    | its files in order of name: JSON if there are any, else Parquet, else text   |
+| a folder                    | its files in order of name: JSON if it has any, else Parquet, else text      |
 | a `save_to_disk` folder     | rows of its split `train`                                                    |
 | `NAME[:CONFIG][@SPLIT]`     | a dataset of the Hub, split `train` by default; `@train[:1000]` takes a part |
 
-A row is a chat (`messages`, with its `tools` if it has any), a prompt with or without a response, or a `text`, looked for in this order under the names
-below. A response that is null or blank counts as missing: the teacher writes it.
+A row is a chat (`messages`, with its `tools` if it has any), a prompt with or without a response, or a `text`. They are
+looked for in this order, under the names below. A response that is null or blank counts as missing: the teacher writes it.
 """
 
 import json
@@ -33,7 +33,7 @@ SUFFIXES = (*JSON_SUFFIXES, *TABLE_SUFFIXES, *TEXT_SUFFIXES)
 class Record:
     """One example: exactly one of `messages`, `prompt` (with its `response`, if it has one) and `text`.
 
-    `tools` are what the chat template describes to the model. `where` says where it was found, for error messages.
+    `tools` are what the chat template describes to the model. `where` names the record's source, for error messages.
     """
 
     messages: tuple[Message, ...] | None = None
@@ -48,7 +48,7 @@ class Record:
         assert self.response is None or self.prompt is not None
 
     def without_response(self) -> "Record":
-        """The same prompt, to be answered anew. Raises `DataError` for a plain text, which has no prompt."""
+        """The same prompt, to be answered again. Raises `DataError` for a plain text, which has no prompt."""
         if self.text is not None:
             raise DataError(f"{self.where}: rewriting responses needs prompts, but this is plain text")
         if self.messages is not None and self.messages[-1]["role"] == "assistant":
@@ -59,7 +59,7 @@ class Record:
 def read_records(source: str | Path) -> Iterator[Record]:
     """The records of a file, a folder or a dataset name, in order.
 
-    Raises `DataError`, at once for a source that is not there and at the record for one that cannot be used.
+    Raises `DataError`: at once for a source that does not exist, and on reaching it for a record that cannot be used.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -85,7 +85,7 @@ def record_from_row(row: Mapping[str, Any], where: str) -> Record:
             raise DataError(f"{where}: messages: {error}") from error
         return Record(messages=tuple(map(_message, messages)), tools=_tools(row.get("tools"), where), where=where)
     if prompt := _text_under(PROMPT_KEYS, row, where):
-        if extra := _text_under(("input",), row, where):  # Alpaca: the matter that the instruction is about
+        if extra := _text_under(("input",), row, where):  # Alpaca: the text that the instruction is about
             prompt = f"{prompt}\n\n{extra}"
         return Record(prompt=prompt, response=_text_under(RESPONSE_KEYS, row, where), where=where)
     if text := _text_under(("text",), row, where):
@@ -94,8 +94,8 @@ def record_from_row(row: Mapping[str, Any], where: str) -> Record:
 
 
 def _message(message: Message) -> Message:
-    """Without keys that hold None, which datasets add where other messages have them; the arguments of tool calls as
-    the mapping that chat templates expect, where they come as JSON text (the form of the OpenAI API)."""
+    """The message without keys that hold None, which datasets add where other messages have them. Arguments of tool calls
+    that come as JSON text (the form of the OpenAI API) become the mapping that chat templates expect."""
     message = {key: value for key, value in message.items() if value is not None}
     if "tool_calls" in message:
         message["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
@@ -108,7 +108,7 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(text := call.get("arguments"), str):
         try:
             arguments = json.loads(text)
-        except json.JSONDecodeError:  # the model's own slip of the pen: kept as it was written
+        except json.JSONDecodeError:  # a mistake by the model that wrote it: kept as it is
             return call
         if isinstance(arguments, dict):
             return {**call, "arguments": arguments}
@@ -116,7 +116,7 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tools(value: Any, where: str) -> tuple[Tool, ...] | None:
-    """Tool descriptions: a list, or JSON text of one, as tables whose tools differ in their fields keep it."""
+    """Tool descriptions: a list, or a list as JSON text, which is how tables store tools that differ in their fields."""
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else None
@@ -147,7 +147,7 @@ def _rows_to_records(rows: Iterable[Any], name: str) -> Iterator[Record]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Tables give every message and every tool call the fields of all others, holding None."""
+    """Tables give every message and every tool call the fields of all others, set to None. Remove them."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(part) for key, part in value.items() if part is not None}
     return [_without_nulls(part) for part in value] if isinstance(value, list) else value
@@ -157,7 +157,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    # One kind of file only: a folder of rows often has a README.md beside them, which is no training text.
+    # One kind of file only: a folder of rows often also has a README.md, which is not training text.
     try:
         files = sorted(path for path in folder.iterdir() if path.is_file())
     except OSError as error:
@@ -273,6 +273,6 @@ def _hub_dataset(source: str) -> Iterable[Any]:
         return datasets.load_dataset(name, config or None, split=split or "train")
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(
-            f"{source} is no file or folder here and cannot be loaded as a dataset: {error}; "
+            f"{source} is not a local file or folder and cannot be loaded as a dataset: {error}; "
             "expected a path or NAME[:CONFIG][@SPLIT]"
         ) from error

@@ -1,5 +1,5 @@
-"""Which sample, which anchors and which ks come at which moment of training: a function of the seed and the place in
-the stream alone, so that a resumed run, several processes and accumulated gradients all see the same thing."""
+"""Which sample, which anchors and which ks come at which point of training. They depend only on the seed and the position
+in the stream, so a resumed run, several processes and accumulated gradients all see the same data."""
 
 import random
 from collections.abc import Callable
@@ -15,16 +15,18 @@ from .encoding import Sample
 from .joining import is_joined, join
 from .packing import pack
 
-_FIRST_K = 4  # the longest block at first, where blocks grow
+_FIRST_K = 4  # the longest block at the start, where blocks grow
 _WINDOW = 16  # steps whose rows are sorted by length together: less padding, still random
 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """rows_per_step: rows of one optimizer step over all processes and micro-batches. pack: several samples in a row
-    as long as the longest of all, so that it takes no more memory than a row of one sample may anyway. growth: share of
-    the run over which the longest block grows to k_max. join_share: of steps, whose rows are joined, up to join_room tokens
-    (see `joining`); not where rows are packed."""
+    """rows_per_step: rows of one optimizer step, over all processes and micro-batches.
+    pack: put several samples into one row. A row is as long as the longest of all samples, so it takes no more memory than
+        a row of one sample may take anyway.
+    growth: share of the run over which the longest block grows to k_max.
+    join_share: share of the steps whose rows are joined, up to join_room tokens (see `joining`). Not for packed rows.
+    """
 
     seed: int
     rows_per_step: int
@@ -38,7 +40,7 @@ class StreamOptions:
     join_room: int = 0
 
     def longest(self, done: float) -> int:
-        """The longest block of a step before which that share of the run was done."""
+        """The longest block of a step that begins when the share `done` of the run is over."""
         if done >= self.growth or self.k_max <= _FIRST_K:
             return self.k_max
         return _FIRST_K + int((self.k_max - _FIRST_K) * done / self.growth)
@@ -46,8 +48,8 @@ class StreamOptions:
 
 @dataclass(frozen=True)
 class Row:
-    """Samples side by side: ids, the samples' lengths, where anchors may stand with the end of the turn that the next token
-    belongs to, and for each id whether its text was sampled."""
+    """Samples next to each other: ids, the samples' lengths, the positions where anchors may be (each with the end of the
+    turn that its next token belongs to), and for each id whether its text was sampled."""
 
     ids: list[int]
     lengths: list[int]
@@ -67,7 +69,7 @@ class Row:
         return cls(ids, [len(sample.ids) for sample in samples], end_of, sampled)
 
     def item(self, anchors: list[int], ks: list[int]) -> dict[str, Any]:
-        """As `collate` takes it."""
+        """The row in the form that `collate` takes."""
         return {
             "ids": self.ids,
             "lengths": self.lengths,
@@ -80,12 +82,12 @@ class Row:
 
 
 class BlockStream(Dataset[dict[str, Any]]):
-    """Item i is row `i % rows_per_step` of step `i // rows_per_step`: its token ids, the lengths of the samples that
-    they are of, where anchors may stand (`places`), anchors [N] drawn from them, the end of each one's turn [N],
-    whether its text was sampled [N], and ks [N].
+    """Item i is row `i % rows_per_step` of step `i // rows_per_step`: its token ids, the lengths of its samples, the
+    positions where anchors may be (`places`), anchors [N] drawn from them, the end of each anchor's turn [N], whether its
+    text was sampled [N], and ks [N].
 
-    An anchor stands where the *next* token is to be predicted. Its block may run up to the end of that token's turn.
-    `progress` is the share of the run that is done, for runs by the clock; else the step says it.
+    At an anchor, the *next* token is to be predicted. Its block may run up to the end of that token's turn. `progress` is
+    the share of the run that is done, for runs given in minutes; otherwise the share follows from the step.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class BlockStream(Dataset[dict[str, Any]]):
         return item | {"room": o.join_room if is_joined(step, o.join_share) and not o.pack else 0}
 
     def _epoch_order(self, epoch: int) -> list[int]:
-        """A permutation whose windows are sorted by length, the steps within a window shuffled."""
+        """A permutation that is sorted by length within each window. The steps of a window are then shuffled."""
         rng = random.Random(f"{self.options.seed}:epoch:{epoch}")
         order = list(range(len(self.rows)))
         rng.shuffle(order)
@@ -145,7 +147,8 @@ def _packed(samples: list[Sample]) -> list[list[Sample]]:
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Right-padded tensors: tokens [B, T], lengths [B], segments [B, T], anchors [B, N], ends [B, N], ks [N],
-    trainable [B, T] bool, sampled [B, N] bool. The padding is a segment of its own. Rows of a joined step become fewer and longer."""
+    trainable [B, T] bool, sampled [B, N] bool. The padding is a segment of its own. The rows of a joined step become fewer
+    and longer."""
     if room := rows[0].get("room"):
         rows = join(rows, room)
     longest = max(len(row["ids"]) for row in rows)

@@ -1,4 +1,4 @@
-"""The original model as a writer of the responses that the data lacks, here or behind a server: with a bar and a cache."""
+"""The original model writes the responses that the data lacks, here or on a server, with a progress bar and a cache."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from .responses import Write, Written, is_sampled, teacher_key, write_missing
 from .run_folder import RESPONSES
 from .server import ResponseServer
 
-_ROWS = 64  # responses written side by side
+_ROWS = 64  # responses written in one batch
 
 
 def response_writer(
@@ -29,7 +29,7 @@ def response_writer(
     base_hash: str,
     console: Console,
 ) -> Callable[[list[list[int]]], list[Written]]:
-    """Has the original write responses, many side by side, with a bar and a cache in the run's folder.
+    """A function that has the original write responses, many at a time, with a bar and a cache in the run's folder.
 
     Raises `UsageError` for a server that cannot be used, before the first response.
     """
@@ -52,13 +52,13 @@ def response_writer(
             config.seed,
             decoder.max_positions,
         )
-        key += " server"  # whose noise is another
+        key += " server"  # its noise differs
 
     def write(prompts: list[list[int]]) -> list[Written]:
         if server is not None:
             server.check(teacher, prompts)
             console.print(
-                f"{server.model} at {server.url} writes the responses; its words are the original's on a sample."
+                f"{server.model} at {server.url} writes the responses; on a sample it wrote what the original writes."
             )
         by = _here(decoder, config) if server is None else _behind(server, config)
         with counting_bar(console, "the original model writes responses", len(prompts)) as advance:
@@ -68,7 +68,7 @@ def response_writer(
 
 
 def _here(decoder: Decoder, config: AdaptConfig) -> Write:
-    """By this process, `_ROWS` at a time."""
+    """Responses written by this process, `_ROWS` at a time."""
     drawn = Sampling(config.temperature, config.seed)
 
     def write(prompts: list[list[int]], numbers: list[int]) -> Iterator[dict[int, Written]]:

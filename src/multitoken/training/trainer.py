@@ -1,7 +1,7 @@
-"""The trainer: Hugging Face's, with our loss, our stream and checkpoints that say when they are complete.
+"""The trainer: Hugging Face's, with our loss, our stream and checkpoints that are marked when they are complete.
 
-Several processes (`torchrun`, `accelerate launch`) share each step's rows: what they do together is what one process
-does with their batches in one.
+Several processes (`torchrun`, `accelerate launch`) share each step's rows. Together they do what one process would do
+with all their batches in one.
 """
 
 import json
@@ -32,11 +32,11 @@ from .sharding import is_sharded, load_optimizer_state, load_whole, whole_optimi
 from .stream import collate
 from .validate import Validation
 
-_STATE = "run.json"  # what changes in a run beside weights and optimizer
+_STATE = "run.json"  # what changes during a run besides weights and optimizer
 
 
 class BlockTrainer(Trainer):
-    """Trains with `Distillation`. Parameters stay float32; `bf16` in the arguments only lowers the compute."""
+    """Trains with `Distillation`. Parameters stay float32; `bf16` in the arguments only affects the computation."""
 
     # Micro-batches have equal shapes, so the mean over them is the loss of one large batch.
     loss_is_scaled_for_ga = False
@@ -60,12 +60,12 @@ class BlockTrainer(Trainer):
             model=distillation,
             args=args,
             train_dataset=stream,
-            eval_dataset=stream,  # never read: `examine` has its own; Trainer wants to see one
+            eval_dataset=stream,  # never read: `examine` has its own data, but Trainer requires one
             data_collator=collate,
             callbacks=[clock, *callbacks],
         )
-        # Trainer's words for a model that is in its place already and is wrapped in nothing else. Set behind its checks, which
-        # refuse checkpoints of such a model: here they are whole.
+        # This tells Trainer that the model is already on its devices and must not be wrapped. It is set after Trainer's
+        # checks, which refuse checkpoints of such a model: here checkpoints are whole.
         self.is_distributed_loading_by_transformers = is_sharded(distillation)
         self.distillation = distillation
         self.clock = clock
@@ -73,7 +73,7 @@ class BlockTrainer(Trainer):
         self._learning_rate = learning_rate
         self._warmup = warmup
         self._max_drift = max_drift
-        self._fresh_head = fresh_head  # a draft head beside trained weights
+        self._fresh_head = fresh_head  # a draft head next to trained weights
         self._examine = examine
         self._tally = _Tally()
         self.tokens = 0  # of this process, in this run
@@ -108,7 +108,7 @@ class BlockTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Every process examines the same unseen blocks, so that all stop together where they stop early."""
+        """Every process examines the same unseen blocks, so that with early stopping all of them stop together."""
         validation = self._examine()
         metrics = {f"eval_{name}": value for name, value in validation.metrics().items()} if validation else {}
         if self._max_drift is not None and validation is not None:
@@ -145,10 +145,10 @@ class BlockTrainer(Trainer):
         return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)  # pyright: ignore[reportArgumentType]  # the stream is the order
+        return SequentialSampler(self.train_dataset)  # pyright: ignore[reportArgumentType]  # the stream has its own order
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """What is trained, tied tensors once; the model's own folder is written at the end of the run."""
+        """Saves what is trained, with tied tensors once. The model's own folder is written at the end of the run."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         state = whole_state(self.distillation.trained) if is_sharded(self.distillation) else None
@@ -185,7 +185,7 @@ class BlockTrainer(Trainer):
 
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
-        """Gradients of all but the last micro-batch stay where they are."""
+        """Gradients of all but the last micro-batch are not reduced across processes."""
         assert isinstance(self.distillation, FSDPModule)
         self.distillation.set_requires_gradient_sync(False)
         try:
@@ -195,7 +195,7 @@ class BlockTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # other processes write their random states
+        self.accelerator.wait_for_everyone()  # until the others have written their random states
         if self.args.should_save:
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             state = {"seconds": self.clock.seconds, "next_token_weight": self._next_token_weight}
@@ -203,7 +203,7 @@ class BlockTrainer(Trainer):
             (folder / COMPLETE).touch()
 
     def restore(self, checkpoint: Path) -> None:
-        """Count the minutes that the interrupted run had trained at this checkpoint, with what it had learned of drift."""
+        """Restore the minutes that the interrupted run had trained at this checkpoint, and its weight against drift."""
         state = json.loads((checkpoint / _STATE).read_text())
         self.clock.spent = float(state["seconds"])
         self._weigh_next_tokens(float(state["next_token_weight"]))

@@ -1,9 +1,9 @@
-"""Where the assistant speaks in a rendered conversation.
+"""Find the assistant's turns in a rendered conversation.
 
-A template with `{% generation %}` markers says so itself. For any other, the conversation is rendered up to each of the
-assistant's turns, without and with it: the turn is what the second text has more than the first, as long as both are
-beginnings of the whole. They are not in templates that render history differently once a later turn follows (those
-that strip reasoning from earlier turns); there only the last turn can be trained on as it would be decoded.
+A template with `{% generation %}` markers marks them itself. For any other template, the conversation is rendered up to
+each of the assistant's turns, once without the turn and once with it. The turn is what the second text adds to the first,
+provided that the whole text starts with both. This fails for templates that render history differently once a later turn
+follows (those that strip reasoning from earlier turns). There, only the last turn can be trained on as it would be decoded.
 """
 
 import re
@@ -26,8 +26,8 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """The template's text and the assistant's turns in it, in order: at least one, the last of them being the last
-    message's. `last_turn_only`: there are others, but they cannot be told from what surrounds them."""
+    """The template's text and the assistant's turns in it, in order. There is at least one, and the last one is the last
+    message. `last_turn_only`: there are others, but they cannot be told from the text around them."""
 
     text: str
     turns: tuple[Span, ...]
@@ -52,7 +52,7 @@ def render_turns(
             "leave the responses out and let the model write them (rewrite_responses)"
         )
     last = (len(prompt), len(whole))
-    # A conversation that the assistant opens has no prompt to its first turn.
+    # If the assistant opens the conversation, its first turn has no prompt.
     earlier = [n for n in range(1, len(messages) - 1) if messages[n]["role"] == "assistant"]
     turns = [_turn(whole, messages[: n + 1], tokenizer, tools) for n in earlier]
     found = [turn for turn in turns if turn is not None]
@@ -64,11 +64,11 @@ def render_turns(
 def _turn(
     whole: str, messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", tools: Sequence[Tool] | None
 ) -> Span | None:
-    """Where the last of `messages`, which are the first of the conversation, stands in the whole of it."""
+    """The span of the last of `messages` in the text of the whole conversation, which `messages` begin."""
     try:
         prompt = render_chat(messages[:-1], tokenizer, tools=tools, for_reply=True)
         answered = render_chat(messages, tokenizer, tools=tools, for_reply=False)
-    except UsageError:  # a template may refuse a part of a conversation whose whole it renders
+    except UsageError:  # a template may refuse a part of a conversation that it renders as a whole
         return None
     if whole.startswith(answered) and answered.startswith(prompt):
         return len(prompt), len(answered)
@@ -78,10 +78,10 @@ def _turn(
 def _marked_turns(
     whole: str, messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", tools: Sequence[Tool] | None
 ) -> tuple[Span, ...] | None:
-    """The turns between the template's own markers, as places in the text.
+    """The turns between the template's own markers, as spans in the text.
 
-    `apply_chat_template(..., return_assistant_tokens_mask=True)` makes a mask over tokens of the same places. It is lost
-    where a token's offsets leave its leading space out, and a token across the seam would be in neither.
+    `apply_chat_template(..., return_assistant_tokens_mask=True)` makes a mask over tokens from the same spans. That mask is
+    lost where a token's offsets leave out its leading space, and a token across a boundary would be on neither side.
     """
     template = tokenizer.get_chat_template(tools=list(tools) if tools else None)
     if not _MARKER.search(template):
@@ -97,7 +97,7 @@ def _marked_turns(
     )
     if rendered[0] != whole:
         return None
-    # Some markers take in the turn's opening, which decoding is given and does not write.
+    # Some markers include the turn's opening, which decoding is given and does not write.
     bare = render_chat(messages[:-1], tokenizer, tools=tools, for_reply=False)
     opening = render_chat(messages[:-1], tokenizer, tools=tools, for_reply=True).removeprefix(bare)
     turns = [(start + len(opening) * whole.startswith(opening, start, end), end) for start, end in spans[0]]

@@ -1,5 +1,5 @@
-"""What the model does on prompts it was not trained on: how often each place of a block is right, how fast Exact would be
-with it at several thresholds, without decoding anything, and how much of the original's next-token behaviour is left."""
+"""Validation on prompts that the model was not trained on: how often each position of a block is right, how fast Exact
+would be at several thresholds (without decoding anything), and how much of the original's next-token behaviour is left."""
 
 import random
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from .objective import Distillation, supervised
 from .stream import Row, StreamOptions, collate
 
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
-_SHOWN = 8  # places, in a sentence and in logs
+_SHOWN = 8  # positions, in a sentence and in logs
 
 
 @dataclass(frozen=True)
 class Validation:
-    """`accepted`: mean length of a block's front that is all right, the anchor included.
+    """`accepted`: mean number of a block's leading tokens that are all right, the anchor included.
 
-    `agreement[j]`: share of right tokens at place j, where all places before it were right.
-    `tokens_per_step`: by threshold, what `Exact` may be expected to reach (see `expected_tokens_per_step`).
-    `kept`: share of next tokens that are the original's; None where nothing can be lost (method gated).
+    `agreement[j]`: share of right tokens at position j, where all positions before it were right.
+    `tokens_per_step`: by threshold, what `Exact` is expected to reach (see `expected_tokens_per_step`).
+    `kept`: share of next tokens that are still the original's; None where nothing can be lost (method gated).
     """
 
     blocks: int
@@ -33,7 +33,7 @@ class Validation:
 
     @property
     def threshold(self) -> float:
-        """The one at which Exact may be expected to be fastest."""
+        """The one at which Exact is expected to be fastest."""
         return max(self.tokens_per_step, key=lambda threshold: self.tokens_per_step[threshold])
 
     @property
@@ -43,10 +43,10 @@ class Validation:
 
     def __str__(self) -> str:
         shares = " ".join(f"{share:.0%}" for share in self.agreement[:_SHOWN])
-        lost = f"; {self.kept:.1%} of next tokens are the original's" if self.kept is not None else ""
+        lost = f"; {self.kept:.1%} of next tokens are still the original's" if self.kept is not None else ""
         return (
-            f"{self.accepted:.2f} tokens of a block are right on {self.blocks} unseen blocks (by place: {shares} ...); "
-            f"Exact {self.threshold:g} may be expected to emit {self.tokens_per_step[self.threshold]:.2f} a step{lost}"
+            f"{self.accepted:.2f} tokens of a block are right on {self.blocks} unseen blocks (by position: {shares} ...); "
+            f"Exact {self.threshold:g} is expected to emit {self.tokens_per_step[self.threshold]:.2f} tokens per step{lost}"
         )
 
     def metrics(self) -> dict[str, float]:
@@ -60,8 +60,8 @@ class Validation:
 
 @dataclass(frozen=True)
 class Walk:
-    """A block at each of some places of a text, one behind the other. All [places, k]: the proposal is right; the text has not
-    ended before it; its probability."""
+    """A block at each of several successive positions of a text. All are [positions, k]: whether the proposal is right;
+    whether the text has not ended before it; the probability of the proposal."""
 
     right: Tensor
     reached: Tensor
@@ -76,10 +76,10 @@ def validate(
     most_samples: int = 32,
     most_places: int = 128,
 ) -> Validation | None:
-    """Blocks of the greatest length at up to `most_places` successive places of at most `most_samples` samples; None where
-    there are no samples. `options.rows_per_step` is the rows of one pass."""
+    """Validate with blocks of full length at up to `most_places` successive positions of at most `most_samples` samples.
+    None if there are no samples. `options.rows_per_step` is the rows of one pass."""
     rng = random.Random(f"{options.seed}:validation")
-    samples = [sample for sample in samples if not sample.sampled] or samples  # a draw has no right token
+    samples = [sample for sample in samples if not sample.sampled] or samples  # a sampled text has no one right token
     chosen = sorted(rng.sample(samples, min(most_samples, len(samples))), key=lambda sample: len(sample.ids))
     walks: list[Walk] = []
     kept: list[Tensor] = []
@@ -100,14 +100,14 @@ def _successive(places: list[int], most: int, rng: random.Random) -> list[int]:
 def _look(
     distillation: Distillation, rows: list[Row], places: list[list[int]], options: StreamOptions
 ) -> tuple[list[Walk], list[Tensor]]:
-    """The walks over some rows, `options.blocks` places at a time, and whether their next tokens are the original's."""
+    """The walks over some rows, `options.blocks` positions at a time, and whether their next tokens are the original's."""
     device = next(distillation.parameters()).device
     ks = [options.k_max] * options.blocks
     parts: list[Walk] = []
     kept: list[Tensor] = []
     for start in range(0, max(map(len, places)), options.blocks):
         anchors = [own[start : start + options.blocks] for own in places]
-        # All rows have equally many blocks: the last place is repeated, and left out below.
+        # All rows need the same number of blocks: the last position is repeated here and left out below.
         full = [part + [own[-1]] * (options.blocks - len(part)) for part, own in zip(anchors, places, strict=True)]
         inputs = collate([row.item(part, ks) for row, part in zip(rows, full, strict=True)])
         seen = distillation.examine({name: tensor.to(device) for name, tensor in inputs.items()})
@@ -142,10 +142,11 @@ def summarise(walks: Sequence[Walk], kept: float | None = None) -> Validation:
 
 
 def expected_tokens_per_step(walks: Sequence[Walk], threshold: float) -> float:
-    """Of `Exact` walking over the texts from block to block, as decoding does: where much is accepted it looks seldom.
+    """Tokens per step of `Exact`, if it walks over the texts from block to block as decoding does. Where many tokens are
+    accepted, it needs few blocks.
 
-    A block with c confident drafts of which the first a are right costs one step, which emits a + 1 tokens; where a < c
-    that step's masks stood behind a wrong token, and a second step emits one token without drafts.
+    A block with c confident drafts, of which the first a are right, costs one step, which emits a + 1 tokens. If a < c,
+    that step's masks came after a wrong token, and a second step emits one token without drafts.
     """
     emitted = steps = 0
     for walk in walks:

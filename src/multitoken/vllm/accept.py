@@ -1,9 +1,9 @@
-"""From a step's tokens to what is emitted and what is drafted next: `Row.take` of `decoding/`, for a whole batch at once.
+"""From a step's tokens to the emitted tokens and the next drafts: `Row.take` of `decoding/`, for a whole batch at once.
 
-A request feeds [last real token | drafts | masks]; vLLM calls all but the first of them draft tokens, and gives logits at
-each. What is a mask is seen by its id, which no draft ever has.
+A request feeds [last real token | drafts | masks]. vLLM calls all of them except the first draft tokens, and returns
+logits for each. A mask is recognised by its id, which no draft ever has.
 
-Shapes: B requests, W places (the most that one of them has).
+Shapes: B requests, W places (positions among the tokens that a request feeds; as many as the longest request has).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from multitoken.decoding.policies import kept_many
 
 @dataclass(frozen=True)
 class Rules:
-    """The policies of B requests as numbers: see `kept_many`. `k` [B] caps what one block gives."""
+    """The policies of B requests as numbers: see `kept_many`. `k` [B] limits how many tokens one block gives."""
 
     thresholds: Tensor  # [B] float64
     tests_anchor: Tensor  # [B] bool
@@ -26,15 +26,15 @@ class Rules:
 
 @dataclass(frozen=True)
 class Accepted:
-    """What a step comes to. emitted, drafts: [B, W], -1 behind the end of each row."""
+    """The result of a step. emitted, drafts: [B, W], with -1 after the end of each row."""
 
     emitted: Tensor
     drafts: Tensor
-    blocks: Tensor  # [3, B] drafts that were fed, those that held, and masks behind them all if they all held, else 0
+    blocks: Tensor  # [3, B] drafts fed, drafts confirmed, and the masks after them if all were confirmed, else 0
 
     @classmethod
     def of_one(cls, tokens: Tensor) -> "Accepted":
-        """Of a step in which nobody fed more than the last real token. tokens: [B, 1]"""
+        """The result of a step in which no request fed more than the last real token. tokens: [B, 1]"""
         return cls(tokens, torch.full_like(tokens, -1), tokens.new_zeros(3, len(tokens)))
 
 
@@ -42,26 +42,26 @@ Confirmed = tuple[Tensor, Tensor, Tensor]
 
 
 def confirm(tokens: Tensor, drafts: Tensor, mask_id: int) -> Confirmed:
-    """([B] drafts that were fed, [B] those that held, [B] masks behind them all if they all held, else 0)."""
+    """([B] drafts fed, [B] drafts confirmed, [B] masks after the drafts if all were confirmed, else 0)."""
     steps = torch.arange(drafts.shape[1], device=tokens.device)
     is_mask = drafts == mask_id
     reals = _leading((drafts >= 0) & ~is_mask)
     masks = _leading(is_mask | (steps < reals[:, None])) - reals
     held = _leading((drafts == tokens[:, :-1]) & (steps < reals[:, None]))
-    # Behind a draft that failed the masks were conditioned on a wrong token: nothing of the block is left but its anchor.
+    # If a draft failed, the masks after it were conditioned on a wrong token: only the anchor of the block is left.
     return reals, held, torch.where(held == reals, masks, 0)
 
 
 def accept(
     tokens: Tensor, confidences: Tensor, drafts: Tensor, mask_id: int, rules: Rules, confirmed: Confirmed | None = None
 ) -> Accepted:
-    """tokens, confidences [B, W]: chosen at each place, the last real token's first. drafts [B, W - 1]: what was fed
-    behind that one, -1 where nothing was. confirmed: what `confirm` says, if that is known already.
+    """tokens, confidences [B, W]: chosen at each place; the first is that of the last real token. drafts [B, W - 1]:
+    what was fed after that token, -1 where nothing was. confirmed: the result of `confirm`, if it is already known.
 
     >>> rules = Rules(torch.tensor([0.5]).double(), torch.tensor([False]), torch.tensor([True]), torch.tensor([3]))
     >>> tokens, confidences = torch.tensor([[7, 8, 9, 4]]), torch.tensor([[0.1, 0.2, 0.9, 0.3]])
     >>> step = accept(tokens, confidences, torch.tensor([[7, 99, 99]]), 99, rules)
-    >>> step.emitted, step.drafts  # 7 holds; of the masks, 9 is sure enough
+    >>> step.emitted, step.drafts  # 7 is confirmed; of the masks, 9 reaches the threshold
     (tensor([[ 7,  8, -1, -1]]), tensor([[ 9, -1, -1, -1]]))
     """
     width = tokens.shape[1]
@@ -88,7 +88,7 @@ def _leading(flags: Tensor) -> Tensor:
 
 
 def cut_behind(drafts: Tensor, ends: Tensor) -> Tensor:
-    """Drafts [B, W] without what stands behind the first token that is in `ends` [B, E] (EOS: -1 where there is none)."""
+    """Drafts [B, W] without everything after the first token that is in `ends` [B, E] (EOS; -1 where there is none)."""
     is_end = (drafts[:, :, None] == ends[:, None, :]).any(-1) & (drafts >= 0)
     return drafts.masked_fill(is_end.long().cumsum(1) - is_end.long() > 0, -1)
 
@@ -96,16 +96,16 @@ def cut_behind(drafts: Tensor, ends: Tensor) -> Tensor:
 def propose(
     drafts: Tensor, rules: Rules, room: Tensor, mask_id: int, width: int, ends: Tensor, most: Tensor | int
 ) -> tuple[Tensor, Tensor]:
-    """What is fed next behind the last real token: drafts, then masks. -> ([B, width] ids, [B] how many of them).
+    """What is fed next after the last real token: drafts, then masks. -> ([B, width] ids, [B] how many of them).
 
-    room [B]: tokens that may still be emitted. Neither drafts nor masks go beyond it, and none stand behind an EOS. most: masks
-    of each request [B] whose tokens are verified; without them it writes the same text.
+    room [B]: tokens that may still be emitted. Drafts and masks do not exceed it, and none are fed after an EOS. most
+    [B]: limit on the masks of each request whose tokens are verified; its text does not depend on them.
     """
     drafts = cut_behind(drafts, ends)
     n = (drafts >= 0).sum(1)
     last = drafts.gather(1, (n - 1).clamp(min=0)[:, None])
     ended = (last == ends).any(1) & (n > 0)
-    # A verified mask becomes a draft, and the last token of all is never a draft: it comes out of the confirmation.
+    # A verified mask becomes a draft. The very last token is never a draft: the pass that confirms drafts gives it.
     left = (room - n - torch.where(rules.verifies, 2, 1)).clamp(min=0)
     ceiling = torch.where(rules.verifies, torch.minimum(rules.k - 1, torch.as_tensor(most)), rules.k - 1)
     masks = torch.minimum(left, ceiling).masked_fill(ended, 0)

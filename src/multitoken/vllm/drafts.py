@@ -1,8 +1,9 @@
 """The draft head in vLLM: `decoding/draft_head.py` for all requests of a step at once.
 
-vLLM gives a sampler logits. The hidden states that they come from are noted where the model turns the ones into the others.
+vLLM gives a sampler only logits. The hidden states that the head also needs are recorded where the model computes the
+logits from them.
 
-Shapes: B requests, J masks of the request that has most, N rows, D hidden, V vocabulary.
+Shapes: B requests, J masks (of the request that has most), N rows, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ _PART = 4096  # tokens embedded at a time
 
 
 class DraftsInVllm:
-    """A head, made ready for one model of vLLM's. Raises `ModelError` where it does not fit."""
+    """A draft head, prepared for one of vLLM's models. Raises `ModelError` if it does not fit the model."""
 
     def __init__(self, model: nn.Module, file: Path) -> None:
         embedding, output = _ends_of(model)
@@ -56,8 +57,9 @@ class DraftsInVllm:
         warp: Callable[[Tensor], Tensor] | None,
         keys: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Tokens and confidences [B, J]. raw [N, V]: the logits; sure [N]: the probability of the likeliest token; rows [B, J]:
-        those of the masks; first [B]: the tokens at the anchors; warp and keys [B, J] as `Drafter.draft` takes them."""
+        """Tokens and confidences [B, J]. raw [N, V]: the logits. sure [N]: the probability of the likeliest token. rows
+        [B, J]: the rows of the masks. first [B]: the tokens at the anchors. warp, keys [B, J]: as
+        in `Drafter.draft`."""
         assert self._hidden is not None, "logits were computed from hidden states"
         drafts = self._drafter.draft(self._hidden[rows], raw[rows], sure[rows], first, warp=warp, keys=keys)
         return drafts.tokens, drafts.confidences
@@ -65,10 +67,10 @@ class DraftsInVllm:
 
 @torch.no_grad()
 def _drafter(head: DraftHead, embedding: Any, output: Any, device: torch.device) -> Drafter:
-    """The two tables, through the layers' own methods: their weights may be packed away."""
+    """Compute the two tables with the layers' own methods, because the weights may be stored in a packed format."""
     ids = local_tokens(embedding, device)
     method = embedding.quant_method
-    method = getattr(method, "method", method)  # of a gated model, below its mask vector
+    method = getattr(method, "method", method)  # in a gated model: the method below the one with the mask vector
     tokens = torch.cat([F.linear(unit(method.embedding(embedding, part)), head.token) for part in ids.split(_PART)])
     moved = output.quant_method.apply(output, head.up.t().to(output.params_dtype).contiguous())
     columns = of_all_ranks(embedding, moved, 1).t().float().contiguous()
@@ -76,7 +78,7 @@ def _drafter(head: DraftHead, embedding: Any, output: Any, device: torch.device)
 
 
 def _ends_of(model: nn.Module) -> tuple[Any, Any]:
-    """vLLM's input embedding and output matrix, which may be one."""
+    """vLLM's input embedding and output matrix, which may be the same."""
     inputs = [m for m in model.modules() if type(m) is VocabParallelEmbedding]
     outputs = [m for m in model.modules() if isinstance(m, ParallelLMHead)] or [getattr(model, "lm_head", None)]
     if len(inputs) != 1 or len(outputs) != 1 or outputs[0] is None:

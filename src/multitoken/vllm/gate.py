@@ -1,10 +1,11 @@
-"""A gated adapter in vLLM: its updates act at masks; real tokens go through the original model's layers and nothing else.
+"""A gated adapter in vLLM: its updates act at masks only. Real tokens go through the original model's layers.
 
-vLLM's LoRA takes an adapter id per token, which is what gating needs, but its CPU kernels read "no adapter" (-1) as the last
-adapter, and copy two matrices for every token. So each adapted layer gets a method of ours in the place of vLLM's: real
-tokens go to vLLM's, masks to the sum of weight and update. vLLM joins layers that read the same input (q, k and v; gate and
-up): their updates are joined alike, and with tensor parallelism each rank has its share (`shares.py`). For torch.compile a gated
-layer is one opaque operation; where the masks are is noted outside of what is compiled.
+vLLM's LoRA takes an adapter id per token, which is what gating needs, but its CPU kernels read "no adapter" (-1) as the
+last adapter, and copy two matrices for every token. So a method of ours replaces vLLM's method in each adapted layer.
+It applies vLLM's method to real tokens, and the sum of weight and update to masks. vLLM merges layers that read the
+same input (q, k and v; gate and up). Their updates are merged in the same way, and with tensor parallelism each rank
+has its share of them (`shares.py`). For torch.compile, a gated layer is one opaque operation. The positions of the
+masks are recorded outside the compiled code.
 
 Shapes: T tokens of all requests, N masks among them, D in, E out, R rank.
 """
@@ -34,22 +35,22 @@ _ROWS = 8
 
 @dataclass
 class Masks:
-    """Where the masks of the present forward pass are. Noted before the model runs, read at every adapted layer."""
+    """Where the masks of the current forward pass are. Recorded before the model runs, read by every adapted layer."""
 
-    # Of the model that runs: what is compiled is kept on disk, and can name no object of a process.
+    # Of the model that runs. Compiled code is cached on disk, so it cannot refer to an object of one process.
     present: ClassVar["Masks"]
 
     mask_id: int
-    places: Tensor | None = None  # [N], None where there is no mask
+    places: Tensor | None = None  # [N], None if there is no mask
     layers: dict[str, "Gated"] = field(default_factory=dict)  # by the name that the compiled model calls them by
-    noise: int = 0  # tokens of the vocabulary, for an adapter without a mask vector; 0: it has one
-    real: int = 0  # rows of the order below that go to the original layer; the others' go to the adapted one
-    order: Tensor | None = None  # what is in each of these rows, None where all stands so already
-    reals: Tensor | None = None  # [T - N], like places, where there is an order
-    expected: bool = True  # whether the pass may have any
+    noise: int = 0  # vocabulary size, for an adapter without a mask vector; 0 if it has one
+    real: int = 0  # rows of `order` that go to the original layer; the others go to the adapted one
+    order: Tensor | None = None  # the token in each of these rows; None if the tokens are already in that order
+    reals: Tensor | None = None  # [T - N] places of the real tokens, if there is an `order`
+    expected: bool = True  # whether the pass may contain masks
 
     def look(self, ids: Tensor) -> bool:
-        """Whether there are any among these tokens [T]."""
+        """Record where the masks among these tokens [T] are. Returns whether there are any."""
         Masks.present = self
         if not self.expected:
             self.places = None
@@ -60,7 +61,7 @@ class Masks:
         self.real, self.order, self.reals = len(ids) - len(masks), None, None
         if not len(masks):
             return False
-        if int(masks[0]) == self.real:  # all of them behind everything else
+        if int(masks[0]) == self.real:  # all masks come after all real tokens
             return True
         self.reals = (~is_mask).nonzero()[:, 0]
         self.order = torch.cat([_filled(self.reals), _filled(masks)])
@@ -68,7 +69,7 @@ class Masks:
         return True
 
     def fill(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """The ids [T] of the pass that was looked at, as the embedding is to see them: with noise at the masks, if there is to be any."""
+        """The ids [T] of the recorded pass for the embedding: with noise ids at the masks if the adapter uses noise."""
         if not self.noise or self.places is None:
             return ids
         at = self.places
@@ -76,24 +77,24 @@ class Masks:
 
 
 def _up(number: int) -> int:
-    """Kernels are made for each number of rows: let there be few of them."""
+    """Rounded up to a multiple of `_ROWS`: kernels are built for each number of rows, so few should occur."""
     return -(-number // _ROWS) * _ROWS
 
 
 def _filled(places: Tensor) -> Tensor:
-    """Some place or other behind them, until the number of rows is a round one."""
+    """The places, padded with an arbitrary one until their number is a multiple of `_ROWS`."""
     return F.pad(places, (0, _up(len(places)) - len(places)), value=int(places[0]))
 
 
 class Gated(LinearMethodBase):
-    """Stands in the place of the method of one layer of vLLM's: several low-rank updates side by side, each at its own
+    """Replaces the method of one of vLLM's layers. Holds several low-rank updates side by side, each for its own
     outputs."""
 
     def __init__(self, name: str, layer: LinearBase, masks: Masks) -> None:
         assert isinstance(layer.quant_method, LinearMethodBase)
         self.outputs = local_outputs(layer)
         self._name = name
-        self._layer = [layer]  # in a list: no module of a module
+        self._layer = [layer]  # in a list, so that it is not registered as a submodule
         self.method = layer.quant_method  # vLLM's own
         self._masks = masks
         self._parts: list[tuple[int, Tensor, Tensor]] = []  # (first output, down [R, D], up [E, R])
@@ -104,12 +105,13 @@ class Gated(LinearMethodBase):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """To work; with weight and update in one matrix where that is not much larger than the parts are."""
+        """Install this method in the layer. Weight and update become one matrix unless that is much larger than the
+        parts."""
         (layer,), (_, down, _) = self._layer, self._parts[0]
         inputs = down.shape[1]
         small = 2 * sum(down.numel() + up.numel() for _, down, up in self._parts) < self.outputs * inputs
         if not small and type(self.method) is UnquantizedLinearMethod:
-            # Behind vLLM's loading the weight may be packed away; what the layer makes of unit vectors are its columns.
+            # After vLLM has loaded the weight it may be packed. The layer's outputs for unit vectors are its columns.
             unit = torch.eye(inputs, dtype=layer.params_dtype, device=down.device)
             weight = self.method.apply(layer, unit).t().float()
             for first, down, up in self._parts:
@@ -161,12 +163,12 @@ direct_register_custom_op("multitoken_gated", _gated, fake_impl=_gated_shape)
 
 
 class GatedEmbedding:
-    """Stands in the place of the embedding's method: the mask has a vector of its own, and no real token is a mask. Its id may
-    lie beyond the matrix."""
+    """Replaces the embedding's method: the mask token has its own vector. No real token has the mask's id, which may be
+    beyond the matrix."""
 
     def __init__(self, layer: Any, mask_id: int, vector: Tensor) -> None:
         self.method, self._mask_id = layer.quant_method, local_id(layer, mask_id)
-        layer.register_buffer("mask_vector", vector, persistent=False)  # a constant of what is compiled, otherwise
+        layer.register_buffer("mask_vector", vector, persistent=False)  # otherwise a constant in compiled code
         layer.quant_method = self
 
     def embedding(self, layer: nn.Module, ids: Tensor) -> Tensor:
@@ -179,8 +181,9 @@ class GatedEmbedding:
 
 
 def attach(model: nn.Module, folder: Path, mask_id: int, config: Any) -> Masks:
-    """Put the adapter in `folder` to work in vLLM's `model`, made from the `VllmConfig` config. Passes without masks go through
-    the original model. Returns what notes where masks are. Raises `ModelError` where the adapter does not fit."""
+    """Install the adapter in `folder` in vLLM's `model`, which was made from the `VllmConfig` config. Passes without
+    masks go through the original model. Returns the record of where masks are. Raises `ModelError` if the adapter does
+    not fit."""
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         refuse_unknown(settings, str(folder))
@@ -214,7 +217,7 @@ def attach(model: nn.Module, folder: Path, mask_id: int, config: Any) -> Masks:
 
 
 def _find(model: nn.Module, name: str) -> tuple[str, int, LinearBase]:
-    """(name, which of its parts, module) of the layer of vLLM's that the checkpoint's layer `name` has become a part of."""
+    """(name, index of the part, module) of vLLM's layer that contains the checkpoint's layer `name`."""
     path, _, leaf = name.rpartition(".")
     target, index = name, 0
     for joined, parts in (getattr(model, "packed_modules_mapping", None) or {}).items():
@@ -226,7 +229,7 @@ def _find(model: nn.Module, name: str) -> tuple[str, int, LinearBase]:
         module = None
     if not isinstance(module, LinearBase):
         raise UnsupportedModelError(
-            f"the adapter has an update for {name}, and vLLM's {type(model).__name__} has no linear layer {target}; "
+            f"the adapter has an update for {name}, but vLLM's {type(model).__name__} has no linear layer {target}; "
             "gated checkpoints of this family cannot be served in vLLM yet"
         )
     return target, index, module

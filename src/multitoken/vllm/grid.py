@@ -1,4 +1,4 @@
-"""The flat rows of a step's logits, laid out as requests and places.
+"""The flat rows of a step's logits, arranged by request and place.
 
 Shapes: B requests, W places, N rows.
 """
@@ -18,7 +18,7 @@ class Grid:
     counts: list[int]  # rows of each request
     owner: Tensor  # [N] the request of each row
     place: Tensor  # [N] its place in the request
-    rows: Tensor  # [B, W] the row of each place; some row or other where there is none
+    rows: Tensor  # [B, W] the row of each place; an arbitrary row where there is none
     valid: Tensor  # [B, W]
 
     def of(self, values: Tensor, filler: Any) -> Tensor:
@@ -28,7 +28,7 @@ class Grid:
 
 @functools.lru_cache(maxsize=256)
 def grid_of_one(requests: int, device: torch.device) -> Grid:
-    """Nobody fed more than the last real token. The tensors are shared: not to be written to."""
+    """The grid if no request fed more than the last real token. The tensors are shared: do not write to them."""
     everyone = torch.arange(requests, device=device)
     there = torch.ones(requests, 1, dtype=torch.bool, device=device)
     return Grid([1] * requests, everyone, torch.zeros_like(everyone), everyone[:, None], there)

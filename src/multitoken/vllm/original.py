@@ -1,7 +1,7 @@
-"""The original model beside the gated one, in vLLM: passes without masks go through it, compiled without the gate.
+"""The original model next to the gated one in vLLM, compiled without the gate. Passes without masks go through it.
 
-Both share every weight and every attention layer, hence the KV cache. Only the modules above a gated layer exist twice: vLLM
-compiles such a module as a whole, and a gated layer is a wall to what it compiles.
+Both share every weight and every attention layer, and therefore the KV cache. Only the modules that contain a gated
+layer exist twice: vLLM compiles such a module as a whole, and a gated layer is a barrier to that compilation.
 """
 
 import copy
@@ -16,12 +16,13 @@ from .settings import ADAPTED, RESOLVED
 
 
 def original_of(model: nn.Module, config: Any) -> nn.Module:
-    """vLLM's `model` as it was before layers got a method that has vLLM's own in its `method`."""
+    """vLLM's `model` as it was before its layers got gated methods (which keep vLLM's own as `method`)."""
     compilation = copy.copy(config.compilation_config)
-    compilation.static_forward_context, compilation.static_all_moe_layers = {}, []  # a layer has its name once in each
+    # Each of these may hold a layer's name only once.
+    compilation.static_forward_context, compilation.static_all_moe_layers = {}, []
     config = copy.copy(config)
     config.compilation_config = compilation
-    # What vLLM compiles, it keeps by its options: those of the gated model must not find this one.
+    # vLLM caches compiled code by the options. The gated model must not find the code of this one.
     config.additional_config = {k: v for k, v in config.additional_config.items() if k not in (ADAPTED, RESOLVED)}
     with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
         original = initialize_model(config)
@@ -30,7 +31,7 @@ def original_of(model: nn.Module, config: Any) -> nn.Module:
 
 
 def _share(original: nn.Module, gated: nn.Module) -> None:
-    """Fill `original`, which has no weights, with what `gated` has."""
+    """Give `original`, which has no weights, the weights and layers of `gated`."""
     original._parameters, original._buffers = gated._parameters, gated._buffers
     for name, module in gated.named_children():
         if _is_gated(module):
@@ -47,19 +48,19 @@ def _is_gated(module: nn.Module) -> bool:
 
 
 class Looks(Protocol):
-    """What knows where the masks of a pass are."""
+    """An object that knows where the masks of a pass are."""
 
     def look(self, ids: Tensor) -> bool:
-        """Whether there are any among these tokens [T]."""
+        """Whether there are masks among these tokens [T]."""
         ...
 
     def fill(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """The tokens that the embedding is to see."""
+        """The token ids for the embedding."""
         ...
 
 
 def take_turns(gated: nn.Module, original: nn.Module, masks: Looks, *, compiled: bool) -> None:
-    """Have calls of `gated` go through `original` where `masks` finds none. compiled: the first call compiles both."""
+    """Route calls of `gated` to `original` if `masks` finds no mask. compiled: the first call compiles both."""
     forward, first = gated.forward, compiled
 
     def turn(input_ids: Tensor, positions: Tensor, *args: Any, **named: Any) -> Any:

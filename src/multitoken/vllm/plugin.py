@@ -1,5 +1,5 @@
-"""What vLLM calls in each of its processes (entry point `vllm.general_plugins`): a checkpoint with an `mtp` block then
-needs no flag. Every other model is served as if this plugin were not there."""
+"""The entry point that vLLM calls in each of its processes (`vllm.general_plugins`). A checkpoint with an `mtp` block
+then needs no flag. Every other model is served as if this plugin were not installed."""
 
 import hashlib
 from dataclasses import replace
@@ -16,7 +16,7 @@ _ROOM = __name__.rsplit(".", 1)[0]
 
 
 def register() -> None:
-    """Put this plugin's words into vLLM's start-up and into its reading of requests."""
+    """Hook this plugin into vLLM's start-up and into its processing of requests."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -38,12 +38,12 @@ def _create_engine_config(original: Any, args: Any, *more: Any, **named: Any) ->
         return original(args, *more, **named)
     check_version()
     if wrong := moved():
-        raise MultitokenError("this vLLM is not as multitoken expects it: " + "; ".join(wrong))
+        raise MultitokenError("this vLLM differs from what multitoken expects: " + "; ".join(wrong))
     _refuse(args, settings)
     if settings.adapter is not None and not _is_cpu():
-        args.enforce_eager = True  # CUDA graphs cannot hold what differs from step to step
+        args.enforce_eager = True  # CUDA graphs cannot hold operations that differ from step to step
     args.additional_config = {**(additional or {}), RESOLVED: settings.to_dict()}
-    if settings.adapter is not None:  # what vLLM compiles, it keeps by its options: let these name the adapted layers
+    if settings.adapter is not None:  # vLLM caches compiled code by its options: they must name the adapted layers
         args.additional_config[ADAPTED] = _digest(settings.adapter)
     args.speculative_config = {
         "method": "custom_class",
@@ -56,8 +56,8 @@ def _create_engine_config(original: Any, args: Any, *more: Any, **named: Any) ->
     config = original(args, *more, **named)
     if config.model_config.has_inner_state:
         raise UnsupportedModelError(
-            f"{args.model} has recurrent layers, whose states masks would write to in vLLM; serve it with `multitoken serve`, or "
-            f'as an ordinary model with --additional-config \'{{"mtp": {{"enabled": false}}}}\''
+            f"{args.model} has recurrent layers, and in vLLM masks would write to their states; serve it with "
+            f'`multitoken serve`, or as an ordinary model with --additional-config \'{{"mtp": {{"enabled": false}}}}\''
         )
     _check_budget(config.scheduler_config, settings)
     return config
@@ -76,7 +76,7 @@ def _is_cpu() -> bool:
 
 
 def _read(args: Any, additional: Any) -> Settings | None:
-    """What the checkpoint says; None for one that is to be served as it is."""
+    """The settings of the checkpoint; None if it is to be served as an ordinary model."""
     from vllm.transformers_utils.config import get_config, try_get_generation_config
 
     from multitoken.models.heads import find_head
@@ -86,14 +86,15 @@ def _read(args: Any, additional: Any) -> Settings | None:
     if block is None:
         if is_asked_for(additional):
             raise UsageError(
-                f"additional_config speaks of mtp, but config.json of {args.model} has no mtp block: it was not adapted "
-                "to write several tokens a step; adapt it first, or leave mtp out"
+                f"additional_config contains mtp, but config.json of {args.model} has no mtp block: the model was not "
+                "adapted to write several tokens per step; adapt it first, or leave mtp out"
             )
         return None
     if args.speculative_config is not None:
         if is_asked_for(additional):
             raise UsageError(
-                "additional_config asks for multi-token decoding and speculative_config for vLLM's own; give one of them"
+                "additional_config asks for multi-token decoding, and speculative_config for vLLM's own speculative "
+                "decoding; give one of them"
             )
         return None
     generation = try_get_generation_config(args.model, args.trust_remote_code, args.revision)
@@ -104,7 +105,7 @@ def _read(args: Any, additional: Any) -> Settings | None:
 
 
 def _adapter(args: Any) -> str:
-    """The folder of a gated checkpoint's adapter, fetched from the Hub if need be."""
+    """The folder of a gated checkpoint's adapter, fetched from the Hub if necessary."""
     from transformers.utils.hub import cached_file
 
     from multitoken.decoding.exported import ADAPTER_FOLDER
@@ -116,14 +117,14 @@ def _adapter(args: Any) -> str:
         ]
     except OSError as error:
         raise ModelError(
-            f"{args.model} is a gated checkpoint without its adapter in {ADAPTER_FOLDER}/; make a whole one with "
+            f"{args.model} is a gated checkpoint without its adapter in {ADAPTER_FOLDER}/; write a complete one with "
             "`multitoken export`"
         ) from error
     return str(Path(str(files[0])).parent)
 
 
 def _refuse(args: Any, settings: Settings) -> None:
-    """What cannot be together with it, by name, rather than be dropped."""
+    """Refuse options that multi-token decoding cannot be combined with. The error names them; none is ignored."""
     from vllm.engine.arg_utils import EngineArgs
 
     for name in ("worker_cls", "scheduler_cls"):
@@ -147,13 +148,13 @@ def _check_budget(scheduler: Any, settings: Settings) -> None:
     if scheduler.max_num_batched_tokens < width:
         raise UsageError(
             f"max_num_batched_tokens is {scheduler.max_num_batched_tokens}, but a step of one request with k = "
-            f"{settings.k} feeds up to {width} tokens; raise it, better to max_num_seqs * {width} = "
+            f"{settings.k} feeds up to {width} tokens; raise it, preferably to max_num_seqs * {width} = "
             f'{scheduler.max_num_seqs * width}, or lower k with --additional-config \'{{"mtp": {{"k": ...}}}}\''
         )
 
 
 def _process_inputs(original: Any, processor: Any, *args: Any, **named: Any) -> Any:
-    """Refuse a request that cannot be decoded as it asks, alone: over HTTP this is a 400."""
+    """Refuse a request that cannot be decoded as it asks, and only that request. Over HTTP this is a 400."""
     request = original(processor, *args, **named)
     additional = processor.vllm_config.additional_config
     if not isinstance(additional, dict) or RESOLVED not in additional or request.sampling_params is None:

@@ -1,7 +1,7 @@
-"""Every name of vLLM that is not its public interface and that this plugin leans on, in one place.
+"""Every name of vLLM that this plugin uses and that is not part of vLLM's public interface, in one place.
 
-A release of vLLM may move any of them: `SUPPORTED` says for which releases all of this was tested, `check_version` stops a
-server that is of another, and `moved` (with its test) names what is no longer where it was.
+A release of vLLM may move any of them. `SUPPORTED` lists the releases that the plugin was tested with, `check_version`
+stops a server of any other release, and `moved` (with its test) lists what has changed.
 """
 
 import functools
@@ -18,7 +18,7 @@ from multitoken.errors import MultitokenError
 
 SUPPORTED = ("0.32", "0.33")  # releases of vLLM, as MAJOR.MINOR
 
-_CALLS = {  # module, then the qualified name: the parameters that we call it by, or that it calls us by
+_CALLS = {  # module, then the qualified name: the parameters that we pass to it, or that it passes to us
     "vllm.engine.arg_utils:EngineArgs.create_engine_config": ("self",),
     "vllm.engine.arg_utils:EngineArgs.create_model_config": ("self",),
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs": ("self", "request_id", "prompt", "params"),
@@ -77,7 +77,7 @@ _FIELDS = {
         "logitsprocs",
     ),
 }
-_READ = {  # attributes of instances, by the class whose source must speak of them
+_READ = {  # attributes of instances: text that the source of the class must contain
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner": (
         "self.input_batch",
         "self.requests",
@@ -112,7 +112,7 @@ _READ = {  # attributes of instances, by the class whose source must speak of th
 
 
 def check_version() -> None:
-    """Raises `MultitokenError` under a vLLM that this was not made for."""
+    """Raises `MultitokenError` if the release of vLLM is not one of `SUPPORTED`."""
     import vllm
 
     version = str(vllm.__version__)
@@ -125,7 +125,7 @@ def check_version() -> None:
 
 
 def moved() -> list[str]:
-    """What is not where, or not as, this plugin expects it; nothing, if all is well."""
+    """What is missing or different from what this plugin expects; empty if everything is as expected."""
     wrong = []
     for name, expected in _CALLS.items():
         found = _find(name)
@@ -152,7 +152,7 @@ def _find(name: str) -> Any:
 
 
 def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
-    """Put `around(original, self, ...)` in the place of a method; once, however often it is asked for."""
+    """Replace a method by `around(original, self, ...)`. Repeated calls replace it only once."""
     original = getattr(owner, name)
     if getattr(original, "_by_multitoken", False):
         return
@@ -176,12 +176,12 @@ class Step:
 
     @property
     def lengths(self) -> np.ndarray:
-        """[B] real tokens of each request, drafts not among them."""
+        """[B] real tokens of each request, without drafts."""
         return self._runner.input_batch.num_tokens_no_spec[: len(self.names)]
 
     @property
     def discarded(self) -> np.ndarray:
-        """[B] whether only a piece of its prompt was fed: what is sampled goes nowhere."""
+        """[B] whether only a part of the request's prompt was fed, so that the sampled token is discarded."""
         return self._runner.discard_request_mask.np[: len(self.names)]
 
 
@@ -196,11 +196,11 @@ def take_over(
     take: Callable[[], list[list[int]] | None],
     begin: Callable[[bool], None],
 ) -> None:
-    """Have `sample(logits, spec_decode_metadata)` choose the tokens of this model runner, and `take()` say what each request
-    feeds behind its last real token in the next step (None: nobody feeds more). `begin` hears before each pass whether anybody
-    feeds more.
+    """Let `sample(logits, spec_decode_metadata)` choose the tokens of this model runner. `take()` returns what each
+    request feeds after its last real token in the next step (None: no request feeds more). `begin` is called before
+    each pass with whether any request feeds more.
 
-    A step that feeds no drafts is an ordinary one to the runner, without what speculative decoding costs.
+    A step that feeds no drafts is an ordinary step for the runner, without the cost of speculative decoding.
     """
     stock, execute, speculative = runner._sample, runner.execute_model, runner.speculative_config
 
@@ -222,6 +222,6 @@ def take_over(
     runner._sample = _sample
     runner.execute_model = execute_model
     runner.take_draft_token_ids = take_draft_token_ids
-    # One request near max_model_len would otherwise have the drafts of the whole batch replaced by token 0. Masks need no
-    # drafter's cache, and the scheduler cuts what goes beyond max_model_len.
+    # Otherwise one request near max_model_len would make vLLM replace the drafts of the whole batch by token 0. Masks
+    # need no cache of a drafter, and the scheduler cuts off what is beyond max_model_len.
     runner._input_fits_in_drafter = lambda common_attn_metadata: common_attn_metadata is not None

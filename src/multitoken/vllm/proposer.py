@@ -1,4 +1,4 @@
-"""The proposer that vLLM wants for speculative decoding. What is fed next comes from the sampler (`private.take_over`)."""
+"""The proposer that vLLM requires for speculative decoding. The sampler decides what is fed (`private.take_over`)."""
 
 from typing import Any
 
@@ -25,5 +25,5 @@ class Proposer:
     def propose(
         self, sampled_token_ids: list[list[int]], num_tokens_no_spec: Any, token_ids_cpu: Any, slot_mappings: Any = None
     ) -> list[list[int]]:
-        """Nothing: vLLM asks only after steps that fed drafts. The sampler hands over what is fed next, after any step."""
+        """Proposes nothing: vLLM asks only after steps that fed drafts. The sampler provides them after any step."""
         return [[] for _ in sampled_token_ids]

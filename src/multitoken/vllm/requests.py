@@ -18,10 +18,10 @@ from .settings import Settings, request_policy
 
 @dataclass(frozen=True)
 class Facts:
-    """What stays as it is for as long as a request lives."""
+    """What does not change while a request runs."""
 
     policy: Policy
-    seed: int  # of its noise, as `noise_keys` takes it
+    seed: int  # of its sampling noise, as `noise_keys` takes it
     limit: int  # tokens that prompt and output may have together
     eos: int  # -1 for none
 
@@ -34,12 +34,12 @@ class Rows:
     seeds: Tensor  # [B] int64
     limits: Tensor  # [B] int64
     ends: Tensor  # [B, 1] int64, -1 for none
-    paced: bool  # whether every request writes the same text however many masks it feeds
-    plain: bool  # whether none of them ever feeds any
+    paced: bool  # whether no request's text depends on how many masks it feeds
+    plain: bool  # whether no request ever feeds masks
 
 
 class Requests:
-    """Keeps the rows of the present batch. A step whose batch is that of the step before costs one comparison."""
+    """Keeps the rows of the current batch. If it is the same as in the last step, this costs one comparison."""
 
     def __init__(self, settings: Settings, seed: int, device: torch.device) -> None:
         self._settings = settings
@@ -50,7 +50,8 @@ class Requests:
         self._rows: Rows | None = None
 
     def rows(self, names: Sequence[str], states: Mapping[str, Any]) -> Rows:
-        """names: the requests in the order of the batch. states: vLLM's record of each; a name may come again, a record not."""
+        """names: the requests in the order of the batch. states: vLLM's record of each. A name may be
+        reused, a record is not."""
         records = [states[name] for name in names]
         if self._rows is None or len(records) != len(self._known) or not all(map(operator.is_, records, self._known)):
             old = {id(record): facts for record, facts in zip(self._known, self._facts, strict=True)}
@@ -64,7 +65,7 @@ class Requests:
     def _facts_of(self, name: str, state: Any) -> Facts:
         params = state.sampling_params
         seed = params.seed
-        if seed is None:  # the same on every rank, with nothing sent between them
+        if seed is None:  # the same on every rank, without communication
             seed = int.from_bytes(hashlib.sha256(f"{self._seed}:{name}".encode()).digest()[:8], "little")
         eos = params.eos_token_id
         return Facts(

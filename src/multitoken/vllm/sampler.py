@@ -1,9 +1,9 @@
 """From a step's logits to its tokens, for all requests at once.
 
-vLLM's logits are flat: a request has a row for its last real token and one for each of its drafts and masks. Here they
-are laid out as a grid of requests and places, and everything behind that is the same few tensor operations for any batch.
-A token is chosen by noise that belongs to its position (`decoding/gumbel.py`), so that drafts are confirmed by comparing
-tokens: the text is that of next-token decoding with the same seed, and so is its distribution.
+vLLM's logits are flat: a request has a row for its last real token and one for each of its drafts and masks. Here the
+rows are arranged in a grid of requests and places. Everything after that is the same few tensor operations for any
+batch. A token is sampled with noise that belongs to its position (`decoding/gumbel.py`), so drafts can be confirmed by
+comparing tokens: the text is that of next-token decoding with the same seed, and it has the same distribution.
 
 Shapes: B requests, W places, N rows, V vocabulary.
 """
@@ -31,11 +31,11 @@ from .private import step_of
 from .requests import Requests, Rows
 from .settings import Settings
 
-_GREEDY = 1e-5  # vLLM's own: temperatures below are greedy
+_GREEDY = 1e-5  # vLLM's own limit: lower temperatures are greedy
 
 
 class Sampler:
-    """Stands in the place of the model runner's sampling, and tells the proposer what to feed next."""
+    """Replaces the sampling of the model runner, and decides what is fed next."""
 
     def __init__(self, runner: Any, settings: Settings) -> None:
         self._runner = runner
@@ -46,15 +46,16 @@ class Sampler:
         self._next: tuple[Tensor, Tensor] | None = None  # ids [B, drafts], and how many of them [B] are fed
 
     def pace(self, pacer: Pacer) -> None:
-        """From now on feed verified requests as many masks as this one says; all that they may have, before."""
+        """From now on, this pacer limits the masks of verified requests. Until then, they feed as many as they may."""
         self._pacer = pacer
 
     def draft_with(self, drafts: DraftsInVllm) -> None:
-        """From now on choose the tokens of a block from left to right."""
+        """From now on, choose the tokens of a block from left to right, with this draft head."""
         self._drafts = drafts
 
     def take(self) -> list[list[int]] | None:
-        """What each request of the step just sampled feeds next behind its last real token; None: nothing, none of them."""
+        """What each request of the step just sampled feeds next after its last real token. None: nothing
+        for any request."""
         if self._next is None:
             return None
         ids, number = self._next
@@ -63,12 +64,12 @@ class Sampler:
 
     @torch.inference_mode()
     def __call__(self, logits: Tensor, metadata: Any) -> SamplerOutput:
-        """logits [N, V]. metadata: vLLM's SpecDecodeMetadata, None where nobody fed drafts."""
+        """logits [N, V]. metadata: vLLM's SpecDecodeMetadata, None if no request fed drafts."""
         step, mask_id = step_of(self._runner), self._settings.mask_id
         rows = self._requests.rows(step.names, step.states)
         if self._pacer is not None:
             self._pacer.clock(step.names)
-        if mask_id < logits.shape[-1]:  # a gate's mask may lie beyond the vocabulary
+        if mask_id < logits.shape[-1]:  # the mask id of a gated model may be beyond the vocabulary
             logits[:, mask_id] = -torch.inf
         if metadata is None:
             return self._alone(logits, step, rows)
@@ -91,8 +92,8 @@ class Sampler:
         return self._output(step, raw, scores, grid, accepted.emitted)
 
     def _alone(self, logits: Tensor, step: Any, rows: Rows) -> SamplerOutput:
-        """Of a step in which nobody fed drafts or masks: plain decoding, which is to cost what it costs vLLM. logits [B, V]."""
-        if step.metadata.all_greedy:  # vLLM's own; our noise and our places have no part in it
+        """For a step in which no request fed drafts or masks: plain decoding, at its cost in vLLM. logits [B, V]."""
+        if step.metadata.all_greedy:  # vLLM's own sampler: our noise and our places are not involved
             plain = self._runner.sampler(logits=logits, sampling_metadata=step.metadata)
             self._hand_over(step, rows, plain.sampled_token_ids)
             return plain
@@ -120,7 +121,7 @@ class Sampler:
         lengths: Tensor,
         metadata: Any,
     ) -> None:
-        """Put what the draft head says at the masks of good blocks into chosen and sure, both [B, W]."""
+        """Write what the draft head chooses at the masks of good blocks into chosen and sure, both [B, W]."""
         assert self._drafts is not None
         _, held, good = confirmed
         fed = good > 0
@@ -163,8 +164,8 @@ class Sampler:
         metadata: Any,
         drawn: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """(tokens [N], the scores [N, V] that they were chosen by). top [N]: the likeliest of raw, if that is known; drawn [N]: where a
-        request that samples draws; None: everywhere."""
+        """(tokens [N], the scores [N, V] that they were chosen from). top [N]: the likeliest tokens of raw, if known.
+        drawn [N]: where a request that samples draws; None: everywhere."""
         scores = raw
         if metadata.allowed_token_ids_mask is not None:
             scores = scores.masked_fill(metadata.allowed_token_ids_mask[: len(grid.counts)][grid.owner], -torch.inf)
@@ -181,7 +182,7 @@ class Sampler:
     def _choose_in_turn(
         self, scores: Tensor, grid: Grid, drafts: Tensor, rows: Rows, positions: Tensor, metadata: Any
     ) -> tuple[Tensor, Tensor]:
-        """Place by place: penalties and bad words look at what stands before, drafts and this step's own tokens included."""
+        """Choose place by place: penalties and bad words depend on the tokens before, this step's own included."""
         tokens = scores.new_zeros(len(scores), dtype=torch.int64)
         before = [list(ids) for ids in metadata.output_token_ids]
         vocabulary, requests, width = scores.shape[-1], *grid.rows.shape
@@ -227,7 +228,8 @@ class Sampler:
         metadata: Any,
         drawn: Tensor | None = None,
     ) -> Tensor:
-        """Tokens for rows of these owners: the likeliest (`top`, if known), except where a request samples and `drawn` [N] says so."""
+        """Tokens for rows of these owners: drawn where the request samples and `drawn` [N] is true, elsewhere the
+        likeliest (`top`, if known)."""
         if metadata.all_random and drawn is None:
             return self._with_noise(scores, owner, positions, rows, metadata)
         greedy = argmax(scores) if top is None else top
@@ -252,8 +254,8 @@ class Sampler:
     def _hand_over(
         self, step: Any, rows: Rows, emitted: Tensor, lengths: Tensor | None = None, accepted: Accepted | None = None
     ) -> None:
-        """Keep for `take` what is fed next behind each request's last real token. lengths: if they are known already; accepted: None
-        where nobody fed more than that token."""
+        """Store for `take` what each request feeds next after its last real token. lengths: if already known. accepted:
+        None if no request fed more than that token."""
         most: Any = 0 if rows.plain else self._settings.k - 1
         if most and self._pacer is not None and rows.paced:
             held = good = None
@@ -264,7 +266,7 @@ class Sampler:
             numbers = self._pacer.masks(step.names, tokens, held, good)
             most = torch.tensor(numbers, device=emitted.device) if any(numbers) else 0
         if isinstance(most, int) and not most and rows.paced and accepted is None:
-            return  # nothing to draft, nobody to draft it for: plain decoding
+            return  # no drafts and no masks for any request: plain decoding
         accepted = accepted or Accepted.of_one(emitted)
         lengths = self._lengths(step) if lengths is None else lengths
         room = rows.limits - lengths - (emitted >= 0).sum(1)
@@ -274,7 +276,7 @@ class Sampler:
         self._next = ids, number
 
     def _logprobs(self, metadata: Any, raw: Tensor, scores: Tensor, grid: Grid, emitted: Tensor) -> Any:
-        """The row of a place is the one that its token was chosen at."""
+        """The logprobs of a place come from the row at which its token was chosen."""
         if metadata.max_num_logprobs is None:
             return None
         sampler = self._runner.sampler
@@ -285,17 +287,17 @@ class Sampler:
 
 
 def _by_nucleus(scores: Tensor, metadata: Any) -> bool:
-    """Whether top-p is found by `decoding/nucleus.py`; vLLM's own ways are for top-k, and for accelerators."""
+    """Whether `decoding/nucleus.py` applies top-p. vLLM's own functions are used for top-k and on accelerators."""
     return metadata.top_k is None and scores.device.type == "cpu"
 
 
 def _looks_at_scores_only(metadata: Any) -> bool:
-    """Whether no request looks at token ids: where one does, the places are drafted independently."""
+    """Whether no request's options depend on token ids. If they do, places are drafted independently of each other."""
     return metadata.no_penalties and not metadata.bad_words_token_ids and metadata.allowed_token_ids_mask is None
 
 
 def _drafts(flat: Tensor, grid: Grid) -> Tensor:
-    """What each request fed behind its last real token, [B, W - 1]; -1 where nothing."""
+    """What each request fed after its last real token, [B, W - 1]; -1 where it fed nothing."""
     behind = grid.valid[:, 1:]
     drafts = torch.full(behind.shape, -1, dtype=torch.int64, device=flat.device)
     drafts[behind] = flat.long()

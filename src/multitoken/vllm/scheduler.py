@@ -1,8 +1,9 @@
-"""How far the KV cache is real, where masks' tokens are final.
+"""Which KV cache entries count as computed, under policies whose mask tokens are final.
 
-vLLM takes a step's tokens for accepted drafts, whose KV entries are computed, and rolls back those of the rejected ones.
-That fits verified policies. Where a policy emits what masks predicted, the entries are the masks' and not the tokens':
-only the real tokens that were fed may count as computed, and the others are fed again by the next step.
+vLLM treats a step's tokens as accepted drafts, whose KV entries are computed, and rolls back the entries of the
+rejected ones. That is right for verified policies. If a policy emits the tokens that masks predicted, these entries
+belong to the masks and not to the tokens. Only the real tokens that were fed may count as computed; the next step feeds
+the others again.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from .settings import request_policy
 
 
 class FinalMasksScheduler(Scheduler):
-    """The scheduler of a server whose requests may emit tokens that nothing confirms."""
+    """The scheduler of a server whose requests may emit tokens that are not confirmed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

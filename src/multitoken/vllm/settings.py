@@ -1,13 +1,13 @@
-"""What decides how a request is decoded: the checkpoint's `mtp` blocks, the server's options, the request's own.
+"""What determines how a request is decoded: the checkpoint's `mtp` blocks, the server's options, the request's options.
 
     config.json: mtp                 what the model was trained for: k and the id of the mask token
-    generation_config.json: mtp      how it decodes unless told otherwise: policy, threshold, k
-    --additional-config {"mtp": ..}  the same three for this server; enabled: false for plain vLLM; adaptive: false for
-                                     all masks that a request may have, whether they pay or not
+    generation_config.json: mtp      the checkpoint's defaults for decoding: policy, threshold, k
+    --additional-config {"mtp": ..}  the same three for this server; enabled: false for plain vLLM; adaptive: false to
+                                     feed all masks that a request may have, even if that is slower
     a request's extra_args           mtp_policy, mtp_threshold, mtp_k (over HTTP: vllm_xargs)
 
-A server whose policy is exact or next-token confirms every token, and takes no request that asks for less. One that is
-started with confadapt or static takes requests of every policy.
+A server whose policy is exact or next-token confirms every token, and refuses requests with a policy that does not. A
+server that is started with confadapt or static accepts requests of every policy.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,10 @@ from multitoken.errors import ModelError, UsageError, nearest
 from multitoken.models.mtp_config import MtpConfig
 
 KEY = "mtp"  # of config.json, of generation_config.json and of additional_config
-RESOLVED = "mtp_resolved"  # where in additional_config every process of a server finds the whole of it
-ADAPTED = "mtp_adapted"  # where in it a digest of a gated adapter's config is
+RESOLVED = "mtp_resolved"  # key of additional_config where every process of a server finds all settings
+ADAPTED = "mtp_adapted"  # key of additional_config for a digest of a gated adapter's config
 _SWITCHES = ("enabled", "adaptive")
-_POLICY = tuple(name for name in POLICY_OPTIONS if name != "branches")  # vLLM's attention has no place for them
+_POLICY = tuple(name for name in POLICY_OPTIONS if name != "branches")  # vLLM's attention does not support them
 _SERVER = (*_POLICY, *_SWITCHES)
 _REQUEST = tuple(f"mtp_{name}" for name in _POLICY)
 _OFF = '--additional-config \'{"mtp": {"enabled": false}}\''
@@ -39,27 +39,27 @@ _OFF = '--additional-config \'{"mtp": {"enabled": false}}\''
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server decodes. `k` is the most tokens of a step that it is laid out for, at most what was trained."""
+    """How a server decodes. `k`: the most tokens per step that it is set up for, at most the trained k."""
 
     mask_id: int
     k: int
     policy: Policy
     adapter: str | None = None  # the folder of a gated adapter
     head: str | None = None  # the file of a draft head
-    adaptive: bool = True  # verified requests are fed as many masks as pay
+    adaptive: bool = True  # the number of masks of verified requests is chosen for speed
 
     @property
     def lossless(self) -> bool:
-        """Whether every token is confirmed: vLLM's own bookkeeping then holds as it is."""
+        """Whether every token is confirmed. Then vLLM's own bookkeeping is correct as it is."""
         return self.policy.verifies or isinstance(self.policy, NextToken)
 
     @property
     def drafts(self) -> int:
-        """The most that vLLM is to call draft tokens: a verified block's drafts, and masks behind them."""
+        """The most tokens that vLLM calls draft tokens: the drafts of a verified block and the masks after them."""
         return 2 * (self.k - 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, which travel to the other processes of a server."""
+        """The settings as plain values, for the other processes of a server."""
         policy = {"name": self.policy.name, **asdict(self.policy)}
         return {
             "mask_id": self.mask_id,
@@ -78,26 +78,28 @@ class Settings:
 
 
 def is_enabled(additional: Any) -> bool:
-    """Whether the server's options leave multi-token decoding on. Raises `UsageError` for options that cannot be."""
+    """Whether the server's options leave multi-token decoding on. Raises `UsageError` for invalid options."""
     return bool(_server_options(additional).get("enabled", True))
 
 
 def is_asked_for(additional: Any) -> bool:
-    """Whether the server's options speak of multi-token decoding at all."""
+    """Whether the server's options mention multi-token decoding at all."""
     return isinstance(additional, Mapping) and KEY in additional
 
 
 def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Settings:
     """The settings of a server. block, generation: the `mtp` of config.json and of generation_config.json, if any.
 
-    Raises `ModelError` for a block that is broken and `UsageError` for options that cannot be.
+    Raises `ModelError` for a broken block and `UsageError` for invalid options.
     """
     try:
         trained = MtpConfig.from_block(block, "config.json")
-        if trained.method != "gated":  # a gate brings the mask's vector itself
+        if trained.method != "gated":  # a gated adapter brings its own vector for the mask
             trained.check_vocabulary(vocabulary)
     except ModelError as error:
-        raise ModelError(f"{error}; if it is not multitoken's, serve the model as an ordinary one: {_OFF}") from error
+        raise ModelError(
+            f"{error}; if this block is not multitoken's, serve the model as an ordinary one: {_OFF}"
+        ) from error
     if generation is not None and not isinstance(generation, Mapping):
         raise ModelError(
             f"generation_config.json: mtp is {generation!r}; expected an object, such as {{'policy': 'exact'}}"
@@ -115,12 +117,12 @@ def resolve(block: Any, generation: Any, additional: Any, vocabulary: int) -> Se
         raise UsageError(f"{source}: mtp: {error}") from error
     assert policy.k is not None
     if policy.k == 1:
-        raise UsageError("mtp.k is 1, which is next-token decoding; say policy 'next-token', or choose k >= 2")
+        raise UsageError("mtp.k is 1, which is next-token decoding; use policy 'next-token', or choose k >= 2")
     return Settings(trained.mask_token_id, policy.k, policy, adaptive=bool(options.get("adaptive", True)))
 
 
 def request_policy(settings: Settings, extra: Mapping[str, Any] | None) -> Policy:
-    """The policy of a request by its extra_args. Raises `DecodingError` for what cannot be."""
+    """The policy of a request with these extra_args. Raises `DecodingError` for invalid ones."""
     given = {name: value for name, value in (extra or {}).items() if str(name).startswith("mtp")}
     if not given:
         return settings.policy
@@ -132,12 +134,12 @@ def request_policy(settings: Settings, extra: Mapping[str, Any] | None) -> Polic
     policy = layered_policy(default, options)
     if not isinstance(policy, NextToken) and policy.k is not None and policy.k > settings.k:
         raise DecodingError(
-            f"mtp_k is {policy.k}, but this server is laid out for k up to {settings.k}; choose k <= {settings.k}"
+            f"mtp_k is {policy.k}, but this server is set up for k up to {settings.k}; choose k <= {settings.k}"
         )
     policy = with_trained_k(policy, settings.k)
     if settings.lossless and not policy.verifies and policy.k != 1:
         raise DecodingError(
-            f"mtp_policy is {policy.name!r}, whose tokens are not confirmed, and this server (policy "
+            f"mtp_policy is {policy.name!r}, whose tokens are not confirmed, but this server (policy "
             f"{settings.policy.name}) confirms every token; choose exact or next-token, or start the server with "
             f'--additional-config \'{{"mtp": {{"policy": "{policy.name}"}}}}\''
         )

@@ -36,7 +36,8 @@ class Worker(Base):
             self.sampler.draft_with(DraftsInVllm(self.model_runner.get_model(), Path(settings.head)))
 
     def _begin(self, feeds_more: bool) -> None:
-        """A pass begins: masks are always behind a request's last real token."""
+        """Called before each pass. Masks are always fed after a request's last real token, so a pass that feeds
+        nothing more has none."""
         if self._masks is not None:
             self._masks.expected = feeds_more
 
