@@ -1,15 +1,15 @@
-"""What each choice of a recipe is worth: objective, data, method and optimizer, changed one at a time.
+"""Measures what each choice of a recipe is worth: objective, data, method and optimizer, changed one at a time.
 
-    python -m benchmarks.ablations --output runs/ablations              (two hours on one core)
-    python -m benchmarks.ablations --output runs/ablations --seeds 2    one seed; what is measured is kept and not repeated
-    python -m benchmarks.ablations --output runs/ablations --show       no training: what is there so far
-    python -m benchmarks.ablations --output runs/masks --only masks     these arms and the reference
+    python -m benchmarks.ablations --output runs/ablations              two hours on one core
+    python -m benchmarks.ablations --output runs/ablations --seeds 2    one seed; finished runs are kept and not repeated
+    python -m benchmarks.ablations --output runs/ablations --show       trains nothing, shows the results so far
+    python -m benchmarks.ablations --output runs/masks --only masks     the arms of this group and the reference
 
-Every arm trains for equal time from the embedded base on the same 700 word problems, three seeds each. Equal time is made
-equal beforehand: a few steps of all arms are timed in turn, and an arm gets as many steps as take as long as the reference's;
-a machine that is disturbed later then changes nothing. The arms are judged on the same unseen problems: tokens per step under
-Exact, and right answers under next-token decoding, which shows what training itself cost. Exact adds nothing to that cost.
-Prints the table, draws the picture; the last line is JSON.
+Every arm trains for the same time from the embedded base, on the same 700 word problems, with three seeds each. The number of
+steps is fixed beforehand: a few steps of all arms are timed, interleaved, and each arm gets the number of steps that take as
+long as the reference's. If the machine slows down later, the comparison stays fair. The arms are judged on the same unseen problems
+by tokens per step under Exact and by right answers under next-token decoding. The right answers show what training itself
+cost; Exact adds nothing to that cost. The command prints the table and draws the picture. The last line is JSON.
 """
 
 import argparse
@@ -52,7 +52,7 @@ REFERENCE: dict[str, Any] = {
     "labels": "data",
     "k_growth": 0.0,
     "join_share": 0.0,
-    "head_rank": 0,  # the tables in docs/ablations.md are older than the draft head
+    "head_rank": 0,  # the tables in docs/ablations.md were measured before the draft head existed
     "loss_weights": "reach",
     "optimizer": "muon",
     "learning_rate": 8e-3,
@@ -62,7 +62,7 @@ REFERENCE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A recipe: the reference with `change`, on one kind of responses (greedy, sampled, given). None takes an option out."""
+    """A recipe: the reference with `change`, on one kind of responses (greedy, sampled, given). None removes an option."""
 
     group: str
     name: str
@@ -107,11 +107,12 @@ class Result:
     steps: int
     tokens_per_step: float  # under Exact 0.5
     right: float  # share of right answers under next-token decoding
-    same: float  # share of outputs under Exact 0.5 that are the original's
+    same: float  # share of outputs under Exact 0.5 that are identical to the original's
 
 
 def training_files(folder: Path, kinds: set[str]) -> dict[str, Path]:
-    """The same prompts with these kinds of responses; the base writes its own once, and they are kept."""
+    """Files with the same prompts and each of these kinds of responses. The base writes its own responses once; later calls
+    reuse them."""
     base = Model.load(checkpoint("base"))
     problems = examples("word-problems", "adapt", PROMPTS)
     made = {"given": folder / "given.jsonl"}
@@ -143,7 +144,8 @@ def _written_by(base: Model, problems: list[Example], sampled: bool) -> list[str
 def steps_of_equal_time(
     arms: Sequence[Arm], data: dict[str, Path], most: int, rounds: int, common: dict[str, Any]
 ) -> dict[str, int]:
-    """Steps an arm that take as long as `most` of the first one's, by a few steps of all arms in turn, from all over the run."""
+    """The number of steps of each arm that take as long as `most` steps of the first arm. It is measured with a few steps of
+    all arms, interleaved, taken from all parts of the run."""
     with tempfile.TemporaryDirectory() as folder:
         steppers: dict[str, Stepper] = {}
         for arm in arms:
@@ -158,7 +160,7 @@ def steps_of_equal_time(
         for number in range(rounds + 1):
             for name, stepper in steppers.items():
                 spent, _ = stepper.step(number * most // rounds)
-                if number:  # the first warms up
+                if number:  # the first round warms up
                     seconds[name].append(spent)
     reference = seconds[arms[0].name]
     ratios = {name: ratio_interval(list(zip(reference, own, strict=True))).median for name, own in seconds.items()}
@@ -180,7 +182,7 @@ def run(
         return answer_all(model, prompts, policy, 32, task.max_new_tokens, f"{arm.name}, seed {seed}")
 
     exact = answers(Exact(0.5))
-    plain = answers(NextToken()) if arm.options["method"] != "gated" else exact  # a gate leaves next tokens alone
+    plain = answers(NextToken()) if arm.options["method"] != "gated" else exact  # a gate does not change next tokens
     texts = [str(model.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids, _, _ in plain]
     right = sum(task.grader.grade(t, q.answer) is True for t, q in zip(texts, task.questions, strict=True))
     same = sum(ours[0] == theirs[0] for ours, theirs in zip(exact, reference, strict=True))
@@ -217,9 +219,9 @@ def _by_arm(results: list[Result]) -> list[tuple[str, str, list[Result]]]:
 
 
 def picture(results: list[Result], path: Path) -> None:
-    """A row an arm: a dot a seed, a line at their mean; grey where training cost right answers."""
+    """One row per arm, with a dot for each seed and a line at their mean. Grey: training lost right answers."""
     arms = _by_arm(results)
-    base = statistics.mean(r.right for r in arms[0][2])  # gated: the original's by construction
+    base = statistics.mean(r.right for r in arms[0][2])  # gated: by construction the original's
     figure = Figure(figsize=(8, 0.36 * len(arms) + 1.2), dpi=200, facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
     FigureCanvasAgg(figure)
@@ -241,7 +243,7 @@ def picture(results: list[Result], path: Path) -> None:
     axes.set_xlim(left=1)
     axes.set_xlabel("tokens per step under Exact 0.5", fontsize=9)
     figure.suptitle(
-        "A dot a seed, a line at their mean; dashed: the reference; grey: right answers were lost", fontsize=9
+        "One dot per seed, a line at their mean; dashed: the reference; grey: right answers were lost", fontsize=9
     )
     axes.grid(axis="x", color="#e6e8eb")
     axes.spines[["top", "right"]].set_visible(False)
@@ -256,10 +258,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=100, help="of the reference")
+    parser.add_argument("--steps", type=int, default=100, help="number of steps of the reference")
     parser.add_argument("--questions", type=int, default=48)
-    parser.add_argument("--only", nargs="+", choices=sorted({a.group for a in ARMS}), help="groups of arms")
-    parser.add_argument("--dtype", default=COMMON["dtype"], help="float32 where the CPU is slow in bfloat16")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=sorted({a.group for a in ARMS}),
+        help="groups of arms to train; the reference is always added",
+    )
+    parser.add_argument("--dtype", default=COMMON["dtype"], help="use float32 if the CPU is slow in bfloat16")
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--picture", type=Path)
     a = parser.parse_args()
@@ -276,12 +283,12 @@ def main() -> None:
 def train_all(
     arms: Sequence[Arm], output: Path, seeds: list[int], reference_steps: int, questions: int, common: dict[str, Any]
 ) -> None:
-    """Each of these arms with every seed, what is there already aside."""
+    """Train each of these arms with every seed, except those that already have a result."""
     output.mkdir(parents=True, exist_ok=True)
     data = training_files(output, {arm.responses for arm in arms})
     plan = output / "steps.json"
     steps = json.loads(plan.read_text()) if plan.exists() else {}
-    if new := [arm for arm in arms if arm.name not in steps]:  # beside the reference, always
+    if new := [arm for arm in arms if arm.name not in steps]:  # always timed together with the reference
         beside = [ARMS[0], *(arm for arm in new if arm != ARMS[0])]
         timed = steps_of_equal_time(beside, data, reference_steps, rounds=8, common=common)
         steps = timed | steps

@@ -1,9 +1,9 @@
-"""Every family that transformers knows, as a tiny random model: what works, and the largest difference of each test.
+"""Tests every family that transformers knows, as a tiny random model: what works, and the largest difference in each test.
 
     python -m benchmarks.architectures [FAMILY ...] [--output docs/architectures.md]
 
-Without names, all of `benchmarks.tiny_families`: about ten minutes on one core. Writes the table into the page, between its two
-marks; the words around it stay.
+Without names it tests all of `benchmarks.tiny_families`, which takes about ten minutes on one core. The table is written into
+the page between its two marks; the text around it stays.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from multitoken.decoding.mixers import Mixers
 from multitoken.models.check import Finding, check_model, uses
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-# Columns, and the tests of `check_model` that they show, in its order.
+# The columns, one for each test of `check_model`, in the same order.
 COLUMNS = (
     "packed",
     "gradients",
@@ -53,13 +53,13 @@ def _cell(finding: Finding) -> str:
 
 
 def mixers_of(model: transformers.PreTrainedModel) -> str:
-    """The kinds of recurrent layers, or that there is attention alone."""
+    """The kinds of recurrent layers; "attention" if there are none."""
     mixers = Mixers.of(model)
     return "attention" if mixers is None else ", ".join(sorted({mixer.kind.name for mixer in mixers.all}))
 
 
 def survey(families: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The lines of the table, and why a family is refused or what is to be said of it."""
+    """The lines of the table, and for a family that is refused, fails a test or has a note, the reason or the note."""
     lines, reasons = [], {}
     for family in families:
         model = tiny_model(family)
@@ -76,7 +76,7 @@ def survey(families: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def page(text: str, lines: list[str], reasons: dict[str, str], command: str) -> str:
-    """The page with this table in it."""
+    """The page `text` with this table between its marks."""
     whole = sum("| all |" in line for line in lines)
     head = "| family | layers | works | " + " | ".join(COLUMNS) + " |"
     made = (

@@ -1,11 +1,11 @@
-"""Does a request answer the same in a crowd as alone? Continuous batching against one request at a time.
+"""Does a request get the same answer in a large batch as alone? Compares continuous batching with one request at a time.
 
     python -m benchmarks.batch_identity --prompts ../shared/data/gsm8k/test.jsonl --field question
     python -m benchmarks.batch_identity --model stories-gated --prompts unseen.jsonl
 
-64 prompts of mixed lengths (and, one in four, sampled at temperature 0.8) go through one engine that runs 16 at a time and
-prefills in pieces of 64 tokens; each also goes through alone. A first difference that float64 calls a tie is counted apart. The
-original's next-token decoding is compared too. The last line is JSON.
+64 prompts of mixed lengths go through one engine that runs 16 at a time and prefills in pieces of 64 tokens. One in four is
+sampled at temperature 0.8. Each prompt also goes through an engine alone, and through next-token decoding, which for a gated
+adapter is the original's. A first difference that is a tie in float64 is counted separately. The last line is JSON.
 """
 
 import argparse
@@ -36,8 +36,8 @@ def texts(engine: Engine) -> dict[int, list[int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(checkpoint("gated")))
-    parser.add_argument("--base", help="where a gated adapter's base lies, if not where the adapter says")
-    parser.add_argument("--prompts", type=Path, required=True, help="JSONL")
+    parser.add_argument("--base", help="path of a gated adapter's base, if it is not where the adapter says")
+    parser.add_argument("--prompts", type=Path, required=True, help="JSONL file")
     parser.add_argument("--field", default="prompt", help="the key of the prompt in a line")
     parser.add_argument("--number", type=int, default=64)
     parser.add_argument("--threshold", type=float, default=0.7)
@@ -71,7 +71,7 @@ def main() -> None:
         f"{len(prompts)} prompts of {lengths[0]} to {lengths[-1]} tokens, {sum(map(len, together.values()))} new tokens"
     )
     for name, found in counts.items():
-        print(f"16 at once against {name}: " + ", ".join(f"{n} {what}" for what, n in found.most_common()))
+        print(f"16 at once compared with {name}: " + ", ".join(f"{n} {what}" for what, n in found.most_common()))
     facts = provenance(threads=torch.get_num_threads())
     print(json.dumps({"provenance": facts, "counts": {name: dict(found) for name, found in counts.items()}}))
 

@@ -1,4 +1,4 @@
-"""Batches of 1 to 32 prompts: tokens a second of adapted models against our own plain decoding of the bare base."""
+"""Batches of 1 to 32 prompts: tokens a second of adapted models, compared with our own plain decoding of the bare base."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -24,9 +24,10 @@ PLAIN = "next token"
 def together(
     entrants: Sequence[tuple[Entrant, Policy]], domains: list[str], pairs: int, sampling: Sampling | None
 ) -> Iterator[list[dict[str, Any]]]:
-    """The results of one domain after the other: every method in turn on the same prompts, the number of masks by what pays.
+    """Yields the results of one domain after the other. All methods decode the same prompts, interleaved, and the engine chooses
+    the number of masks.
 
-    The first entrant's plain model is the baseline; gated adapters share its base (`of_another_base`).
+    The first entrant's plain model is the baseline. Gated adapters share its base (`of_another_base`).
     """
     (first, _), *_ = entrants
     methods = {f"{entrant.label}, {label_of(policy)}, adaptive": (entrant, policy) for entrant, policy in entrants}
@@ -49,13 +50,13 @@ def together(
                 answers = {PLAIN: plain}
                 for name, (entrant, policy) in methods.items():
                     answers[name], timed[name] = decode(entrant.adapted, policy, part, sampling, row, adaptive=True)
-                    # Weights that are not the baseline's have a text of their own, written off the clock.
+                    # Weights other than the baseline's write a text of their own, which is decoded here without timing.
                     shares = entrant is first or (entrant.is_gated and first.is_gated)
                     own = plain if shares else decode(entrant.plain, NextToken(), part, sampling, row)[0]
                     gaps = [judges[name].after(prompt, sampling, row + j) for j, prompt in enumerate(part)]
                     outputs = zip(answers[name], own, gaps, strict=True)
                     found[name] += [compare(ours, theirs, gap=gap) for ours, theirs, gap in outputs]
-                if i:  # the first round warms up, and measures the machine's step times
+                if i:  # the first round warms up and lets the engine measure step times
                     for name, seconds in timed.items():
                         rates[name].append(sum(map(len, answers[name])) / seconds)
             results += [
@@ -82,7 +83,7 @@ def decode(
     first_row: int,
     adaptive: bool = False,
 ) -> tuple[list[list[int]], float]:
-    """(the ids of each answer, seconds), all side by side."""
+    """(the ids of each answer, seconds). All prompts are decoded together."""
     answers: list[list[int]] = [[] for _ in prompts]
     options: dict[str, Any] = {"sampling": sampling, "first_row": first_row, "adaptive": adaptive}
     started = time.perf_counter()
@@ -92,7 +93,7 @@ def decode(
 
 
 def of_another_base(entrants: Sequence[Entrant]) -> Entrant | None:
-    """The first gated adapter whose base is not that of the first entrant, which is the baseline."""
+    """The first gated adapter whose base is not the first entrant's (the baseline), or None."""
     bases = [entrant.adapted.mtp and entrant.adapted.mtp.base_hash for entrant in entrants]
     return next((e for e, base in zip(entrants, bases, strict=True) if e.is_gated and base != bases[0]), None)
 
@@ -103,7 +104,7 @@ def _against(mine: list[float], plain: list[float]) -> dict[str, Any]:
 
 
 def _sameness(found: list[Identity] | None) -> dict[str, Any]:
-    """Of a method that is compared with next-token decoding."""
+    """Counts for a method that is compared with next-token decoding; empty for the others."""
     if found is None:
         return {}
     return {"answers": len(found), "different": found.count(Identity.DIFFERENT), "ties": found.count(Identity.TIE)}

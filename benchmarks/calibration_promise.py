@@ -1,9 +1,10 @@
-"""Does `calibrate` keep its promise? Simulated: models whose true losses are known, calibrated on few prompts, many times.
+"""Does `calibrate` keep its promise? A simulation: models whose true losses are known are calibrated on few prompts, many times.
 
     python -m benchmarks.calibration_promise          a few seconds per hundred repetitions
 
-Every repetition draws fresh prompts. A candidate's answers differ from the original's with a chance of its own, partly on the same prompts as
-its neighbours' (hard prompts are hard for all). Broken: the chosen candidate's true loss is above what was allowed.
+Every repetition draws fresh prompts. Each candidate's answers differ from the original's with a probability of its own. Part of the differences
+fall on the same prompts as those of the neighbouring candidates, because hard prompts are hard for all. The promise is broken if the true loss of
+the chosen candidate is above the allowed loss.
 """
 
 import argparse
@@ -23,21 +24,21 @@ from multitoken.evaluation.graders import grader_named
 from multitoken.evaluation.tasks import Question, Task
 from multitoken.models.generation import Generation
 
-# True losses around an allowed one of 1%, by threshold: the lower the threshold, the faster.
+# The true loss of each threshold, around the allowed loss of 1%. Lower thresholds are faster.
 TRUE_LOSS = {0.99: 0.001, 0.95: 0.004, 0.9: 0.008, 0.8: 0.0102, 0.7: 0.0105, 0.6: 0.013, 0.5: 0.02, 0.3: 0.04}
 RIGHT, WRONG, EOS = 3, 4, 2
 
 
 @dataclass
 class FakeModel:
-    """Answers RIGHT like the original, or WRONG with each threshold's chance; a prompt is a number. With `accuracy` below 1 the original
-    is wrong itself at times, and a difference may mend it."""
+    """Answers RIGHT like the original, or WRONG with the probability of each threshold. A prompt is a number. With `accuracy` below 1 the
+    original itself is sometimes wrong; on such a prompt a difference changes nothing."""
 
     seed: int
     accuracy: float = 1.0
 
     def __post_init__(self) -> None:
-        # The judge of ties asks for logits: RIGHT and WRONG are far apart.
+        # The judge of ties needs logits; those of RIGHT and WRONG are far apart.
         self.hf = _Logits()
         self.mtp = SimpleNamespace(k=2, mask_token_id=9)
 
@@ -84,7 +85,7 @@ def is_broken(kind: str, found: Calibration) -> bool:
     if found.chosen is None:
         return False
     loss = TRUE_LOSS[float(found.chosen.label)]
-    # A wrong answer of the original's cannot be lost: a difference costs its accuracy only.
+    # Where the original is wrong, nothing can be lost. The loss is therefore multiplied by the original's accuracy.
     return loss * (0.9 if kind == "drop" else 1.0) > 0.01
 
 

@@ -1,4 +1,4 @@
-"""The code of another git revision, for whoever compares two."""
+"""The code of another git revision, for benchmarks that compare two revisions."""
 
 import subprocess
 import tempfile
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 @contextmanager
 def checked_out(revision: str) -> Iterator[Path]:
-    """The sources of a git revision, in a folder that is gone afterwards."""
+    """The folder with the sources of a git revision. It is removed at the end."""
     git = ["git", "-C", str(ROOT), "worktree"]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "tree"

@@ -1,4 +1,4 @@
-"""A process that answers questions over pipes, a line of JSON each, and waits in between without using a processor."""
+"""A process that answers questions over pipes, one line of JSON each, and uses no processor time while it waits."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Child:
-    """source: the folder whose multitoken it imports, if not the one that is installed."""
+    """source: the folder from which it imports multitoken, if not the installed one."""
 
     def __init__(self, command: Sequence[str], source: Path | None = None) -> None:
         environment = os.environ | ({"PYTHONPATH": str(source)} if source else {})
@@ -23,11 +23,11 @@ class Child:
         self._process.stdin.flush()
 
     def read(self) -> Any:
-        """Its next line. Ends the program where it has ended."""
+        """The next line of its output. Raises `SystemExit` if the process has ended."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit("a process that was measured has ended; what it said stands above")
+            raise SystemExit("a measured process has ended; its output is above")
         return json.loads(line)
 
     def ask(self, what: Any) -> Any:
@@ -35,7 +35,7 @@ class Child:
         return self.read()
 
     def stop(self) -> None:
-        """It ends where its input does."""
+        """Closes its input, which ends the process, and waits for it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()

@@ -1,23 +1,23 @@
-"""Which rule should say how many tokens of a block are final? `python -m benchmarks.commit_rules` (about 15 minutes on one core).
+"""Which rule should decide how many tokens of a block are final? `python -m benchmarks.commit_rules` (about 15 minutes on one core).
 
-Each rule gives the tokens of a block scores, and the longest prefix whose scores reach a threshold is emitted and never confirmed, as
-under ConfAdapt. Every rule decodes the same prompts at several thresholds; the answers that are word for word the original's are counted,
-and the tokens per step. A rule is better where it writes more tokens per step at the same share of identical answers.
+Each rule gives every token of a block a score. The longest prefix whose scores reach a threshold is emitted and never confirmed, as under
+ConfAdapt. Every rule decodes the same prompts at several thresholds. Counted are the answers that are word for word the original's, and the
+tokens per step. A rule is better if it writes more tokens per step at the same share of identical answers.
 
     per token      the probability of the token (ConfAdapt, arXiv 2602.06019, 3.3)
     product        the product of the probabilities so far
     margin         the lead over the second likeliest token
     entropy        exp(-entropy) of the distribution
-    temperature    the probability after scaling by a temperature that fits other prompts best
-    by place       the probability, with a threshold of its own for each place, fitted on other prompts: at each the tokens above it are
-                   as often right
+    temperature    the probability after scaling by the temperature that fits other prompts best
+    by place       the probability, with a separate threshold for each position in the block. The thresholds are fitted on other prompts, so
+                   that the tokens above them are right equally often at each position
 
-The draft head is left out: its corrected confidences are probabilities alone. `--policy exact` compares the rules as drafting rules
-instead, where nothing is lost. `--with-head` leaves the head in, and compares what its probabilities suffice for:
+The draft head is left out, because its corrected confidences are probabilities alone and some rules need more. `--policy exact` compares the
+rules as drafting rules instead, where no output changes. `--with-head` keeps the head and compares rules that need only its probabilities:
 
     per token, product      as above
-    stricter behind         the probability, with a threshold that is 0.1 lower at the first three places and 0.1 higher behind the eighth
-    most tokens             as many drafts as promise most tokens: those that hold, and t / (1 - t) more where all hold, at threshold t
+    stricter behind         the probability, with a threshold that is 0.1 lower at the first three positions and 0.1 higher after the eighth
+    most tokens             the number of drafts that promises most tokens: those that hold, and t / (1 - t) more if all hold, at threshold t
 
 The last line is JSON.
 """
@@ -44,7 +44,7 @@ from multitoken.models.model import Model
 from multitoken.quickstart.embedded import checkpoint, embedded_task
 
 THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
-IDENTICAL = (0.9, 0.95, 0.99)  # shares at which rules are compared
+IDENTICAL = (0.9, 0.95, 0.99)  # shares of identical answers at which rules are compared
 PLACES_OF_A_PROMPT = 16
 
 
@@ -53,8 +53,9 @@ Front = Callable[[Sequence[float], float], int]
 
 @dataclass(frozen=True)
 class Rule:
-    """score: of logits [..., V], the top token's [...]. front: of scores and a threshold, how many at the front suffice. tests_anchor:
-    whether the anchor's token must suffice too; not where thresholds are fitted at masks, for it is the model's own."""
+    """score: from logits [..., V], the score [...] of the top token. front: from scores and a threshold, how many tokens at the front
+    suffice. tests_anchor: whether the anchor's token must suffice too. It need not if the thresholds are fitted at masks, because
+    the anchor's token is the model's own."""
 
     name: str
     score: Callable[[Tensor], Tensor]
@@ -82,17 +83,18 @@ def leading(flags: Iterable[bool]) -> int:
 
 
 def each(scores: Sequence[float], threshold: float) -> int:
-    """Those at the front that reach the threshold."""
+    """How many tokens at the front reach the threshold."""
     return leading(score >= threshold for score in scores)
 
 
 def product(scores: Sequence[float], threshold: float) -> int:
-    """Those at the front whose product reaches the threshold."""
+    """How many tokens at the front have a product that reaches the threshold."""
     return each(list(itertools.accumulate(scores, operator.mul)), threshold)
 
 
 def by_place(thresholds: Callable[[float], Sequence[float]]) -> Front:
-    """Those at the front that reach a threshold of their own. thresholds: of the places 1, 2, ..., at the rule's."""
+    """How many tokens at the front reach the threshold of their own position. thresholds: maps the rule's threshold to those of the
+    positions 1, 2, ... in the block."""
 
     def front(scores: Sequence[float], threshold: float) -> int:
         return leading(score >= limit for score, limit in zip(scores, thresholds(threshold), strict=False))
@@ -101,7 +103,8 @@ def by_place(thresholds: Callable[[float], Sequence[float]]) -> Front:
 
 
 def most_tokens(scores: Sequence[float], threshold: float) -> int:
-    """The front that promises most tokens, where a block that holds as a whole is worth t / (1 - t) more: single scores above t pay."""
+    """The length of the front that promises most tokens. A block that holds as a whole counts as t / (1 - t) tokens more, so a single
+    score pays if it is above t."""
     block = threshold / (1.0 - threshold)
     best, most, so_far, tokens = 0, block, 1.0, 0.0
     for i, score in enumerate(scores, 1):
@@ -138,12 +141,12 @@ class Drafting(Exact):
 
 @torch.inference_mode()
 def observed(model: Model, prompts: list[list[int]], answers: list[tuple]) -> tuple[Tensor, Tensor]:
-    """Logits [N, k - 1, V] at the masks behind prefixes of the model's own answers, and the answers' tokens [N, k - 1] there."""
+    """Logits [N, k - 1, V] at the masks after prefixes of the model's own answers, and the answers' tokens [N, k - 1] there."""
     assert model.mtp is not None
     k, mask = model.mtp.k, model.mtp.mask_token_id
     logits, tokens = [], []
     for prompt, (ids, *_) in zip(
-        track(prompts, description="masks behind answers", console=Console(stderr=True)), answers, strict=True
+        track(prompts, description="masks after answers", console=Console(stderr=True)), answers, strict=True
     ):
         last = len(ids) - k
         for at in range(0, last, max(1, last // PLACES_OF_A_PROMPT)):
@@ -156,7 +159,7 @@ def observed(model: Model, prompts: list[list[int]], answers: list[tuple]) -> tu
 
 
 def best_temperature(logits: Tensor, tokens: Tensor) -> float:
-    """Of 0.5 to 3 the one that makes the tokens likeliest."""
+    """The temperature from 0.5 to 3 that makes the tokens likeliest."""
 
     def loss(temperature: float) -> float:
         return torch.nn.functional.cross_entropy((logits / temperature).flatten(0, 1), tokens.flatten()).item()
@@ -165,7 +168,7 @@ def best_temperature(logits: Tensor, tokens: Tensor) -> float:
 
 
 def place_thresholds(logits: Tensor, tokens: Tensor) -> Callable[[float], Sequence[float]]:
-    """The smallest threshold of each place above which a token is right with at least a given frequency."""
+    """For each position in the block, the smallest threshold above which a token is right with at least a given frequency."""
     scores, right = probability(logits), (logits.argmax(-1) == tokens).double()
     order = scores.argsort(0, descending=True)
     frequency = right.gather(0, order).cumsum(0) / torch.arange(1, len(right) + 1)[:, None]
@@ -229,7 +232,7 @@ def measure(
 
 
 def speed_at(points: list[dict[str, Any]], identical: float) -> float | None:
-    """Tokens per step where this share of the answers is identical, between the two thresholds around it (linear)."""
+    """Tokens per step at which this share of the answers is identical, interpolated linearly between the two nearest thresholds."""
     line = sorted(points, key=lambda p: p["identical"])
     for low, high in itertools.pairwise(line):
         if low["identical"] <= identical <= high["identical"] and high["identical"] > low["identical"]:
@@ -239,7 +242,7 @@ def speed_at(points: list[dict[str, Any]], identical: float) -> float | None:
 
 
 def show(results: list[dict[str, Any]], policy: str) -> None:
-    """The rules beside each other."""
+    """Print a table that compares the rules."""
     rules = list(dict.fromkeys(point["rule"] for point in results))
     if policy == "exact":
         print("\n| rule | best threshold | tokens per step |\n|---|---|---|")
@@ -260,10 +263,12 @@ def main() -> None:
     parser.add_argument("--task", default="word-problems")
     parser.add_argument("--policy", choices=("confadapt", "exact"), default="confadapt")
     parser.add_argument(
-        "--with-head", action="store_true", help="rules of the draft head's probabilities (--policy exact)"
+        "--with-head", action="store_true", help="rules for the draft head's probabilities (needs --policy exact)"
     )
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--fitted-on", type=int, default=60, help="other prompts, for the temperature and the places")
+    parser.add_argument(
+        "--fitted-on", type=int, default=60, help="number of other prompts, to fit the temperature and thresholds"
+    )
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS)
     a = parser.parse_args()
@@ -287,7 +292,7 @@ def main() -> None:
     results = []
     for point in measure(model, rules, prompts, plain, a, task.max_new_tokens):
         results.append(point)
-        print(json.dumps(point), file=sys.stderr, flush=True)  # an interrupted run has shown what it found
+        print(json.dumps(point), file=sys.stderr, flush=True)  # so that an interrupted run shows its results
     show(results, a.policy)
     print(json.dumps({"results": results, "task": a.task, "prompts": a.prompts, "policy": a.policy, **provenance()}))
 

@@ -1,7 +1,7 @@
-"""What compiled steps gain: `python -m benchmarks.compiled` (about ten minutes on one core, most of them the compiler's).
+"""What compiled steps gain: `python -m benchmarks.compiled` (about ten minutes on one core, most of it compilation).
 
-The same prompts by the same model with plain and with compiled layers, in turn, at batch 1 and side by side, under next-token decoding
-and under the model's own policy. Ratios are medians over the rounds; every output is compared. The last line is JSON.
+The same model decodes the same prompts with plain and with compiled layers, interleaved, at batch 1 and in larger batches, under next-token
+decoding and under the model's own policy. Ratios are medians over the rounds; every output is compared. The last line is JSON.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
     compiled.compile()
     seconds = time.perf_counter() - started
     print(f"compiled in {seconds:.0f} s")
-    print("| policy | side by side | plain, tokens a second | compiled | times | outputs that differ |")
+    print("| policy | batch size | plain, tokens per second | compiled | times as fast | outputs that differ |")
     print("|---|---|---|---|---|---|")
     results = []
     for policy in (NextToken(), plain.default_policy):

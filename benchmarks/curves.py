@@ -1,4 +1,4 @@
-"""Speed-up by requests at once, as a picture: a panel for each domain, a curve for each method."""
+"""A picture of the speed-up by number of requests at once: one panel for each domain, one curve for each method."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ Point = tuple[int, float, tuple[float, float]]
 
 
 def speed_picture(domains: dict[str, dict[str, list[Point]]], ylabel: str, path: Path) -> None:
-    """domains: by domain, the points of each method; a method has one colour and marker in all panels."""
+    """domains: for each domain, the points of each method. A method has the same colour and marker in all panels."""
     methods = list(dict.fromkeys(method for curves in domains.values() for method in curves))
     figure = Figure(figsize=(1 + 3.2 * max(1.4, len(domains)), 3.4), dpi=200, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     panels: Any = figure.subplots(1, len(domains), sharey=True, squeeze=False)[0]
     for axes, (domain, curves) in zip(panels, domains.items(), strict=True):
         _draw_panel(axes, domain, {m: (*STYLES[methods.index(m) % len(STYLES)], curves[m]) for m in curves})
-    panels[0].set_ylim(bottom=0)  # of all, once each has its curves
+    panels[0].set_ylim(bottom=0)  # of all panels, after their curves are drawn
     panels[0].set_ylabel(ylabel)
     panels[0].legend(fontsize=8, frameon=False)
     figure.savefig(path, format="png")
@@ -28,7 +28,7 @@ def speed_picture(domains: dict[str, dict[str, list[Point]]], ylabel: str, path:
 def _draw_panel(axes: Any, domain: str, curves: dict[str, tuple[str, str, list[Point]]]) -> None:
     axes.axhline(1, color="#1f2328", linestyle="--", linewidth=1)
     for i, (label, (color, marker, points)) in enumerate(curves.items()):
-        aside = 2 ** (0.08 * (i - (len(curves) - 1) / 2))  # intervals stand side by side
+        aside = 2 ** (0.08 * (i - (len(curves) - 1) / 2))  # so that intervals do not overlap
         at, values = [n * aside for n, _, _ in points], [ratio for _, ratio, _ in points]
         bars = [[v - low for _, v, (low, _) in points], [high - v for _, v, (_, high) in points]]
         axes.errorbar(at, values, yerr=bars, color=color, marker=marker, capsize=3, label=label)

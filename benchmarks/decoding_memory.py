@@ -1,9 +1,9 @@
-"""What decoding takes in memory at its height, above the weights: transformers' greedy `generate`, and the engine.
+"""The peak memory that decoding takes in addition to the weights: transformers' greedy `generate`, and the engine.
 
-    python -m benchmarks.decoding_memory            (two minutes; nothing is timed)
+    python -m benchmarks.decoding_memory            two minutes; nothing is timed
 
-Each method and batch in a process of its own, after a short answer that loads what is loaded once. On a CPU the growth of the
-process's resident size. The last line is JSON.
+Each method and batch size runs in a process of its own, after a short answer that loads everything that is loaded only once. On
+a CPU, memory is the growth of the process's resident size. The last line is JSON.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def answer(model: Model, policy: Policy | None, prompts: list[list[int]], tokens
 
 
 def measure(name: str, batch: int) -> dict[str, Any]:
-    """In this process: what the weights take, and the peak above them."""
+    """Bytes, measured in this process: the size of the weights, and the peak above them."""
     which, policy = METHODS[name]
     model = Model.load(rival(which) if which == "full" else checkpoint(which))
     prompts = prompts_of(model, "word-problems", batch + 1, None)
@@ -56,7 +56,7 @@ def measure(name: str, batch: int) -> dict[str, Any]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    context = multiprocessing.get_context("spawn")  # a fresh process: its peak is the method's own
+    context = multiprocessing.get_context("spawn")  # a fresh process, so that its peak is the method's own
     results = []
     print(f"| method | weights, MB | {' | '.join(f'{b} at once, MB more' for b in BATCHES)} |")
     print(f"|---|---{'|---' * len(BATCHES)}|")

@@ -1,11 +1,11 @@
 """What the defaults of a method give on a base: `python -m benchmarks.defaults --base DIR --task word-problems --minutes 4`.
 
-Trains once by the clock with plain defaults, or with `--option name=value` in their place, and judges on unseen prompts:
-right answers before and after (word problems), next tokens that are still the original's, and tokens per step of Exact at
-the threshold that the run itself stored. The last line is JSON, and is added to `--log`.
+Trains once for a fixed time with plain defaults, or with `--option name=value` in their place. Then it measures, on unseen
+prompts: right answers before and after (word problems), the share of next tokens that are still the original's, and tokens per
+step of Exact at the threshold that the run itself stored. The last line is JSON, and is appended to `--log`.
 
-Word problems come with the generator's responses, as a user's rows would; of stories the base writes the responses itself,
-which are kept beside the log for the next run.
+Word problems come with the generator's responses, as a user's rows would. For stories the base writes the responses itself.
+They are saved next to the log for the next run.
 """
 
 import argparse
@@ -35,7 +35,7 @@ NEW = {"word-problems": 320, "stories": 160}
 
 
 def training_rows(task: str, number: int, base: Path, kept: Path) -> list[dict[str, str]]:
-    """Rows to train on; the base's own stories are read from `kept`, and written there first."""
+    """Rows to train on. The base's own stories are read from the file `kept`, and are written there if it does not exist."""
     if task == "word-problems":
         problems = itertools.islice(examples("word-problems", "adapt", number), number)
         return [{"prompt": p.prompt, "response": p.response} for p in problems]
@@ -52,7 +52,7 @@ def _stories(base: Path, prompts: list[str]) -> list[dict[str, str]]:
 
 
 def judge(model: Model, task: str, number: int, policies: list[Any]) -> dict[str, Any]:
-    """Share of right answers (None for stories), and what each policy wrote."""
+    """The share of right answers (None for stories), and the answers of each policy."""
     if not number:
         return {"right": None, "answers": [[] for _ in policies]}
     if task == "word-problems":
@@ -89,12 +89,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument(
-        "--prompts", type=int, default=96, help="unseen ones, to judge on; 0: by the run's own validation alone"
+        "--prompts", type=int, default=96, help="number of unseen prompts; 0: only the run's own validation"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--option", type=option, action="append", default=[], help="NAME=VALUE of adapt; several times")
+    parser.add_argument(
+        "--option", type=option, action="append", default=[], help="NAME=VALUE, an option of adapt; repeatable"
+    )
     parser.add_argument("--log", type=Path, default=Path("runs/defaults.jsonl"))
-    parser.add_argument("--keep", type=Path, help="the folder to leave the adapted model in")
+    parser.add_argument("--keep", type=Path, help="copy the adapted model to this folder")
     a = parser.parse_args()
     a.log.parent.mkdir(parents=True, exist_ok=True)
     rows = training_rows(a.task, a.rows, a.base, a.log.parent / f"stories-{a.base.name}-{a.rows}.json")

@@ -1,9 +1,9 @@
-"""A picture of what `benchmarks.sampling` printed: tokens per step by task and temperature, a bar a model.
+"""A picture of the results of `benchmarks.sampling`: tokens per step by task and temperature, one bar for each model.
 
     python -m benchmarks.sampling --model before=DIR --model "with the head=DIR" --pairs 0 > sampling.jsonl
     python -m benchmarks.drafts_picture sampling.jsonl --output docs/drafts.png
 
-Several files, of several runs, go into one picture. The last line of each is read.
+Several files, from several runs, can go into one picture. Only the last line of each file is read.
 """
 
 import argparse
@@ -18,7 +18,7 @@ COLOURS = ("#9aa5b1", "#0072B2", "#D55E00", "#009E73")
 
 
 def picture(results: list[dict[str, Any]], path: Path) -> None:
-    """A panel for each task; intervals as whiskers."""
+    """One panel for each task, with the intervals as whiskers."""
     tasks = list(dict.fromkeys(r["task"] for r in results))
     labels = list(dict.fromkeys(r["model"] for r in results))
     figure = Figure(figsize=(2.4 * len(tasks) + 0.8, 3.2), dpi=200, layout="constrained", facecolor="white")

@@ -1,8 +1,8 @@
-"""Does `adapt --dry-run` foretell what the run takes? `python -m benchmarks.dry_runs` (about 12 minutes on one core).
+"""Does `adapt --dry-run` predict what the run takes? `python -m benchmarks.dry_runs` (about 12 minutes on one core).
 
-Three shapes of random weights and three methods. For each a dry run says the peak of memory and the time of so many steps; then the run is
-made, and both are measured by the same means: growth of the process's resident size, and the clock of the training. Every run is a process of
-its own. The last line is JSON.
+Three shapes of random weights and three methods. For each, a dry run predicts the peak memory and the time of the given number of steps.
+Then the run is made. Memory and time of both are measured in the same way: the growth of the process's resident size, and the clock of the
+training. Every run has a process of its own. The last line is JSON.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument(
         "--longest",
         action="store_true",
-        help="blocks of full length from the first step, as a long run ends: for few steps",
+        help="full-length blocks from the first step, as at the end of a long run; for runs of few steps",
     )
     a = parser.parse_args()
     context = multiprocessing.get_context("spawn")

@@ -1,7 +1,7 @@
-"""How much faster an evaluation is in batches: the same questions and policies, one by one and side by side.
+"""How much faster an evaluation is in batches: the same questions and policies, one at a time and in batches.
 
 python -m benchmarks.evaluation_speed             48 word problems, next token and eight policies, batches of 1, 8 and 32
-torchrun --nproc-per-node 2 -m benchmarks.evaluation_speed --batches 32         the questions shared out between two processes
+torchrun --nproc-per-node 2 -m benchmarks.evaluation_speed --batches 32         the questions split between two processes
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
         if not Processes.here().first:
             continue
         print(
-            f"batches of {batch}: {seconds[batch]:.0f} s, {seconds[a.batches[0]] / seconds[batch]:.2f} times",
+            f"batches of {batch}: {seconds[batch]:.0f} s, {seconds[a.batches[0]] / seconds[batch]:.2f} times as fast",
             flush=True,
         )
     if not Processes.here().first:

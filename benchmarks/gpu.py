@@ -1,10 +1,11 @@
-"""What a step and a training step take on an accelerator, at the shapes of real models, on random weights in bfloat16.
+"""The time of a decoding step and of a training step on an accelerator, at the shapes of real models, on random weights in bfloat16.
 
     python -m benchmarks.gpu                       writes docs/gpu.md and docs/gpu.png; at most nine minutes on one GPU
-    python -m benchmarks.gpu --output DIR          the same page elsewhere; on a CPU, with tiny shapes, it only shows that it runs
+    python -m benchmarks.gpu --output DIR          writes the page to another folder; on a CPU it runs the same code with tiny shapes
 
-A step of width w is one token and w - 1 masks, behind a context that is in the cache. Transformers' `generate` decodes one token a pass
-of the same model. Random weights draft nothing, so speeds here are those of passes; tokens per step are the other pages' business.
+A step of width w feeds one token and w - 1 masks, after a context that is in the cache. It is compared with transformers' `generate`, which
+decodes one token per pass with the same model. Random weights draft nothing, so the page has times and no tokens per step; the other pages
+have those.
 """
 
 import argparse
@@ -64,7 +65,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def random_model(shape: dict[str, Any], device: torch.device) -> PreTrainedModel:
-    """Weights go straight to their device and type."""
+    """A Qwen3 of this shape with random weights, which are created on the device and in bfloat16."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -75,7 +76,7 @@ def random_model(shape: dict[str, Any], device: torch.device) -> PreTrainedModel
 
 
 def gated_decoder(model: PreTrainedModel, rank: int) -> Decoder:
-    """With an untrained adapter at every linear layer: its arithmetic is that of a trained one."""
+    """A decoder with an untrained adapter at every linear layer. It computes as much as with a trained one."""
     mask_id = model.config.vocab_size - 1
     adapter = GatedAdapter(model, mask_id=mask_id, rank=rank, layers=adaptable_layers(model)).to(model.device)
     adapter.eval().requires_grad_(False).attach_for_decoding(model)
@@ -83,7 +84,8 @@ def gated_decoder(model: PreTrainedModel, rank: int) -> Decoder:
 
 
 def seconds_of_steps(decoder: Decoder, context: int, width: int, steps: int) -> float:
-    """The median step of this width. A threshold of 1 keeps no draft of random weights, so every step feeds one token and masks."""
+    """The median time of a step of this width. At a threshold of 1 no draft of random weights is kept, so every step feeds one token and
+    masks."""
     policy = Exact(1.0, k=width) if width > 1 else NextToken()
     engine = decoder.engine()
     prompt = [1 + i % 200 for i in range(context)]
@@ -91,14 +93,14 @@ def seconds_of_steps(decoder: Decoder, context: int, width: int, steps: int) -> 
     spent = []
     while engine.busy:
         started = time.perf_counter()
-        engine.step()  # ends with a transfer to the host: the device is done
+        engine.step()  # ends with a transfer to the host, so the device has finished
         spent.append(time.perf_counter() - started)
     return median(spent[5:])
 
 
 @torch.inference_mode()
 def seconds_of_generate(model: Any, context: int, steps: int) -> float:
-    """Transformers' own greedy decoding, a pass: the longer of two answers less the shorter."""
+    """Seconds per pass of transformers' own greedy decoding: the time of a longer answer minus that of a shorter one, per extra token."""
     ids = torch.tensor([[1 + i % 200 for i in range(context)]], device=model.device)
     taken = []
     for new in (4, 4 + steps, 4, 4 + steps):
@@ -134,7 +136,7 @@ def decoding_table(
 
 
 def training_table(device: torch.device) -> list[dict[str, Any]]:
-    """A step of each method on the embedded base, by the dry run: seconds and peak memory."""
+    """A training step of each method on the embedded base, measured by the dry run: seconds and peak memory."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.jsonl"
@@ -158,7 +160,7 @@ def training_table(device: torch.device) -> list[dict[str, Any]]:
 
 
 def exactness(device: torch.device, prompts: int) -> dict[str, int]:
-    """The embedded model in bfloat16 under Exact against its own next-token decoding."""
+    """How many outputs of the embedded model in bfloat16 under Exact equal its own next-token decoding."""
     model = Model.load(checkpoint("gated"), device=device, dtype="bfloat16")
     row = evaluate(
         {"adapted": model}, embedded_task("word-problems", prompts), {"Exact 0.7": Exact(0.7)}, batch_size=16
@@ -179,9 +181,10 @@ def page(
         "# On a GPU",
         "",
         f"`python -m benchmarks.gpu` on {where}, torch {record['versions']['torch']}, transformers {record['versions']['transformers']}, "
-        f"{record['date'][:10]}. Random weights in bfloat16, a gated adapter of rank 64 over all linear layers, one row.",
+        f"{record['date'][:10]}. Random weights in bfloat16, a gated adapter of rank 64 over all linear layers, one row. A step of width w feeds one "
+        "token and w - 1 masks. It is compared with a pass of transformers' `generate`, which decodes one token.",
         "",
-        "| model | context | `generate`, ms a pass | " + " | ".join(f"width {w}, ms" for w in WIDTHS) + " |",
+        "| model | context | `generate`, ms per pass | " + " | ".join(f"width {w}, ms" for w in WIDTHS) + " |",
         "|---|---:|---:|" + "---:|" * len(WIDTHS),
         *(
             f"| {r['model']} | {r['context']:,} | {r['generate_ms']:.2f} | "
@@ -192,9 +195,9 @@ def page(
         "",
         f"![Milliseconds of a step by its width]({picture})",
         "",
-        "Training steps of the embedded base, by the dry run:",
+        "Training steps of the embedded base, measured by a dry run:",
         "",
-        "| method | seconds a step | memory, MB |",
+        "| method | seconds per step | memory, MB |",
         "|---|---:|---|",
         *(
             f"| {t['method']} | {t['seconds']:.3f} | "
@@ -203,8 +206,8 @@ def page(
             for t in training
         ),
         "",
-        f"The embedded gated adapter in bfloat16, Exact 0.7, {exact['prompts']} word problems: {exact['identical']} outputs are its own next-token "
-        f"decoding's, {exact['ties']} part at a tie, {exact['prompts'] - exact['identical'] - exact['ties']} differ.",
+        f"The embedded gated adapter in bfloat16, Exact 0.7, {exact['prompts']} word problems: {exact['identical']} outputs are identical to its own "
+        f"next-token decoding, {exact['ties']} first differ at a tie, {exact['prompts'] - exact['identical'] - exact['ties']} differ.",
         "",
     ]
     return "\n".join(lines)
@@ -223,7 +226,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         xlabel="width of a step (one token and masks)",
         ylabel="milliseconds",
         ylim=(0, None),
-        title=f"Behind {shortest:,} tokens",
+        title=f"After {shortest:,} tokens",
     )
     axes.set_xticks(WIDTHS)
     axes.legend(frameon=False)
@@ -244,7 +247,7 @@ def main() -> None:
     device = find_device("auto")
     is_gpu = device.type != "cpu"
     if not is_gpu and a.output == Path("docs"):
-        parser.error("there is no accelerator here; name another folder with --output to see that it runs")
+        parser.error("no accelerator was found; to try the command on a CPU, name another folder with --output")
     a.output.mkdir(parents=True, exist_ok=True)
     with _stage("decoding"):
         rows = decoding_table(

@@ -1,8 +1,8 @@
-"""Do the harness's own filters find the right answer wherever it stands? `python -m benchmarks.harness_gold --data FOLDER`.
+"""Do the harness's own filters find every right answer? `python -m benchmarks.harness_gold --data FOLDER`.
 
 FOLDER holds GSM8K as its authors publish it (`train.jsonl` and `test.jsonl`, https://github.com/openai/grade-school-math). The harness's own
-`gsm8k` task runs over these files with a model that answers each question with its gold answer: anything but a score of 1 would be a
-fault of the way in which tasks, prompts and answers pass through, and every model's score would carry it. Half a minute, no network.
+`gsm8k` task runs over these files with a model that answers each question with its gold answer. A score other than 1 would mean that tasks,
+prompts or answers are passed on wrongly, and every model's score would have this error. Takes half a minute, without a network.
 """
 
 import argparse
@@ -20,7 +20,7 @@ TASK = "gsm8k-local"
 
 
 class Gold(LM):
-    """Answers what the data say."""
+    """Answers each question with its gold answer."""
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         return [request.doc["answer"] for request in requests]
@@ -48,7 +48,7 @@ def local_gsm8k(data: Path, folder: Path) -> TaskManager:
 
 
 def scores(data: Path, model: LM) -> dict[str, float]:
-    """By filter, the share of answers that the harness finds right."""
+    """For each filter, the share of answers that the harness counts as right."""
     run: Any = lm_eval.simple_evaluate
     with tempfile.TemporaryDirectory() as folder:
         results = run(model=model, tasks=[TASK], task_manager=local_gsm8k(data, Path(folder)), bootstrap_iters=0)

@@ -1,9 +1,9 @@
-"""What the draft head costs: a step of all masks with it and without, in interleaved pairs.
+"""What the draft head costs: the time of a step with all masks, with the head and without it, in interleaved pairs.
 
     python -m benchmarks.head_cost                      the embedded gated adapter, 1 and 8 rows, greedy and sampled
 
-A ratio is the median over pairs of the seconds of a step with the head by those of one without, with its 95% interval. The
-last line is JSON.
+A ratio is the seconds of a step with the head divided by those of a step without it, as the median over pairs with its 95%
+interval. The last line is JSON.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from multitoken.models.model import Model
 from multitoken.quickstart.embedded import checkpoint
 
 THRESHOLD = 0.6
-TEXTS = 15  # at so many places of word problems
+TEXTS = 15  # batches of texts that steps are timed on
 LENGTH = 96  # tokens before the block: a prompt and the beginning of its answer
 
 
 def texts(model: Model, number: int, sampling: Sampling | None) -> list[list[int]]:
-    """Prompts with what the model answers, LENGTH + 1 tokens of each."""
+    """Prompts with the model's answers, cut to LENGTH + 1 tokens each."""
     prompts = iter(prompts_of(model, DOMAINS[0], 8 * number, None))
     found: list[list[int]] = []
     while len(found) < number:
@@ -43,7 +43,7 @@ def texts(model: Model, number: int, sampling: Sampling | None) -> list[list[int
 
 
 class Step:
-    """A step of rows that each feed one token and all their masks behind LENGTH others."""
+    """A step of rows that each feed one token and all their masks, after LENGTH cached tokens."""
 
     def __init__(self, model: Model, rows: list[list[int]], sampling: Sampling | None) -> None:
         self._decoder, self._model, self._texts, self._sampling = model.decoder, model.hf, rows, sampling
@@ -81,7 +81,7 @@ def main() -> None:
     a = parser.parse_args()
     model = Model.load(a.model)
     if model.decoder.drafter is None:
-        raise SystemExit(f"{a.model} has no draft head; give one that has")
+        raise SystemExit(f"{a.model} has no draft head; name a model that has one")
     results = []
     print("| rows | temperature | step without, ms | step with, ms | ratio (95%) |\n|---|---|---|---|---|")
     for rows in (1, 8):
@@ -93,7 +93,7 @@ def main() -> None:
                 one = Step(model, answers[first : first + rows], sampling)
                 for i in range(a.pairs // TEXTS + 2):
                     with_it, without = one.seconds(with_head=True), one.seconds(with_head=False)
-                    if i >= 2:  # the first warm up
+                    if i >= 2:  # the first two warm up
                         pairs.append((with_it, without))
             ratio = ratio_interval(pairs)
             with_it, without = (1e3 * sorted(side)[len(side) // 2] for side in zip(*pairs, strict=True))

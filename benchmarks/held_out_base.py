@@ -1,11 +1,11 @@
 """Train the held-out base: `python -m benchmarks.held_out_base --output ../runs/held-out` (14 minutes on one core).
 
-Numbers are judged on this model and nothing is tuned on it: no default, recipe or threshold of the project was chosen by
-looking at it. It differs from the embedded base in what the code could have come to depend on: the architecture (Qwen3,
-with norms on queries and keys), the head size, the vocabulary and its tokenizer, the depth of training. It reads the
-same corpus and writes the same language; its sums are often wrong, which no speed depends on.
+Results are measured on this model and nothing is tuned on it: no default, recipe or threshold of the project was chosen by
+looking at it. It differs from the embedded base in what the code might have come to depend on: the architecture (Qwen3, with
+norms on queries and keys), the head size, the vocabulary and its tokenizer, and the amount of training. It is trained on the
+same corpus and writes the same language. Its arithmetic is often wrong, but no speed depends on that.
 
-`--minutes` bounds the training by the clock, so the weights differ from machine to machine.
+`--minutes` limits the training time, so the weights differ from machine to machine.
 """
 
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -15,7 +15,8 @@ from multitoken.quickstart.train_base import common_config
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 of 2.6 M parameters with random weights; grouped queries, and heads of 32, which vLLM's CPU attention has."""
+    """A Qwen3 of 2.6 M parameters with random weights. Its queries are grouped, and its head size is 32, which vLLM's CPU
+    attention supports."""
     config = Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=192,

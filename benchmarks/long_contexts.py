@@ -1,12 +1,12 @@
-"""What a step takes behind a long context: time and memory at widths of 1 and 16, with grouped heads.
+"""Time and memory of a step after a long context, at widths of 1 and 16, with grouped-query attention.
 
     python -m benchmarks.long_contexts             docs/long-contexts.png; six minutes, 8 GB
 
-Random weights of the shape of Qwen3-0.6B (16 heads over 8 of keys, 128 numbers each), with fewer layers and a small vocabulary, in bfloat16:
-what grows with the context is the attention. The cache is filled with random numbers, and a step feeds one token and its
-masks behind them. *Repeated* is transformers' `sdpa` as it is, which repeats keys and values for each head of a group; *grouped* is
-`decoding/grouped.py`. Steps of both take turns; times are medians. The memory is the most that a step holds above the cache, at
-one place a millisecond. The last line is JSON.
+Random weights of the shape of Qwen3-0.6B (16 query heads over 8 key-value heads, 128 numbers each), with fewer layers and a small vocabulary,
+in bfloat16: only the attention grows with the context. The cache is filled with random numbers, and a step feeds one token and its masks
+after them. *Repeated* is transformers' unchanged `sdpa`, which repeats keys and values for each head of a group; *grouped* is
+`decoding/grouped.py`. Steps of both are interleaved, and times are medians. Memory is the most that a step holds above the cache, from
+torch's profiler. The last line is JSON.
 """
 
 import argparse
@@ -37,7 +37,7 @@ ROOM = 64
 
 
 def filled(model: PreTrainedModel, decoder: Decoder, context: int) -> Batch:
-    """A cache whose line holds so many tokens, none of which was ever computed."""
+    """A cache that holds `context` tokens, filled with random keys and values."""
     cache = SlotCache(model, 1, context + ROOM)
     batch = Batch(model, decoder.mask_id, decoder.rule, cache)
     decoder.rule.grow(context + ROOM)
@@ -75,7 +75,7 @@ def measure(model: PreTrainedModel, context: int, width: int, rounds: int) -> di
 
 
 def most_held(batch: Batch, feed: Feed) -> int:
-    """Bytes that torch holds at the height of a step, above what it held before: by its own account of what it takes and gives back."""
+    """The peak bytes that torch holds during a step, above what it held before, from its own record of allocations and releases."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         forward_rows(batch, [feed])
     held = most = 0
@@ -112,7 +112,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             style = {"color": colour, "linestyle": line, "marker": "o", "label": f"{way}, width {width}"}
             times.plot([row["context"] for row in mine], [row["ms"][way] for row in mine], **style)
             memory.plot([row["context"] for row in mine], [row["peak"][way] / 1e6 for row in mine], **style)
-    for axes, label in ((times, "milliseconds of a step"), (memory, "MB that a step holds beside the cache")):
+    for axes, label in ((times, "milliseconds of a step"), (memory, "MB that a step holds above the cache")):
         axes.set_xscale("log", base=2)
         axes.set_xticks(CONTEXTS, [f"{c:,}" for c in CONTEXTS])
         axes.set_xlabel("tokens in the cache")

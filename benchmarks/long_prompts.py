@@ -1,8 +1,8 @@
-"""Tokens per step behind long prompts: `python -m benchmarks.long_prompts --model gated=DIR --number 24`.
+"""Tokens per step after long prompts: `python -m benchmarks.long_prompts --model gated=DIR --number 24`.
 
-A prompt of N tokens is a conversation: earlier word problems with the answers that the generator gives, then a new problem;
-as many earlier turns as fit in N tokens. Exact at the threshold that the checkpoint stores; outputs of at most 120 tokens.
-The last line is JSON.
+A prompt of N tokens is a conversation: earlier word problems with the generator's answers, then a new problem. It has as many
+earlier turns as fit in N tokens. The policy is Exact at the threshold that the checkpoint stores; outputs have at most 120
+tokens. The last line is JSON.
 """
 
 import argparse
@@ -22,7 +22,8 @@ NEW = 120
 
 
 def conversations(model: Model, length: int, number: int) -> list[list[int]]:
-    """Prompts of at most `length` tokens, or a single problem where that alone is longer; the nearest to it that turns allow."""
+    """Prompts of at most `length` tokens, as close to it as whole turns allow. A problem that alone is longer is a prompt by
+    itself."""
     earlier = iter(examples("word-problems", "speed", 40 * number))
     found = []
     for problem in examples("word-problems", "test", number):
@@ -45,8 +46,8 @@ def _user(problem: Example) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=labelled, action="append", required=True, help="LABEL=DIR, several times")
-    parser.add_argument("--number", type=int, default=24, help="of prompts at each length")
+    parser.add_argument("--model", type=labelled, action="append", required=True, help="LABEL=DIR; repeatable")
+    parser.add_argument("--number", type=int, default=24, help="number of prompts at each length")
     parser.add_argument("--batch", type=int, default=12)
     a = parser.parse_args()
     results: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What several benchmarks are told on the command line: models with labels, and how to sample."""
+"""Command-line options that several benchmarks share: models with labels, and sampling."""
 
 import argparse
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from multitoken.models.model import Model
 
 @dataclass(frozen=True)
 class Entrant:
-    """An adapted model, and the one whose next-token decoding its outputs are to equal: a gated adapter's bare base, which
-    runs no hook of ours; else the adapted weights themselves."""
+    """An adapted model, and the model whose next-token decoding its outputs must equal. For a gated adapter this is the bare
+    base, which runs no hook of ours; otherwise it is the adapted weights themselves."""
 
     label: str
     adapted: Model
@@ -26,7 +26,7 @@ class Entrant:
 
 
 def load_entrant(label: str, folder: Path, base: Path | None = None) -> Entrant:
-    """`base`: where the model of a gated adapter lies, if not where the adapter says."""
+    """`base`: path of a gated adapter's base, if it is not where the adapter says."""
     adapted = Model.load(folder, base=base)
     if adapted.mtp is None:
         raise UsageError(f"{label}={folder} has no mask token; expected a folder that `multitoken adapt` wrote")
@@ -37,7 +37,7 @@ def load_entrant(label: str, folder: Path, base: Path | None = None) -> Entrant:
 
 
 def entrants_in(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[Entrant]:
-    """Of `--model` and `--base`; what cannot be loaded ends the program with its reason."""
+    """The models of `--model` and `--base`. If one cannot be loaded, the program ends with the reason."""
     try:
         return [load_entrant(label, folder, arguments.base) for label, folder in arguments.model]
     except MultitokenError as error:
@@ -50,18 +50,18 @@ def labelled(text: str) -> tuple[str, Path]:
     if not (label and equals and folder):
         raise argparse.ArgumentTypeError(f"{text!r}: expected LABEL=DIR, such as held-out=runs/held-out-gated")
     if not Path(folder).is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r}: {folder} is no folder; expected LABEL=DIR")
+        raise argparse.ArgumentTypeError(f"{text!r}: {folder} is not a folder; expected LABEL=DIR")
     return label, Path(folder)
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--temperature", type=float, help="sample at this temperature; greedy if not given, or 0")
+    parser.add_argument("--temperature", type=float, help="sample at this temperature; greedy if not given or 0")
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--seed", type=int)
 
 
 def sampling_in(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Sampling | None:
-    """Of the options that `add_sampling` added; what cannot be ends the program with its reason."""
+    """The values of the options that `add_sampling` added. Invalid values end the program with the reason."""
     try:
         return sampling_of(arguments.temperature, arguments.top_p, seed=arguments.seed)
     except (UsageError, ValueError) as error:  # DecodingError is a ValueError

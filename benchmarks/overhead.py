@@ -1,9 +1,9 @@
-"""What a step of the engine takes beside the model's forward pass: choosing, confirming, bookkeeping, and the softmax.
+"""The time that a step of the engine takes in addition to the model's forward pass: choosing, confirming, bookkeeping, and the softmax.
 
-    python -m benchmarks.overhead            (half a minute; with nothing else on the machine)
+    python -m benchmarks.overhead            half a minute, with nothing else running on the machine
 
-The median over steps of the wall-clock of `Engine.step` less that of the forward pass within it, prompts' passes aside. The last
-line is JSON.
+The result is the median over steps of the time of `Engine.step` minus the time of the forward pass inside it. Passes over
+prompts are not counted. The last line is JSON.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def steps_of(model: Model, policy: Policy, at_once: int, adaptive: bool) -> list
             engine = model.decoder.engine(adaptive=adaptive)
             for prompt in prompts[first : first + at_once]:
                 engine.add(model.decoder.request(prompt, policy=policy, max_new_tokens=100))
-            engine.step()  # the prompts
+            engine.step()  # the prefill
             while engine.busy:
                 spent[0], started = 0.0, time.perf_counter()
                 engine.step()

@@ -1,13 +1,13 @@
-"""Ways to the same end, on the same work: `python -m benchmarks.peers` (about 30 minutes on 2 cores).
+"""Methods for the same purpose, compared on the same work: `python -m benchmarks.peers` (about 30 minutes on 2 cores).
 
     python -m benchmarks.peers --minutes 4 --prompts 100
     python -m benchmarks.peers --base DIR --data stories.jsonl --task unseen.jsonl --max-new-tokens 128 --prompts 40    another base
 
-Every adapted model is trained by `multitoken adapt` with plain defaults, for as many minutes as every other, on prompts of the task whose
-responses the base writes itself. Then every method answers the same unseen prompts greedily at batch 1, in turn, in one process with one
-clock: how many answers are right, how many are word for word the original's, tokens for each forward pass of the large model (the
-prefill's included, in which every method writes one), and tokens a second. Prompt lookup and assisted generation are transformers' own;
-UNO's two passes are counted by `benchmarks.uno_cycle`, which has no cache and therefore no speed. The last line is JSON.
+Every adapted model is trained by `multitoken adapt` with plain defaults, each for the same number of minutes, on prompts of the task whose
+responses the base writes itself. Then every method answers the same unseen prompts greedily at batch 1. The methods are interleaved in one
+process with one clock. Measured are: how many answers are right, how many are word for word the original's, tokens per forward pass of the
+large model (including the prefill, in which every method writes one), and tokens a second. Prompt lookup and assisted generation are
+transformers' own. For UNO only the passes of its cycle are counted, by `benchmarks.uno_cycle`; it has no speed. The last line is JSON.
 """
 
 import argparse
@@ -47,12 +47,12 @@ WARM_UP = 2
 UNO_WIDTH = 8
 PROGRESS = Console(stderr=True)
 
-Answer = Callable[[list[int]], tuple[list[int], int]]  # of a prompt -> (new token ids, forward passes)
+Answer = Callable[[list[int]], tuple[list[int], int]]  # prompt -> (new token ids, forward passes)
 
 
 @dataclass
 class Entrant:
-    """A method, and what it said. has_clock: its seconds mean something."""
+    """A method, and its answers. has_clock: whether its seconds mean anything."""
 
     name: str
     answer: Answer
@@ -63,7 +63,7 @@ class Entrant:
 
 
 def train(base: Path, data: Path, minutes: float, length: dict[str, Any], folder: Path) -> dict[str, Model]:
-    """The adapted models, by name; those that are in the folder already are taken as they are."""
+    """The adapted models, by name. Models that are already in the folder are not trained again."""
     for name, options in TRAINED.items():
         if not (folder / name).exists():
             PROGRESS.rule(name)
@@ -73,7 +73,7 @@ def train(base: Path, data: Path, minutes: float, length: dict[str, Any], folder
 
 
 def prompts_of(task: str, number: int, folder: Path) -> Path:
-    """Prompts of an embedded task, to train on."""
+    """A file of prompts of an embedded task, to train on."""
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "prompts.jsonl"
     write_text(data, "".join(json.dumps({"prompt": e.prompt}) + "\n" for e in examples(task, "adapt", number)))
@@ -89,7 +89,7 @@ def ours(model: Model, policy: Policy, new: int) -> Answer:
 
 
 def generates(model: Model, new: int, **options: Any) -> Answer:
-    """transformers' greedy `generate`, its forward passes counted."""
+    """transformers' greedy `generate`, with its forward passes counted."""
     hf: Any = model.hf
 
     def answer(prompt: list[int]) -> tuple[list[int], int]:
@@ -109,7 +109,7 @@ def generates(model: Model, new: int, **options: Any) -> Answer:
 
 
 def entrants_of(base: Model, adapted: dict[str, Model], draft: str | None, new: int) -> list[Entrant]:
-    """The original first."""
+    """All methods; the original is the first."""
     entrants = [
         Entrant("original, next token", ours(base, NextToken(), new)),
         Entrant("transformers, greedy", generates(base, new)),
@@ -133,7 +133,7 @@ def entrants_of(base: Model, adapted: dict[str, Model], draft: str | None, new: 
 
 
 def run(entrants: list[Entrant], prompts: list[list[int]]) -> None:
-    """Every method answers every prompt, each beginning in turn; the first prompts warm up."""
+    """Every method answers every prompt, and each prompt starts with another method. The first prompts warm up."""
     for i, prompt in enumerate(track(prompts, description="answering", console=PROGRESS)):
         first = i % len(entrants)
         for entrant in (*entrants[first:], *entrants[:first]):
@@ -171,7 +171,7 @@ def results_of(entrants: list[Entrant], task: Task, base: Model) -> list[dict[st
 
 def show(results: list[dict[str, Any]], prompts: int, task: str) -> None:
     print(
-        f"\n| {prompts} {task} | right | identical | tokens per pass | tokens per second | against next token (95%) |"
+        f"\n{prompts} {task}:\n\n| method | right | identical | tokens per pass | tokens per second | against next token (95%) |"
     )
     print("|---|---|---|---|---|---|")
     for r in results:
@@ -185,14 +185,14 @@ def show(results: list[dict[str, Any]], prompts: int, task: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=checkpoint("base"))
-    parser.add_argument("--draft", help="a draft model with the base's tokenizer; the embedded base has one")
+    parser.add_argument("--draft", help="a draft model with the base's tokenizer; the embedded base has its own")
     parser.add_argument("--task", default="word-problems", help="an embedded task, or a JSONL file of unseen prompts")
     parser.add_argument("--data", type=Path, help="prompts to train on, for a JSONL task")
-    parser.add_argument("--max-new-tokens", type=int, help="of an answer, and of a response to train on")
-    parser.add_argument("--minutes", type=float, default=4.0, help="of training, for each model")
+    parser.add_argument("--max-new-tokens", type=int, help="limit for answers and for training responses")
+    parser.add_argument("--minutes", type=float, default=4.0, help="training time of each model")
     parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--trained-on", type=int, default=700, help="prompts")
-    parser.add_argument("--models", type=Path, default=Path("../runs/peers"), help="where the trained ones are kept")
+    parser.add_argument("--trained-on", type=int, default=700, help="number of training prompts")
+    parser.add_argument("--models", type=Path, default=Path("../runs/peers"), help="folder of the trained models")
     a = parser.parse_args()
     draft = a.draft or (str(rival("draft")) if a.base == checkpoint("base") else None)
     base = Model.load(a.base, dtype="float32")

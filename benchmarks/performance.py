@@ -1,14 +1,15 @@
-"""How fast the engine is: against transformers' own ways at batch 1, and against plain decoding in batches of 1 to 32.
+"""How fast the engine is, compared with transformers' own methods at batch 1 and with plain decoding in batches of 1 to 32.
 
     python -m benchmarks.performance                     both parts, the embedded models (about fifteen minutes on 2 cores)
     python -m benchmarks.performance --part batches --pairs 8
     python -m benchmarks.performance --part batches --model held-out=DIR --domain letters counting --temperature 0.8
 
-One process, one clock, warmed up. Batch 1: every method answers the same prompt in turn, and a ratio is the median over
-prompts of seconds per token after the first, generate's by the method's, with its 95% interval. Batches: as many prompts at
-once, all methods in turn; a ratio is that of tokens a second in total, prefill included, by that of our own next-token
-decoding of the bare base. Every answer is checked against next-token decoding, with the same seed, of the model that it
-should be that of. The last line is JSON.
+One process, one clock, after a warm-up. At batch 1 all methods answer a prompt before the next prompt starts. A ratio is the
+seconds per token after the first token of transformers' `generate`, divided by the method's, as the median over prompts with
+its 95% interval. In the other part, all methods decode the same batch of prompts before the next batch starts. A ratio is the
+total tokens a second, prefill included, divided by that of our own next-token decoding of the bare base. Answers that should
+equal next-token decoding are checked against it, with the same seed and weights; those of ConfAdapt and static k are not. The
+last line is JSON.
 """
 
 import argparse
@@ -46,7 +47,8 @@ _PROGRESS = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Answer:
-    """Ids, seconds until the first of them were there, how many came then, seconds in all, and forward passes (0: unknown)."""
+    """ids: the new tokens. first: seconds until the first of them came. came_first: how many came then. seconds: in total. passes:
+    forward passes (0: unknown)."""
 
     ids: tuple[int, ...]
     first: float
@@ -56,7 +58,7 @@ class Answer:
 
     @property
     def seconds_per_token(self) -> float:
-        """After the first chunk came; of the whole answer where all of it came at once."""
+        """After the first chunk; over the whole answer if all of it came at once."""
         rest = len(self.ids) - self.came_first
         return (self.seconds - self.first) / rest if rest else self.seconds / len(self.ids)
 
@@ -96,7 +98,7 @@ def transformers_way(model: Any, **options: Any) -> Method:
 
 
 def our_way(model: Model, policy: Policy, **options: Any) -> Method:
-    """The engine, one request."""
+    """The engine with one request."""
 
     def answer(prompt: list[int]) -> Answer:
         ids: list[int] = []
@@ -114,7 +116,7 @@ def our_way(model: Model, policy: Policy, **options: Any) -> Method:
 
 
 def single(models: dict[str, Model], draft: Any, pairs: int) -> Iterator[list[dict[str, Any]]]:
-    """Every method at batch 1: a table for each domain and length of prompt."""
+    """Every method at batch 1. Yields the results of each domain and prompt length, one after the other."""
     base, gated, full = models["base"], models["gated"], models["full"]
     own = gated.default_policy
     methods: dict[str, tuple[str, Method]] = {
@@ -167,7 +169,7 @@ def single(models: dict[str, Model], draft: Any, pairs: int) -> Iterator[list[di
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """A table, as it stands in docs/performance.md."""
+    """Print a table. Those of batch 1 have the form of docs/performance.md."""
 
     def speed(r: dict[str, Any]) -> str:
         return f"{r['tokens_per_second']:.0f} | {with_interval(r['speedup'], r['interval'])}"
@@ -183,7 +185,7 @@ def show(results: list[dict[str, Any]]) -> None:
             print(f"| {r['method']} | {r['first_ms']:.1f} | {steps} | {same} | {speed(r)} |", flush=True)
         return
     how = f", temperature {facts['temperature']:g}" if facts["temperature"] else ""
-    columns = "method | tokens per second in total | against plain decoding (95%) | differ"
+    columns = "method | tokens per second in total | against plain decoding (95%) | outputs that differ"
     print(f"\n| {facts['prompts']}{how}, at once | {columns} |\n|---|---|---|---|---|")
     for r in results:
         same = f"{r['different']} of {r['answers']}, {r['ties']} ties" if "different" in r else "-"
@@ -200,20 +202,24 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
                 (r["batch"], r["speedup"], r["interval"])
             )
     if domains:
-        speed_picture(domains, "tokens a second, plain decoding: 1", path)
+        speed_picture(domains, "tokens a second, relative to plain decoding", path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("single", "batches"))
     parser.add_argument("--pairs", type=int, default=20)
-    batches = parser.add_argument_group("of the batches part")
-    batches.add_argument("--model", type=labelled, action="append", metavar="LABEL=DIR", help="adapted; several times")
-    batches.add_argument("--base", type=Path, help="of the gated adapters, if not where they say")
-    batches.add_argument("--policy", type=parse_policy, help="of the models given; the checkpoint's own if not given")
+    batches = parser.add_argument_group("options of the batches part")
+    batches.add_argument(
+        "--model", type=labelled, action="append", metavar="LABEL=DIR", help="an adapted model; repeatable"
+    )
+    batches.add_argument("--base", type=Path, help="base of the gated adapters, if not where they say")
+    batches.add_argument("--policy", type=parse_policy, help="policy of these models; default: the checkpoint's own")
     batches.add_argument("--domain", nargs="+", choices=DOMAINS, default=list(DOMAINS))
-    batches.add_argument("--rounds", type=int, help="for each size; half of --pairs, at least 6, if not given")
-    batches.add_argument("--picture", type=Path, help="docs/performance.png for the embedded models; none for others")
+    batches.add_argument("--rounds", type=int, help="per batch size; default: half of --pairs, at least 6")
+    batches.add_argument(
+        "--picture", type=Path, help="default: docs/performance.png for the embedded models, else none"
+    )
     add_sampling(parser)
     a = parser.parse_args()
     sampling = sampling_in(parser, a)
@@ -230,9 +236,7 @@ def main() -> None:
     if a.model:
         entrants = entrants_in(parser, a)
         if odd := of_another_base(entrants):
-            parser.error(
-                f"{odd.label} was not made from the base of {entrants[0].label}; measure it in a run of its own"
-            )
+            parser.error(f"{odd.label} was not made from the base of {entrants[0].label}; measure it in a separate run")
         contest = [(entrant, a.policy or entrant.adapted.default_policy) for entrant in entrants]
     else:
         base, gated, full = map(Model.load, (checkpoint("base"), checkpoint("gated"), rival("full")))

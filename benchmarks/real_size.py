@@ -1,11 +1,11 @@
-"""The whole road at a real size on a CPU: a checkpoint of 1.5 B random weights in bfloat16 is loaded, takes a gated adapter, trains 20 steps and
-decodes under Exact, each by the command that a user would type.
+"""All steps at a real size on a CPU: a checkpoint of 1.5 B random weights in bfloat16 is loaded, gets a gated adapter, is trained for 20 steps and
+decodes under Exact. Training uses the command that a user would type.
 
-    python -m benchmarks.real_size                 a quarter of an hour, 14 GB of memory, 4 GB of disk in --folder
+    python -m benchmarks.real_size --folder DIR    a quarter of an hour, 14 GB of memory, 4 GB of disk in DIR
 
-The weights have the shape of Qwen3 (hidden 2048, 16 heads over 8, a vocabulary of 151,936), 24 layers of it; they are drawn and
-written, never downloaded. Memory is the most that any one of the processes held. Random weights write nonsense, so tokens per
-step say nothing here; what is checked is that Exact writes what next-token decoding writes, ties by `evaluation/identity.py`.
+The weights have the shape of Qwen3 (hidden 2048, 16 heads over 8, a vocabulary of 151,936), with 24 layers. They are generated
+and written to the folder, not downloaded. Memory is the peak of any one of the processes. Random weights write nonsense, so tokens per
+step mean nothing here. What is checked is that Exact writes what next-token decoding writes; `evaluation/identity.py` judges ties.
 """
 
 import argparse
@@ -47,14 +47,14 @@ def make(folder: Path) -> None:
 
 
 def decode(folder: Path) -> None:
-    """In a process of its own: hash the weights, load them, and answer by Exact and token by token."""
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # where nothing is remembered yet
+    """In a process of its own: hash the weights, load them, and answer under Exact and next-token decoding."""
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # an empty cache: no hash is remembered
     started = time.perf_counter()
     found = weight_hash(weight_files(str(folder / "base")))
     print(f"weights hashed in {time.perf_counter() - started:.1f} s: {found[:19]}")
     started = time.perf_counter()
     model = Model.load(folder / "adapted", dtype="bfloat16")
-    print(f"loaded in {time.perf_counter() - started:.1f} s, the hash remembered")
+    print(f"loaded in {time.perf_counter() - started:.1f} s, with the hash remembered")
     prompts = [model.encode(row.prompt) for row in islice(examples("word-problems", "test", PROMPTS), PROMPTS)]
     answers: dict[str, list[list[int]]] = {}
     for name, policy in (("next token", NextToken()), ("Exact", Exact(0.0, k=8))):
@@ -69,7 +69,7 @@ def decode(folder: Path) -> None:
         compare(ours, theirs, gap=judge.after(prompt))
         for prompt, ours, theirs in zip(prompts, answers["Exact"], answers["next token"], strict=True)
     ]
-    print("against next-token decoding: " + ", ".join(verdict.value for verdict in verdicts))
+    print("compared with next-token decoding: " + ", ".join(verdict.value for verdict in verdicts))
 
 
 def run(*command: Any) -> None:
@@ -97,7 +97,7 @@ def main() -> None:
     )  # fmt: skip
     run(*mine, "decode")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    print(f"\nThe most that one of them held: {peak / 1e9:.1f} GB")
+    print(f"\nPeak memory of any process: {peak / 1e9:.1f} GB")
     print(json.dumps({"provenance": provenance(threads=torch.get_num_threads()), "peak": peak}))
 
 

@@ -1,11 +1,11 @@
-"""What a rejected draft costs, and what masks behind every draft could win back at most.
+"""What a rejected draft costs, and how much masks after every draft could save at most.
 
     python -m benchmarks.rejections --prompts 200
 
-After a rejected draft the step's masks are wasted, and the next step has no drafts. Masks behind *every* draft (a quadratic
-layout: arXiv 2507.11851, and others) would always have a good block. The bound: as many tokens in as many steps less the
-wasted ones. The price: a step of 1 + d drafts feeds (1 + d) blocks of masks and not one. Prints both, with the time of either
-width; the last line is JSON.
+After a rejected draft the masks of that step are wasted, and the next step has no drafts. With masks after *every* draft (a
+quadratic layout: arXiv 2507.11851, and others) there would always be a valid block. The upper bound is the same tokens in
+fewer steps: the steps now taken minus those in which a draft is rejected. The cost is that a step with d drafts feeds (1 + d)
+blocks of masks instead of one. Prints both, and how long a step of either width takes. The last line is JSON.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from multitoken.quickstart.embedded import checkpoint, embedded_task
 
 
 def seconds(model: Model, width: int, length: int = 64, repeats: int = 8) -> float:
-    """The best time of a step that feeds so many tokens, all but one of them masks, behind so many others."""
+    """The best time of a step that feeds `width` tokens, all but one of them masks, after `length` cached tokens."""
     decoder, best = model.decoder, float("inf")
     decoder.rule.grow(length + width)
     batch = Batch(model.hf, decoder.mask_id, decoder.rule, SlotCache(model.hf, 1, length + width))

@@ -1,9 +1,10 @@
-"""Writing responses for training: by a server that runs the original model, and by this process. Tokens a second of each.
+"""Writing responses for training, by a server that runs the original model and by this process: tokens a second of each.
 
     python -m benchmarks.responses --server http://127.0.0.1:8000/v1
 
-The server must serve the embedded base, such as `vllm serve src/multitoken/quickstart/checkpoints/base --dtype float32`. Both write the same
-prompts greedily, in turns of `--prompts` each: 256 requests are in flight, and this process writes 64 at a time. The last line is JSON.
+The server must serve the embedded base, for example `vllm serve src/multitoken/quickstart/checkpoints/base --dtype float32`. Both write
+responses to the same prompts greedily, in interleaved rounds of `--prompts` prompts. The server has 256 requests in flight; this process writes
+64 at a time. The last line is JSON.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Has a step become slower? `python -m benchmarks.revisions BEFORE [AFTER]`: two git revisions' steps, interleaved (ten minutes).
+"""Has a step become slower? `python -m benchmarks.revisions BEFORE [AFTER]` compares the steps of two git revisions (ten minutes).
 
-Each revision is checked out beside this one, and a process of its own runs its code: the embedded base under next-token decoding and
-the checkpoint of `full` under Exact 0.7, or `--base` and `--adapted`, one prompt at a time and eight side by side. The
-two take turns of one prompt, or of eight, so that a machine that becomes slower does so for both. Counted are the median step of a turn, and in it what is not the model's forward
-pass. Ratios are medians over the turns, with their 95% intervals. The last line is JSON.
+Each revision is checked out into a temporary folder, and a process of its own runs its code: the embedded base under next-token decoding and the
+checkpoint of `full` under Exact 0.7 (or `--base` and `--adapted`), with one prompt and with eight prompts at a time. The two processes
+alternate in turns of one prompt, or of eight, so that a machine that becomes slower does so for both. Measured are the median step of a turn,
+and the part of it outside the model's forward pass. Ratios are medians over the turns, with their 95% intervals. The last line is JSON.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from multitoken.quickstart.embedded import checkpoint, embedded_task
 PROMPTS, NEW, AT_ONCE = 16, 80, (1, 8)
 KINDS = ("next-token", "exact")
 
-# What every revision understands. A line in is a turn: the kind, and the prompts; a line out is [milliseconds of a step, beside the pass].
+# Runs with the code of either revision. An input line is a turn: [kind, prompts]. An output line is [ms of a step, ms outside the pass].
 WORKER = """
 import json, sys, time
 from statistics import median
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("after", nargs="?", default="HEAD")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--base", type=Path, default=checkpoint("base"), help="a model that answers word problems")
-    parser.add_argument("--adapted", type=Path, help="one that was adapted from it")
+    parser.add_argument("--adapted", type=Path, help="a model that was adapted from --base")
     a = parser.parse_args()
     texts = [question.prompt for question in embedded_task("word-problems", PROMPTS).questions]
     given = {"next-token": str(a.base.resolve()), "exact": str((a.adapted or rival("full")).resolve()), "new": NEW}
@@ -89,7 +89,7 @@ def main() -> None:
                             turns.setdefault(f"{kind}, {at_once}", []).append((before, after))
             print(f"round {number} of {a.rounds}, {time.strftime('%H:%M')}", file=sys.stderr, flush=True)
     print(
-        f"| policy, prompts at once | step at {a.before}, ms | at {a.after} | ratio | outside the pass, ms | then | ratio |"
+        f"| policy, prompts at once | at {a.before}, ms | at {a.after} | ratio | outside the pass, before | after | ratio |"
     )
     print("|---|---|---|---|---|---|---|")
     results = {}

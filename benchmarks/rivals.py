@@ -1,5 +1,5 @@
-"""Checkpoints that only comparisons need, and that therefore do not travel in the package: the embedded base with every weight trained, as
-in the paper ("full"), and the small model that drafts for it in transformers' assisted generation ("draft")."""
+"""Checkpoints that only comparisons need and that are therefore not in the package: the embedded base with every weight trained, as in the
+paper ("full"), and the small model that drafts for it in transformers' assisted generation ("draft")."""
 
 from pathlib import Path
 

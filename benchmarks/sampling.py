@@ -1,15 +1,15 @@
-"""Is sampled text as fast as greedy text? Tokens per step and per second of the engine by temperature, and what differs.
+"""Is sampled text as fast as greedy text? Tokens per step and per second of the engine by temperature, and which outputs differ.
 
     python -m benchmarks.sampling                                    the embedded gated adapter, about 25 minutes on 2 cores
     python -m benchmarks.sampling --tasks word-problems --temperatures 0 0.8 --prompts 64 --pairs 0
     python -m benchmarks.sampling --model held-out=DIR --model stories=DIR --policy exact:0.7
 
-A model with a chat template answers the embedded tasks; one without, such as an adapted stories260K, continues stories
-(128 new tokens). Every output is compared with next-token decoding under the same seed: none may differ. Ties, judged in
-float64 with the noise, stand apart. Tokens per step need no clock and are measured in batches, with an interval by
-bootstrap over the prompts. Tokens a second are measured at batch 1 in pairs, the bare base's next-token decoding and ours
-on the same prompt in turn, warmed up; a ratio is the median over the pairs with its 95% interval. All masks are fed. The
-last line is JSON.
+A model with a chat template answers the embedded tasks. A model without one, such as an adapted stories260K, continues stories
+(128 new tokens). Every output is compared with next-token decoding under the same seed: none may differ. Ties are judged in
+float64 with the noise and counted separately. Tokens per step need no clock. They are measured in batches, with a bootstrap
+interval over the prompts. Tokens a second are measured at batch 1 in pairs, after a warm-up: next-token decoding of the bare
+base and our decoding answer the same prompt before the next prompt starts. A ratio is the median over the pairs with its 95%
+interval. All masks are fed. The last line is JSON.
 """
 
 import argparse
@@ -46,12 +46,12 @@ WARM_UP = 2
 
 
 def tasks_of(model: Model) -> tuple[str, ...]:
-    """Those that it can do: a model without a chat template was never shown a question."""
+    """The tasks that it can do: a model without a chat template was never trained on questions."""
     return tuple(task for task in TASKS if (task == STORIES) == (model.tokenizer.chat_template is None))
 
 
 def prompts_of(model: Model, task: str, number: int, split: str) -> tuple[list[list[int]], int]:
-    """(prompts, most new tokens)"""
+    """(prompts, the maximum number of new tokens)"""
     if task == STORIES:
         texts = list(islice(story_prompts.prompts("test"), number))
         return [model.encode(text) for text in texts], STORY_TOKENS
@@ -62,7 +62,7 @@ def prompts_of(model: Model, task: str, number: int, split: str) -> tuple[list[l
 def count(
     entrant: Entrant, task: str, policies: list[Policy], sampling: Sampling | None, number: int, batch: int
 ) -> Iterator[dict[str, Any]]:
-    """Tokens per step and what differs, without a clock: a result for each policy."""
+    """Tokens per step and the outputs that differ, without a clock: one result for each policy."""
     prompts, new = prompts_of(entrant.adapted, task, number, "test")
     where = f"{entrant.label}, {task}, temperature {sampling.temperature if sampling else 0:g}"
     plain = answer_all(entrant.plain, prompts, NextToken(), batch, new, f"{where}, next token", sampling)
@@ -90,7 +90,8 @@ def count(
 def race(
     entrant: Entrant, task: str, policies: list[Policy], sampling: Sampling | None, pairs: int
 ) -> list[dict[str, Any]]:
-    """Tokens a second against next-token decoding of the same prompts with the same seeds, batch 1: one for each policy."""
+    """Tokens a second compared with next-token decoding of the same prompts with the same seeds, at batch 1: one result for each
+    policy."""
     prompts, new = prompts_of(entrant.adapted, task, WARM_UP + pairs, "speed")
     runs: list[tuple[Model, Policy]] = [(entrant.plain, NextToken()), *((entrant.adapted, p) for p in policies)]
     rates: list[list[float]] = [[] for _ in runs]
@@ -136,7 +137,7 @@ def show(results: list[dict[str, Any]]) -> None:
         return "({:.2f} to {:.2f})".format(*interval) if interval else "(too few for an interval)"
 
     first = results[0]
-    columns = "policy | differ | ties | tokens per step (95%) | next token, tokens per second | tokens per second | against next token (95%)"
+    columns = "policy | outputs that differ | ties | tokens per step (95%) | next token, tokens per second | tokens per second | against next token (95%)"
     print(f"\n| {first['model']}, {first['task']}, {first['prompts']} prompts: temperature | {columns} |")
     print(f"|---{'|---' * (columns.count('|') + 1)}|")
     for r in results:
@@ -152,16 +153,20 @@ def show(results: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=labelled, action="append", metavar="LABEL=DIR", help="adapted; several times")
-    parser.add_argument("--base", type=Path, help="of the gated adapters, if not where they say")
-    parser.add_argument("--policy", type=parse_policy, action="append", help="the checkpoint's own; several times")
+    parser.add_argument(
+        "--model", type=labelled, action="append", metavar="LABEL=DIR", help="an adapted model; repeatable"
+    )
+    parser.add_argument("--base", type=Path, help="base of the gated adapters, if not where they say")
+    parser.add_argument(
+        "--policy", type=parse_policy, action="append", help="default: the checkpoint's own; repeatable"
+    )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--temperatures", nargs="+", type=float, default=list(TEMPERATURES))
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--pairs", type=int, default=20, help="of the race on the clock; 0: none")
+    parser.add_argument("--pairs", type=int, default=20, help="number of timed pairs; 0: time nothing")
     a = parser.parse_args()
     a.model = a.model or [("gated", checkpoint("gated"))]
     for name, lowest in (("prompts", 1), ("batch", 1), ("pairs", 0)):
@@ -175,7 +180,7 @@ def main() -> None:
     entrants = entrants_in(parser, a)
     work = [(e, task) for e in entrants for task in tasks_of(e.adapted) if task in a.tasks]
     if not work:
-        parser.error(f"none of the models can do {', '.join(a.tasks)}; {STORIES} is for one without a chat template")
+        parser.error(f"none of the models can do {', '.join(a.tasks)}; {STORIES} needs one without a chat template")
     results: list[dict[str, Any]] = []
     for entrant, task in work:
         mine = [r for temperature in a.temperatures for r in measure(entrant, task, temperature, a)]

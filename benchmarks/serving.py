@@ -1,11 +1,11 @@
-"""`multitoken serve demo` under load, from another process over loopback, against itself at next-token and the bare engine.
+"""`multitoken serve demo` under load, from another process over loopback: Exact compared with next-token decoding and the bare engine.
 
     python -m benchmarks.serving --pairs 15 --requests 2000
 
-The model computes with `--threads` threads (1), in the server and beside it: with one, the other of two cores is left to HTTP and the
-client. A pair is the same word problems once per way, one right after the other; ratios are medians over pairs, with the
-quartiles. The flood asks for more at a time than the server holds, waits where it is told to, and compares every answer, token
-for token, with the engine alone. The last line is JSON.
+The model computes with `--threads` threads (1), both in the server and in the bare engine. With one thread, the second of two cores
+is left to HTTP and the client. In a pair, each of the three answers the same word problems, one right after the other. Ratios are
+medians over pairs, with the quartiles. The flood sends more requests at a time than the server has slots for, waits when the
+server says so, and compares every answer, token for token, with the engine alone. The last line is JSON.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from multitoken.quickstart.embedded import checkpoint
 NEW = 100
 STREAMS = (1, 8, 16)
 WAYS: dict[str, dict[str, Any]] = {"next-token": {"policy": "next-token"}, "exact": {"policy": "exact"}}
-PLACES = 160  # rows and queue of the server, as by default
+PLACES = 160  # slots of the server (rows and queue) with its defaults
 
 
 class Server:
@@ -83,14 +83,14 @@ async def stream(client: Any, body: dict[str, Any]) -> tuple[float, int]:
 
 
 async def at_once(client: Any, prompts: list[str], way: str, streams: int) -> float:
-    """Tokens a second of so many streams that ask on as long as there are prompts."""
+    """Tokens a second of `streams` streams, each of which sends one request after another until no prompt is left."""
     left, tokens = list(prompts), 0
 
     async def one() -> None:
         nonlocal tokens
         while left:
             _, written = await stream(client, body_of(left.pop(), way))
-            tokens += written  # not in one line with the await, which would read the sum before it
+            tokens += written  # on a line of its own: `+= await` would read the sum before it waits
 
     begun = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(streams)))
@@ -98,7 +98,7 @@ async def at_once(client: Any, prompts: list[str], way: str, streams: int) -> fl
 
 
 def bare(model: Model, prompts: list[str], streams: int) -> float:
-    """Tokens a second of the engine alone, under exact."""
+    """Tokens a second of the engine alone, under Exact."""
     engine = model.decoder.engine(adaptive=True, max_rows=streams)
     begun = time.perf_counter()
     for prompt in reversed(prompts):
@@ -113,7 +113,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 async def first_tokens(client: Any, prompts: list[str]) -> dict[str, float]:
-    """Seconds from the request to the first event, the server being idle."""
+    """Seconds from the request to the first event, on an idle server."""
     found = sorted([(await stream(client, body_of(prompt, "exact")))[0] for prompt in prompts])
     return {"median": statistics.median(found), "p95": found[int(0.95 * len(found))]}
 
@@ -136,7 +136,7 @@ async def pairs(client: Any, model: Model, number: int, streams: int) -> dict[st
 
 
 async def flood(client: Any, model: Model, number: int) -> dict[str, Any]:
-    """More clients than the server has places for."""
+    """Sends requests from more clients than the server has slots for."""
     questions = [e.prompt for e in examples("word-problems", "test", min(number, 200))]
     right: list[list[int]] = [[] for _ in questions]
     ids = [model.encode(question) for question in questions]
@@ -182,7 +182,7 @@ async def measure(server: Server, options: argparse.Namespace) -> dict[str, Any]
         if not options.requests:
             return found
         quarter = options.requests // 4
-        found["flood"] = [await flood(client, model, quarter)]  # a first part, so that memory has reached its size
+        found["flood"] = [await flood(client, model, quarter)]  # a first part, after which memory should not grow
         before = server.megabytes()
         found["flood"].append(await flood(client, model, options.requests - quarter))
         found["megabytes"] = {"before": before, "after": server.megabytes()}
@@ -193,7 +193,7 @@ async def measure(server: Server, options: argparse.Namespace) -> dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--requests", type=int, default=2000, help="of the flood; 0: none")
+    parser.add_argument("--requests", type=int, default=2000, help="number of requests of the flood; 0: no flood")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,8 +1,8 @@
 """Train a small hybrid or a small mixture of experts: `python -m benchmarks.small_architectures --family hybrid --output DIR`.
 
-Architectures that hold what the embedded model lacks, on the same corpus: recurrent layers whose state masks must not touch, and
-experts that every position chooses anew. About 25 minutes on one core each; `--minutes` bounds the training by the clock, so the
-weights differ from machine to machine. What they reach, and the commands behind it, stand in docs/architectures.md.
+These architectures have what the embedded model lacks, and are trained on the same corpus: recurrent layers, whose state must not be
+changed by masks, and experts, which are chosen anew at every position. About 25 minutes on one core each. `--minutes` limits the training
+time, so the weights differ from machine to machine. docs/architectures.md has the results and the commands.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ def hybrid(**common: Any) -> PreTrainedModel:
 
 
 def mixture(**common: Any) -> PreTrainedModel:
-    """In the shape of Qwen3's mixtures: 8 experts, of which every position asks two; 5.4 M parameters, 2.1 M at work."""
+    """In the shape of Qwen3's mixtures: 8 experts, two of them active at each position; 5.4 M parameters, 2.1 M active."""
     config = Qwen3MoeConfig(
         vocab_size=VOCABULARY,
         hidden_size=192,
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--family", choices=sorted(FAMILIES), required=True)
     a = parser.parse_args()
     build = FAMILIES[a.family]
-    # Where the CPU has instructions for it, bf16 is faster for the hybrid even on one core.
+    # If the CPU has instructions for bf16, it is faster for the hybrid even on one core.
     autocast = None if a.family == "hybrid" else False
     train_small(parser, a, lambda tokenizer: build(**common_config(tokenizer)), autocast=autocast)
 

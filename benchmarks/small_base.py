@@ -1,4 +1,4 @@
-"""What the benchmarks' own small bases have in common: the vocabulary, the options of the command, and training by the clock."""
+"""What the benchmarks' own small bases share: the vocabulary, the options of the command, and training for a fixed time."""
 
 import argparse
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from multitoken.quickstart.train_base import silence_branches, train
 
 VOCABULARY = 1024
-TOKENIZER_SIZE = 1016  # vLLM wants the mask token's id inside of the vocabulary: eight rows stay unused
+TOKENIZER_SIZE = 1016  # eight rows stay unused, because vLLM requires the mask token's id to be inside the vocabulary
 
 
 def options_of(doc: str | None, *, minutes: float, tokens_per_batch: int) -> argparse.ArgumentParser:
-    """The options of such a command, with its own defaults."""
+    """A parser with the shared options of these commands and with the defaults of this one."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=minutes)
@@ -30,7 +30,7 @@ def train_small(
     *,
     autocast: bool | None = False,
 ) -> None:
-    """Train what `build` makes for `a.minutes`, without practice in arithmetic."""
+    """Train the model that `build` makes for `a.minutes`, without practice in arithmetic."""
     if a.minutes <= 0:
         parser.error(f"--minutes is {a.minutes}; expected a number above 0")
 

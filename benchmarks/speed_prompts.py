@@ -8,7 +8,7 @@ NEW = 200  # most new tokens
 
 
 def prompts_of(model: Model, domain: str, number: int, length: int | None) -> list[list[int]]:
-    """Fresh prompts; with `length`, each with solved examples before it until it has about so many tokens."""
+    """Fresh prompts. With `length`, each has solved examples before it, as many as fit in that many tokens."""
     prompts = []
     shots = iter(examples(domain, "speed", 4000, start=10_000))
     for example in examples(domain, "speed", number):

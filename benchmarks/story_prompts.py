@@ -1,6 +1,6 @@
 """Openings of children's stories, one JSON prompt a line: `python -m benchmarks.story_prompts --number 2000 > prompts.jsonl`.
 
-For models such as stories260K that do nothing but continue stories. The splits "train" and "test" share no prompt.
+They are for models that can only continue stories, such as stories260K. The splits "train" and "test" share no prompt.
 """
 
 import argparse
@@ -97,7 +97,7 @@ OPENINGS = (
 
 
 def prompts(split: str) -> Iterator[str]:
-    """Without end and without repeating, in an order that the split alone decides. One in five belongs to "test"."""
+    """An endless sequence without repetition, in an order that depends only on the split. One prompt in five belongs to "test"."""
     rng = random.Random(split)
     seen: set[str] = set()
     while True:

@@ -1,8 +1,8 @@
-"""A tiny random model of every family that transformers knows, wide enough in its logits that a wrong mask or state shows.
+"""A tiny random model of every family that transformers knows. Its logits vary so much that a wrong mask or state shows.
 
-Each is made from its family's own default config with the sizes cut down; what a family needs beyond that stands in
-`_OWN`. Windows and chunks are 6 positions and kernels of recurrences are short, so that a test of forty tokens crosses
-every border. No download, no weights: a second each.
+Each is made from its family's own default config with reduced sizes; `_OWN` has what a family needs beyond that. Windows and
+chunks are 6 positions and kernels of recurrences are short, so that a test of forty tokens crosses every border. Nothing is
+downloaded. Each model takes a second.
 """
 
 import copy
@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 VOCABULARY, MASK, EOS = 96, 95, 5
 _TYPES = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
-# Whatever a config calls them.
+# Sizes, under all the names that configs use.
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48, "d_model": 48, "n_embd": 48, "dim": 48,
@@ -38,7 +38,7 @@ _DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_he
           "decoder_sparse_step": 1, "mlp_only_layers": []}  # fmt: skip
 _ALTERNATE = {"layer_types": _TYPES}
 
-# What a family needs beyond its sizes, and which fields it must not be given (None).
+# What a family needs beyond its sizes. None: a field that it must not be given.
 _OWN: dict[str, dict[str, Any]] = {
     "apertus": {}, "arcee": {}, "bitnet": {}, "biogpt": {}, "codegen": {"rotary_dim": 8}, "cohere": {"logit_scale": 1.0}, "olmo": {},
     "cohere2": _ALTERNATE | {"logit_scale": 1.0}, "deepseek_v2": _MLA | {"topk_method": "greedy"}, "deepseek_v3": _MLA, "diffllama": {},
@@ -88,7 +88,7 @@ FAMILIES = tuple(sorted(_OWN))
 
 
 def tiny_config(family: str, **settings: Any) -> Any:
-    """The config of a family's tiny model; `settings` go before its own."""
+    """The config of a family's tiny model. `settings` override those of the family."""
     kind = family.split(",")[0]
     own = copy.deepcopy(_OWN[family]) | settings
     known = AutoConfig.for_model(kind).to_dict().keys() | set(type(AutoConfig.for_model(kind)).attribute_map)
@@ -103,7 +103,7 @@ def tiny_model(family: str, **settings: Any) -> PreTrainedModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name and parameter.ndim >= 2 and float(parameter.std()) < 0.1:
-                parameter.normal_(0, 0.3)  # families that initialise by rules of their own
+                parameter.normal_(0, 0.3)  # these families have initialisation rules of their own
     if hasattr(model, "set_experts_implementation") and hasattr(model.config, "_experts_implementation"):
-        model.set_experts_implementation("eager")  # the fused kernel takes no float64
+        model.set_experts_implementation("eager")  # the fused kernel does not support float64
     return model.eval()

@@ -1,4 +1,4 @@
-"""Training rows for benchmarks that train: word problems with the responses that the generator gives."""
+"""Training rows for benchmarks: word problems with the generator's responses."""
 
 import json
 from itertools import islice
@@ -9,6 +9,6 @@ from multitoken.quickstart.corpus import examples
 
 
 def write_rows(path: Path, number: int, split: str = "adapt") -> None:
-    """A JSONL file of so many rows, each a prompt and its response."""
+    """Write a JSONL file of `number` rows, each with a prompt and its response."""
     rows = islice(examples("word-problems", split, number), number)
     write_text(path, "".join(json.dumps({"prompt": row.prompt, "response": row.response}) + "\n" for row in rows))

@@ -1,13 +1,13 @@
-"""How fast a training step is, and how much memory it takes: gated against full, packed blocks against one block a row, and what
-denormals take of it on this CPU (`multitoken.training.denormals`).
+"""How fast a training step is and how much memory it takes: gated compared with full, and packed blocks with one block per row. Also
+how much time denormals take on this CPU (`multitoken.training.denormals`).
 
     python -m benchmarks.training_speed                    the embedded base (a few minutes on 2 cores)
     python -m benchmarks.training_speed --model DIR --data prompts.jsonl
     python -m benchmarks.training_speed --part denormals
 
-Steps of the compared kinds are taken in turn in one process, on the same rows; a ratio is the median over the pairs, with
-its 95% interval. Memory is measured in a process of its own a method: the peak above what the base model's weights take.
-The last line is JSON.
+Steps of the compared kinds are interleaved in one process, on the same rows. A ratio is the median over the pairs, with its 95%
+interval. Memory is measured for each method in a process of its own: the peak above the size of the base model's weights. The
+last line is JSON.
 """
 
 import argparse
@@ -39,7 +39,7 @@ QUIET = Console(quiet=True)
 
 
 class Stepper:
-    """Optimizer steps of one setup, one at a time, without the Trainer around them: the mathematics alone."""
+    """Optimizer steps of one setup, one at a time, without the Trainer around them: only the computation."""
 
     def __init__(self, config: AdaptConfig, folder: Path, *, keeps_denormals: bool = False) -> None:
         self.rounding = nullcontext if keeps_denormals else flushed_denormals
@@ -50,7 +50,7 @@ class Stepper:
         self.bf16 = config.dtype == "bfloat16"
 
     def step(self, number: int) -> tuple[float, int]:
-        """-> seconds, supervised places."""
+        """-> (seconds, supervised positions)"""
         with self.rounding():
             return self._step(number)
 
@@ -68,8 +68,8 @@ class Stepper:
 
 
 def compare(first: dict[str, Any], second: dict[str, Any], pairs: int, common: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of a step of each, and the ratios first / second of steps and of supervised places a second. Twice the same: the second
-    keeps its denormals."""
+    """Seconds per step of each, and the ratios first / second of steps and of supervised positions a second. If both are the same setup,
+    the second one keeps its denormals."""
     with tempfile.TemporaryDirectory() as folder:
         steppers = [
             Stepper(make_config(**common | options), Path(folder), keeps_denormals=keeps)
@@ -95,7 +95,7 @@ def compare(first: dict[str, Any], second: dict[str, Any], pairs: int, common: d
 
 
 def write_problems(path: Path, before: int = 0) -> Path:
-    """Word problems with their answers, each with so many solved ones before it in the prompt."""
+    """Word problems with their answers, each with `before` solved ones before it in the prompt."""
     problems = examples("word-problems", "adapt", 400)
     with path.open("w") as file:
         for i in range(before, len(problems)):
@@ -105,7 +105,8 @@ def write_problems(path: Path, before: int = 0) -> Path:
 
 
 def write_wide_model(folder: Path) -> Path:
-    """Random weights whose width, like that of models in use, is many times the adapter's rank; two layers, to be done soon."""
+    """Random weights whose width, like that of models in practical use, is many times the adapter's rank. It has only two layers, to
+    save time."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint("base"))
     sizes = {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8}
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -116,7 +117,7 @@ def write_wide_model(folder: Path) -> Path:
 
 
 def extra_memory(options: dict[str, Any]) -> int:
-    """Peak of a few steps above the base model's weights, in bytes, in this process."""
+    """Peak memory of a few steps in this process, above the base model's weights, in bytes."""
     found = plan(make_config(**options), QUIET)
     return found.memory["peak, measured"] - found.memory["weights"]
 
@@ -124,10 +125,12 @@ def extra_memory(options: dict[str, Any]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(checkpoint("base")))
-    parser.add_argument("--data", help="JSONL with responses; word problems of the embedded corpus if not given")
+    parser.add_argument("--data", help="JSONL with responses; default: word problems of the embedded corpus")
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--part", choices=("methods", "denormals"), action="append", help="measure this alone")
+    parser.add_argument(
+        "--part", choices=("methods", "denormals"), action="append", help="measure only this part; repeatable"
+    )
     a = parser.parse_args()
     parts = a.part or ["methods", "denormals"]
     with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +150,9 @@ def main() -> None:
         long = {"data": a.data or write_problems(Path(folder) / "long.jsonl", before=3)}
         wide = {"model": write_wide_model(Path(folder) / "wide"), "batch_size": 4}
         results: dict[str, Any] = {}
-        print("| compared | s a step | steps a second | supervised places a second |\n|---|---|---|---|")
+        print(
+            "| compared | seconds per step | ratio of steps per second (95%) | ratio of supervised positions per second (95%) |\n|---|---|---|---|"
+        )
         denormals = {
             f"{m}, denormals flushed / kept": ({"method": m}, {"method": m}) for m in ("full", "lora", "gated")
         }
@@ -177,11 +182,13 @@ def main() -> None:
             )
         memory: dict[str, int] = {}
         if "methods" in parts:
-            context = multiprocessing.get_context("spawn")  # a fresh process: its peak is the method's own
+            context = multiprocessing.get_context("spawn")  # a fresh process, so that its peak is the method's own
             with context.Pool(1, maxtasksperchild=1) as pool:
                 memory = {m: pool.apply(extra_memory, (common | {"method": m},)) for m in ("full", "lora", "gated")}
         for method, size in memory.items():
-            print(f"extra memory, {method}: {size / 1e6:.0f} MB, {size / memory['full']:.2f} of full's")
+            print(
+                f"memory above the model's own weights, {method}: {size / 1e6:.0f} MB, {size / memory['full']:.2f} of full's"
+            )
     print(json.dumps({"provenance": provenance(threads=torch.get_num_threads()), "speed": results, "memory": memory}))
 
 

@@ -1,11 +1,12 @@
 """Does the speed of one domain carry over to others? `python -m benchmarks.transfer` (about 15 minutes on 2 cores).
 
-    python -m benchmarks.transfer --train-on word-problems letters      # some of them, one process each
-    python -m benchmarks.transfer --show                                # table and picture of what was measured
+    python -m benchmarks.transfer --train-on word-problems letters      # some of them, for example one per process
+    python -m benchmarks.transfer --show                                # table and picture of the results so far
 
-A gated adapter of the embedded base is trained on prompts of one domain alone, and one on a mixture of all, each for as many steps,
-with plain defaults; the base writes the responses. Each then decodes unseen prompts of every domain under Exact at the threshold that its
-run stored: tokens per step, and how many answers are the original's. The last line is JSON.
+For each domain a gated adapter of the embedded base is trained on prompts of this domain alone, and one more on a mixture of all. All
+train for the same number of steps with plain defaults, on responses that the base writes. Each then decodes unseen prompts of every task
+under Exact at the threshold that its run stored. Reported are tokens per step, and how many answers are identical to the original's. The
+last line is JSON.
 """
 
 import argparse
@@ -34,7 +35,7 @@ NEW = 200
 
 
 def prompts_to_train(domain: str, number: int) -> list[str]:
-    """Of the split that adapters train on."""
+    """Prompts of the split that adapters train on."""
     if domain == ALL:
         return [example.prompt for example in itertools.islice(mixed("adapt", mixture=MIXTURE), number)]
     return [example.prompt for example in examples(domain, "adapt", number)]
@@ -56,7 +57,7 @@ def train(domain: str, a: argparse.Namespace, output: Path) -> None:
 
 
 def judge(model: Model, number: int) -> dict[str, dict[str, float]]:
-    """By task: tokens per step, and the answers that are the original's."""
+    """For each task: tokens per step, and the number of answers that are identical to the original's."""
     found: dict[str, dict[str, float]] = {}
     for task in TASKS:
         prompts = [model.encode(example.prompt) for example in examples(task, "test", number)]
@@ -68,7 +69,7 @@ def judge(model: Model, number: int) -> dict[str, dict[str, float]]:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    print(f"| trained on | {' | '.join(TASKS)} | the original's |\n|---|{'---|' * (len(TASKS) + 1)}")
+    print(f"| trained on | {' | '.join(TASKS)} | identical to the original |\n|---|{'---|' * (len(TASKS) + 1)}")
     for r in results:
         cells = [f"{r['tasks'][task]['tokens_per_step']:.2f}" for task in TASKS]
         same, of = (sum(r["tasks"][task][key] for task in TASKS) for key in ("identical", "of"))
@@ -76,7 +77,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 
 def picture(results: list[dict[str, Any]], path: Path) -> None:
-    """Rows: trained on; columns: decoded."""
+    """Rows: the domain of the training. Columns: the decoded task."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -102,12 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train-on", nargs="+", choices=DOMAINS, default=list(DOMAINS))
     parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--prompts", type=int, default=600, help="to train on")
-    parser.add_argument("--number", type=int, default=24, help="of unseen prompts of each task")
+    parser.add_argument("--prompts", type=int, default=600, help="number of training prompts")
+    parser.add_argument("--number", type=int, default=24, help="number of unseen prompts of each task")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=Path("runs/transfer"), help="folder with a file a domain")
+    parser.add_argument("--results", type=Path, default=Path("runs/transfer"), help="folder with one file per domain")
     parser.add_argument("--picture", type=Path, default=Path("docs/transfer.png"))
-    parser.add_argument("--show", action="store_true", help="measure nothing")
+    parser.add_argument("--show", action="store_true", help="measure nothing, show the results so far")
     a = parser.parse_args()
     a.results.mkdir(parents=True, exist_ok=True)
     for domain in () if a.show else a.train_on:

@@ -1,12 +1,12 @@
-"""UNO's two passes against our one, with the same adapter: tokens for each forward pass, and whether the output is the original's.
+"""UNO's two passes compared with our one, with the same adapter: tokens per forward pass, and whether the output is the original's.
 
     python -m benchmarks.uno_cycle --adapter DIR              an adapter of `multitoken adapt --masks noise`, 500 word problems
     python -m benchmarks.uno_cycle --adapter DIR --prompts 40
 
-UNO's linear, greedy cycle, as SGLang 0.5.23 runs it: a draft pass over [last token, noise, ...] of width F, whose first place gives one
-certain token and whose others give drafts; then a verify pass of the same width without the adapter, which keeps the drafts up to the
-first that is not the model's own next token, and one token more. Here it is written for counting passes, one prompt at a time. Ours is
-`Exact` in the engine, all masks fed, without branches and with some. The prefill's pass counts for both. The last line is JSON.
+This is UNO's linear, greedy cycle as SGLang 0.5.23 runs it. A draft pass over [last token, noise, ...] of width F gives one certain token at
+its first position and drafts at the others. Then a verify pass of the same width, without the adapter, keeps the drafts up to the first that
+is not the model's own next token, and adds one more token. The code here is written to count passes, one prompt at a time. Ours is `Exact` in
+the engine with all masks fed, without branches and with some. The prefill counts as a pass for both. The last line is JSON.
 """
 
 import argparse
@@ -34,7 +34,7 @@ NEW = 320
 
 @torch.inference_mode()
 def next_tokens(model: Model, cache: DynamicCache, tokens: Sequence[int], masks: int) -> list[int]:
-    """The likeliest token behind each of these tokens and masks, which are read behind what is cached."""
+    """The likeliest token after each of these tokens and masks, which follow what is in the cache."""
     assert model.mtp is not None
     known = cache.get_seq_length()
     ids = torch.tensor([[*tokens, *[model.mtp.mask_token_id] * masks]])
@@ -54,16 +54,16 @@ def uno(model: Model, prompt: Sequence[int], width: int, new: int = NEW) -> tupl
     """(tokens, forward passes) of UNO's cycle at this width, at most `new` tokens."""
     ends = model.decoder.eos_ids
     cache = DynamicCache(config=model.hf.config)
-    written = next_tokens(model, cache, prompt, 0)[-1:]  # the prefill's
+    written = next_tokens(model, cache, prompt, 0)[-1:]  # the token of the prefill
     passes = 1
     while len(written) < new and written[-1] not in ends:
         sure, *drafts = next_tokens(model, cache, written[-1:], width - 1)
         _forget(cache, len(drafts))  # the masks
-        said = next_tokens(model, cache, [sure, *drafts], 0)  # verify: behind the sure token and each draft
+        said = next_tokens(model, cache, [sure, *drafts], 0)  # verify: what follows the sure token and each draft
         held = 0
         while held < len(drafts) and drafts[held] == said[held]:
             held += 1
-        _forget(cache, len(drafts) - held)  # those that failed
+        _forget(cache, len(drafts) - held)  # the drafts that failed
         passes += 2
         for token in (sure, *drafts[:held], said[held]):
             written.append(token)
@@ -76,10 +76,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--adapter", required=True)
     parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="of UNO's passes")
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="widths of UNO's passes")
     parser.add_argument("--threshold", type=float, default=0.7)
     parser.add_argument("--branches", type=int, default=8)
-    parser.add_argument("--branches-threshold", type=float, default=0.3, help="with branches, a refusal costs less")
+    parser.add_argument("--branches-threshold", type=float, default=0.3, help="lower, since a refusal costs less")
     a = parser.parse_args()
     model = Model.load(a.adapter, device="cpu")
     original = Model.load(checkpoint("base"), device="cpu")
@@ -100,7 +100,8 @@ def main() -> None:
             rows.append(_row(name, [(ids, passes) for ids, _, passes in answers], reference))
     for row in rows:
         print(
-            f"{row['name']}: {row['tokens_per_pass']:.2f} tokens a pass {row['interval']}, {row['identical']} of {a.prompts} the original's"
+            f"{row['name']}: {row['tokens_per_pass']:.2f} tokens per forward pass {row['interval']}, "
+            f"{row['identical']} of {a.prompts} identical to the original"
         )
     print(json.dumps({"rows": rows, "provenance": provenance()}))
 

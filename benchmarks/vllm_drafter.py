@@ -1,14 +1,14 @@
 """A small adapted model as stock vLLM's parallel drafter for a larger target: accepted tokens per step of the target.
 
-    VLLM_PLUGINS= python -m benchmarks.vllm_drafter --write target.jsonl --prompts 1500    # the target answers, to adapt by
+    VLLM_PLUGINS= python -m benchmarks.vllm_drafter --write target.jsonl --prompts 1500    # the target's answers, to train on
     multitoken adapt DRAFT --data target.jsonl --output adapted --method full --labels data ...
     multitoken export adapted drafter
     VLLM_PLUGINS= python -m benchmarks.vllm_drafter --drafter drafter --draft DRAFT
 
-In an environment with vLLM (`make test-vllm` builds one); `VLLM_PLUGINS=` keeps ours out. The target is the embedded base,
-DRAFT the embedded draft model. Greedy, float32, 16 requests at once; every text is compared with plain vLLM's. A rival
-drafts one token after the other: the draft model as it was. Heads that vLLM's CPU kernels cannot take are padded with zeros
-(`vllm_padding`). The last line is JSON.
+Runs in an environment with vLLM (`make test-vllm` builds one). `VLLM_PLUGINS=` keeps our plugin out. The target is the embedded
+base, and DRAFT is the embedded draft model. Greedy, float32, 16 requests at once; every text is compared with plain vLLM's. For
+comparison, the draft model before it was adapted drafts one token after the other. Heads that vLLM's CPU kernels do not support
+are padded with zeros (`vllm_padding`). The last line is JSON.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from multitoken.quickstart.embedded import checkpoint
 
 
 def write(path: Path, target: Path, number: int, tokenizer: Any) -> None:
-    """Prompts that nothing was trained on or is tested on, with the target's responses."""
+    """Write prompts with the target's responses. The target was not trained on these prompts, and they are not tested on."""
     texts, prompts = mixed_prompts("adapt", number, tokenizer)
     with engine(target, max_num_seqs=64) as llm:
         rows = answers(llm, prompts)
@@ -44,10 +44,10 @@ def write(path: Path, target: Path, number: int, tokenizer: Any) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, default=checkpoint("base"))
-    parser.add_argument("--write", type=Path, help="write the target's responses here, and measure nothing")
+    parser.add_argument("--write", type=Path, help="write the target's responses to this file, and measure nothing")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--drafter", type=Path, help="an exported adapted model")
-    parser.add_argument("--draft", type=Path, help="an ordinary small model, the rival")
+    parser.add_argument("--draft", type=Path, help="an ordinary small model to compare with")
     parser.add_argument("--lengths", type=int, nargs="+", default=[4, 8, 12])
     a = parser.parse_args()
     tokenizer = transformers.AutoTokenizer.from_pretrained(a.target)
@@ -55,17 +55,17 @@ def main() -> None:
         write(a.write, a.target, a.prompts, tokenizer)
         return
     if a.drafter is None:
-        parser.error("--drafter or --write is needed")
+        parser.error("expected --drafter or --write")
     _, prompts = mixed_prompts("test", a.prompts, tokenizer)
     with engine(a.target) as llm:
         plain = answers(llm, prompts)
     model = transformers.AutoModelForCausalLM.from_pretrained(a.target, dtype="float32").eval()
     judge = Judge(model)
-    print(f"{len(prompts)} prompts, {sum(map(len, plain))} tokens of the target's, 16 requests at once")
+    print(f"{len(prompts)} prompts, {sum(map(len, plain))} tokens of the target, 16 requests at once")
     rows = []
     rivals = [("adapted, in parallel", a.drafter, True)]
     if a.draft is not None:
-        rivals.append(("as it was, in turn", a.draft, False))
+        rivals.append(("not adapted, one token at a time", a.draft, False))
     for (name, folder, parallel), k in itertools.product(rivals, a.lengths):
         with tempfile.TemporaryDirectory() as room:
             drafter = with_wider_heads(folder, Path(room) / "wider")

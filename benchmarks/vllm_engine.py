@@ -1,13 +1,13 @@
-"""One vLLM engine in a process of its own, driven over pipes: `vllm_serving` holds several and asks them in turn.
+"""One vLLM engine in a process of its own, driven over pipes. `vllm_serving` holds several and asks one after the other.
 
     python -m benchmarks.vllm_engine '{"model": FOLDER, ...}'       options of `vllm.LLM`
 
-The first line of standard output is {"vllm": version}. Then standard input brings a line for each question:
+The first line of standard output is {"vllm": version}. After that, each line of standard input is a question:
 
     prompts   [[ids]]
-    at_once   how many of them are in flight, as long as there are so many
+    at_once   how many of them are in flight, until fewer are left
     params    of `vllm.SamplingParams`: max_tokens, temperature, extra_args, ...
-    seed      of the first prompt; the next one's is one more (left out: greedy)
+    seed      of the first prompt; each next prompt's seed is one higher (left out: greedy)
 
 The answer is {"answers": [[ids]], "seconds": s, "steps": engine steps}. An engine that is not asked waits and uses no processor.
 """
@@ -20,13 +20,13 @@ from typing import Any
 
 from benchmarks.vllm_environment import IN_PROCESS
 
-_SETTLE = 0.3  # seconds: threads of the engine that was asked before may still be waiting actively
+_SETTLE = 0.3  # seconds: threads of the engine that was asked before may still be busy-waiting
 
 
 def answer(
     engine: Any, prompts: list[list[int]], at_once: int, params: dict[str, Any], seed: int | None = None
 ) -> dict[str, Any]:
-    """Answers to all prompts, `at_once` of them in flight as long as there are so many."""
+    """Answers to all prompts, with `at_once` of them in flight until fewer are left."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -52,7 +52,7 @@ def answer(
 def main() -> None:
     os.environ.update(IN_PROCESS)
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever vLLM prints goes to standard error
+    os.dup2(2, 1)  # everything that vLLM prints goes to standard error
     import vllm
 
     llm = vllm.LLM(**json.loads(sys.argv[1]))

@@ -2,9 +2,10 @@
 
     multitoken export GATED exported && python -m benchmarks.vllm_identity --model exported
 
-In an environment with vLLM (`make test-vllm` builds one). The prompts are the four embedded tasks in equal parts, none of them
-trained on; each goes through plain vLLM with the original model and through the export with its default, exact, twice: cold,
-and with a warm prefix cache. A first difference that float64 calls a tie is counted apart. The last line is JSON.
+Runs in an environment with vLLM (`make test-vllm` builds one). The prompts come in equal parts from the four embedded tasks, and
+none was used in training. Each goes once through plain vLLM with the original model, and twice through the export with its
+default policy, exact: with a cold and with a warm prefix cache. A first difference that is a tie in float64 is counted
+separately. The last line is JSON.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""A vLLM engine in this process, and what to ask it. Import it before vLLM: it sets what a small CPU machine needs."""
+"""A vLLM engine in this process, and functions that query it. Import this module before vLLM: it sets what a small CPU machine
+needs."""
 
 import gc
 import itertools
@@ -19,7 +20,7 @@ from multitoken.quickstart.corpus import LANGUAGE, mixed
 
 @contextmanager
 def engine(model: Path, **options: Any) -> Iterator[Any]:
-    """What it holds is given back at the end."""
+    """A vLLM engine. Its memory is released at the end."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -50,7 +51,7 @@ def facts() -> dict[str, Any]:
 
 
 def answers(llm: Any, prompts: Sequence[list[int]], new: int = 200) -> list[list[int]]:
-    """Greedy token ids for each, EOS included."""
+    """Greedy token ids for each prompt, EOS included."""
     from vllm import SamplingParams
 
     outputs = llm.generate(
@@ -68,6 +69,6 @@ def counters(llm: Any) -> dict[str, float]:
 
 
 def mixed_prompts(split: str, number: int, tokenizer: Any) -> tuple[list[str], list[list[int]]]:
-    """The embedded tasks in the mixture of their training, as texts and as token ids."""
+    """Prompts of the embedded tasks in the mixture used for training, as texts and as token ids."""
     texts = [example.prompt for example in itertools.islice(mixed(split, mixture=LANGUAGE), number)]
     return texts, [encode_prompt(text, tokenizer) for text in texts]

@@ -1,8 +1,8 @@
-"""Wider attention heads for the same Llama: vLLM's CPU kernels know widths of 32 and more, the embedded draft model's is 24.
+"""Wider attention heads for the same Llama. vLLM's CPU kernels support head sizes of 32 and more; the embedded draft model's is 24.
 
-Zeros are put between, and the base of the rotary frequencies is raised, so that each pair keeps its own frequency: the pairs
-of width d turn by theta ** (-2i / d), and (theta ** (w / d)) ** (-2i / w) is the same. Scores are divided by the square root
-of the width, for which the queries make up.
+Each half of a head is padded with zeros, and the base of the rotary frequencies is raised so that each pair keeps its own
+frequency: the pairs of a head of width d turn by theta ** (-2i / d), which equals (theta ** (w / d)) ** (-2i / w). Scores are
+divided by the square root of the width, so the queries are scaled to make up for it.
 """
 
 import json
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 
 def with_wider_heads(model: Path, folder: Path, width: int = 32) -> Path:
-    """`model`, if its heads are at least so wide; else a copy in `folder` whose heads are, with the same logits."""
+    """`model`, if its heads are at least `width` wide; otherwise a copy in `folder` with heads of this width and the same logits."""
     config = json.loads((model / "config.json").read_text())
     old: int = config["head_dim"]
     if old >= width:
@@ -52,4 +52,4 @@ def _check(model: Path, copy: Path) -> None:
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)(ids).logits for path in (model, copy)
     )
     if (gap := float((before - after).abs().max())) > 1e-3:
-        raise RuntimeError(f"{copy} is not {model}: logits differ by {gap}")
+        raise RuntimeError(f"{copy} does not compute the same as {model}: logits differ by {gap}")

@@ -1,4 +1,4 @@
-"""`vllm serve FOLDER` in processes of its own, on a free port, as on a small CPU machine."""
+"""`vllm serve FOLDER` in processes of its own, on a free port, with options for a small CPU machine."""
 
 import contextlib
 import os
@@ -28,10 +28,10 @@ OPTIONS = (
 
 
 class Server:
-    """A running server. Its name for the model is "m"; what it says goes to `folder`/log."""
+    """A running server. It calls the model "m" and writes its output to `folder`/log."""
 
     def __init__(self, model: Path, folder: Path, *options: str, port: int | None = None) -> None:
-        """Returns when it answers. Raises `RuntimeError` with the end of its log if it does not come up."""
+        """Returns when the server answers. Raises `RuntimeError` with the end of its log if it does not start."""
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = [str(Path(sys.executable).parent / "vllm"), "serve", str(model), "--port", str(self.port)]
@@ -56,11 +56,11 @@ class Server:
             except (urllib.error.URLError, OSError):
                 pass
             if self._process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"vllm serve did not come up:\n{self.log.read_text()[-4000:]}")
+                raise RuntimeError(f"vllm serve did not start:\n{self.log.read_text()[-4000:]}")
             time.sleep(1)
 
     def metrics(self) -> dict[str, float]:
-        """Prometheus' names, labels included, and their values."""
+        """The server's Prometheus metrics: names, labels included, and values."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
             lines = [line for line in answer.read().decode().splitlines() if line[:1] not in ("", "#")]
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
@@ -70,12 +70,12 @@ class Server:
         return sum(value for key, value in self.metrics().items() if key.partition("{")[0] == name)
 
     def kill(self) -> None:
-        """kill -9 for the process that was started, and no other."""
+        """kill -9 for the process that was started, and for no other."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
     def is_gone(self) -> bool:
-        """Whether no process of it is left, those that it started included."""
+        """Whether none of its processes is left, including those that it started."""
         try:
             os.killpg(self._process.pid, 0)
         except ProcessLookupError:
@@ -83,7 +83,7 @@ class Server:
         return False
 
     def stop(self) -> None:
-        """End it, whatever state it is in."""
+        """End the server, in any state."""
         if self._process.poll() is None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

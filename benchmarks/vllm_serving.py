@@ -1,22 +1,23 @@
-"""Tokens a second of adapted models in vLLM, beside plain vLLM and vLLM's own speculative decoding, at 1 to 32 requests at once.
+"""Tokens a second of adapted models in vLLM, compared with plain vLLM and its own speculative decoding, at 1 to 32 requests at once.
 
     multitoken export GATED runs/gated-export                 # GATED: the embedded gated adapter, or another
     python -m benchmarks.vllm_serving --gated runs/gated-export                                 about 6 minutes on 2 cores
     python -m benchmarks.vllm_serving --gated runs/gated-export --domain letters --at-once 1 8 --temperature 0.8 --top-p 0.95
     python -m benchmarks.vllm_serving --gated DIR --base ../runs/held-out --label held-out      # another model
     python -m benchmarks.vllm_serving --gated runs/gated-export --only plain gated ngram suffix full
-    python -m benchmarks.vllm_serving --gated runs/gated-export --before REVISION   # served by another git revision's code as well
+    python -m benchmarks.vllm_serving --gated runs/gated-export --before REVISION   # also served by another git revision's code
     python -m benchmarks.vllm_serving --show                  # table and picture of everything measured so far
 
-Each method has an engine in a process of its own (`vllm_engine`; `make .venv-vllm/.installed` builds its environment), warmed
-up, which waits while another is asked: all answer the same prompts in turn, with so many in flight as long as there are
-prompts left. A ratio is the median over such rounds of tokens a second against plain vLLM's, with its 95% interval. vLLM's
-options are its defaults (torch.compile included) but for float32.
+Each method has an engine in a process of its own (`vllm_engine`; `make .venv-vllm/.installed` builds its environment). It is
+warmed up, and waits while another engine is asked. All answer the same prompts in interleaved rounds, with the given number of
+requests in flight until fewer prompts are left. A ratio is the median over these rounds of tokens a second divided by plain
+vLLM's, with its 95% interval. vLLM's options are its defaults (torch.compile included), except for float32 and the sizes in
+`OPTIONS`.
 
-Greedy answers of the gated model are all compared with plain vLLM's. Sampled, vLLM's own sampler draws other noise: then the
-answers of the first rounds are compared with those that the gated server itself gives to the same seeds under the policy
-next-token, off the clock. Results are kept in a file, by label, domain, temperature, top-p and requests at once. The last
-line is JSON.
+Greedy answers of the gated model are all compared with plain vLLM's. In sampling, vLLM's own sampler draws other noise.
+Therefore the answers of the first rounds are compared with those that the gated server itself gives to the same seeds under the
+policy next-token, outside the measured time. Results are kept in a file, by label, domain, temperature, top-p and requests at
+once. The last line is JSON.
 """
 
 import argparse
@@ -54,15 +55,15 @@ METHODS = {
     "suffix": "vLLM, suffix",
     "gated": "multitoken, gated",
     "full": "multitoken, full",
-    "sync": "vLLM, synchronous",  # what the plugin's servers are to be compared with where masks do not pay
+    "sync": "vLLM, synchronous",  # the fair comparison for the plugin's servers where masks do not pay
     "next-token": "multitoken, gated, next token",
     "before": "multitoken, gated, before",
 }
 BEFORE = "before"  # has an option of its own
 PLAIN, GATED, ALONE = METHODS["plain"], METHODS["gated"], METHODS["next-token"]
 OPTIONS = {"dtype": "float32", "block_size": 32, "max_model_len": 1024, "max_num_seqs": 32}
-PROMPTS = {1: 3, 2: 4, 4: 8, 8: 16, 16: 24, 32: 48}  # of a round
-CHECKED = 3  # rounds whose sampled answers are compared, the warm-up among them
+PROMPTS = {1: 3, 2: 4, 4: 8, 8: 16, 16: 24, 32: 48}  # per round
+CHECKED = 3  # rounds whose sampled answers are compared, including the warm-up
 KEY = ("label", "domain", "temperature", "top_p", "at_once")
 _PROGRESS = Console(stderr=True)
 
@@ -71,7 +72,7 @@ class Engine:
     """One of `vllm_engine`'s processes."""
 
     def __init__(self, python: str, source: Path | None = None, **options: Any) -> None:
-        """source: whose code is served, if not this one's."""
+        """source: the folder of the code that is served, if not this one."""
         command = [python, "-m", "benchmarks.vllm_engine", json.dumps({**OPTIONS, **options})]
         self._child = Child(command, source)
 
@@ -82,7 +83,7 @@ class Engine:
     def answer(
         self, prompts: list[list[int]], at_once: int, sampling: Sampling | None = None, policy: str | None = None
     ) -> dict[str, Any]:
-        """policy: of the plugin, where it is not to be the server's own."""
+        """policy: a policy of the plugin in place of the server's own."""
         params: dict[str, Any] = {"max_tokens": NEW, "temperature": sampling.temperature if sampling else 0.0}
         if sampling and sampling.top_p is not None:
             params["top_p"] = sampling.top_p
@@ -96,7 +97,7 @@ class Engine:
 
 
 def engines_of(python: str, base: Path, gated: Path, only: list[str], before: Path | None) -> dict[str, Engine]:
-    """By method, in the order of `METHODS`."""
+    """The engines by method, in the order of `METHODS`."""
     ngram = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2, "prompt_lookup_max": 5}
     kinds: dict[str, dict[str, Any]] = {
         "plain": {"model": str(base)},
@@ -115,7 +116,7 @@ def engines_of(python: str, base: Path, gated: Path, only: list[str], before: Pa
 
 
 class Check:
-    """Compares the gated model's answers with what they are to equal, token for token."""
+    """Compares the gated model's answers with those that they must equal, token for token."""
 
     def __init__(self, base: Model, gated: Path) -> None:
         facts = json.loads((gated / "config.json").read_text())["mtp"]
@@ -133,7 +134,7 @@ class Check:
 def measure(
     engines: dict[str, Engine], a: argparse.Namespace, sampling: Sampling | None
 ) -> Iterator[list[dict[str, Any]]]:
-    """The results of one number of requests at once after the other."""
+    """Yields the results of each number of requests at once, one after the other."""
     base = Model.load(a.base)
     prompts = iter(prompts_of(base, a.domain, sum(PROMPTS[n] for n in a.at_once) * (a.rounds + 1), None))
     for at_once in a.at_once:
@@ -181,18 +182,18 @@ def measure(
 
 
 def how(result: dict[str, Any]) -> str:
-    """How its tokens were chosen, behind a name: nothing for greedy."""
+    """How its tokens were chosen, as an addition to a name; empty for greedy."""
     top_p = f", top-p {result['top_p']:g}" if result["top_p"] is not None else ""
     return f", temperature {result['temperature']:g}{top_p}" if result["temperature"] else ""
 
 
 def asked(result: dict[str, Any]) -> str:
-    """Which model, for what, and how: what one table, or one row of the table of ratios, is about."""
+    """The model, the domain and the sampling: the title of a table, or of a row in the table of ratios."""
     return f"{result['label']}, {result['domain']}{how(result)}"
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """The tables, as they stand in docs/vllm.md."""
+    """Print one table for each model, domain and kind of sampling."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for r in results:
         tables.setdefault(asked(r), []).append(r)
@@ -207,7 +208,8 @@ def show(results: list[dict[str, Any]]) -> None:
 
 
 def show_ratios(results: list[dict[str, Any]]) -> None:
-    """One table of what the gated model gains: a row for each kind of request, a column for each load."""
+    """Print one table of what the gated model gains, in the form of docs/vllm.md: a row for each kind of request, a column for
+    each number of requests at once."""
     gated = [r for r in results if r["method"] == GATED]
     loads = sorted({r["at_once"] for r in gated})
     print(f"\n| gated, against vLLM (95%), at once | {' | '.join(map(str, loads))} |\n|---{'|---' * len(loads)}|")
@@ -221,7 +223,7 @@ def show_ratios(results: list[dict[str, Any]]) -> None:
 
 
 def picture(results: list[dict[str, Any]], path: Path) -> None:
-    """Tokens a second against plain vLLM by requests at once, a panel a domain, with intervals."""
+    """Tokens a second relative to plain vLLM by requests at once: one panel per domain, with intervals."""
     from benchmarks.curves import speed_picture
 
     several = len({r["label"] for r in results}) > 1
@@ -232,11 +234,11 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
             curve = domains.setdefault(r["domain"], {}).setdefault(name, [])
             curve.append((r["at_once"], r["ratio"], r["interval"]))
     if domains:
-        speed_picture(domains, "tokens a second, plain vLLM: 1", path)
+        speed_picture(domains, "tokens a second, relative to plain vLLM", path)
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """What was measured so far. Raises `SystemExit` for a file of another form."""
+    """The results so far. Raises `SystemExit` for a file in another format."""
     record = json.loads(path.read_text()) if path.exists() else {"provenance": [], "results": []}
     if any(key not in result for result in record["results"] for key in KEY):
         raise SystemExit(f"{path} has results without {', '.join(KEY)}: measure again, or give another --results")
@@ -245,9 +247,9 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gated", type=Path, help="folder that `multitoken export` wrote")
+    parser.add_argument("--gated", type=Path, help="a folder that `multitoken export` wrote")
     parser.add_argument("--base", type=Path, default=checkpoint("base"), help="the model that the adapter was made for")
-    parser.add_argument("--label", default="embedded", help="names the model in tables and in the results")
+    parser.add_argument("--label", default="embedded", help="name of the model in tables and results")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -255,13 +257,13 @@ def main() -> None:
         default=["plain", "gated"],
         help="the methods to measure",
     )
-    parser.add_argument("--before", metavar="REVISION", help="serve --gated with this git revision's code too")
+    parser.add_argument("--before", metavar="REVISION", help="also serve --gated with this git revision's code")
     parser.add_argument("--domain", choices=DOMAINS, default=DOMAINS[0])
     parser.add_argument("--at-once", type=int, nargs="+", choices=PROMPTS, default=list(PROMPTS))
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--python", default=".venv-vllm/bin/python", help="of the environment that has vLLM")
+    parser.add_argument("--python", default=".venv-vllm/bin/python", help="Python of the environment with vLLM")
     parser.add_argument("--results", type=Path, default=Path("runs/vllm.json"))
-    parser.add_argument("--show", action="store_true", help="measure nothing")
+    parser.add_argument("--show", action="store_true", help="measure nothing, show the results so far")
     parser.add_argument("--picture", type=Path, default=Path("docs/vllm.png"))
     add_sampling(parser)
     a = parser.parse_args()
@@ -281,7 +283,7 @@ def main() -> None:
 
 
 def measure_into(record: dict[str, Any], a: argparse.Namespace, sampling: Sampling | None, before: Path | None) -> None:
-    """Add what is measured to the record, and keep it in its file after each number of requests."""
+    """Add new results to the record, and save the record after each number of requests."""
     engines = engines_of(a.python, a.base, a.gated, [*a.only, *([BEFORE] if before else [])], before)
     (version,) = {engine.ready() for engine in engines.values()}
     for engine in engines.values():
@@ -302,20 +304,20 @@ def measure_into(record: dict[str, Any], a: argparse.Namespace, sampling: Sampli
 
 
 def check(parser: argparse.ArgumentParser, a: argparse.Namespace) -> None:
-    """Ends the program for what cannot be measured, before an engine starts."""
+    """Ends the program with an error for what cannot be measured, before an engine starts."""
     if a.gated is None:
         parser.error("--gated is missing; expected a folder that `multitoken export` wrote")
     config = a.gated / "config.json"
     if not config.is_file() or "mtp" not in json.loads(config.read_text()):
         parser.error(f"--gated {a.gated} has no config.json with an mtp block; expected what `multitoken export` wrote")
     if not {"plain", "gated"} <= set(a.only):
-        parser.error(f"--only {' '.join(a.only)}: plain and gated are what the others stand beside; add them")
+        parser.error(f"--only {' '.join(a.only)}: the others are compared with plain and gated; add them")
     if "full" in a.only and a.base != checkpoint("base"):
         parser.error(
             "--only full is the embedded full adaptation, which belongs to the embedded base; leave --base out"
         )
     if not Path(a.python).exists():
-        parser.error(f"--python {a.python} does not exist; expected that of an environment with vLLM")
+        parser.error(f"--python {a.python} does not exist; expected the Python of an environment with vLLM")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A session with `vllm serve` on folders that `multitoken export` wrote, through the `openai` client; it prints what happens.
+"""A session with `vllm serve` on folders that `multitoken export` wrote, through the `openai` client. It prints what happens.
 
     multitoken export GATED gated && multitoken export FULL full && python -m benchmarks.vllm_session gated full
 
-In an environment with vLLM (`make test-vllm` builds one). For each folder: a stream, 16 requests at once, a client that leaves
-in the middle, kill -9 in the middle of another stream, and a restart. All answers are compared, token for token, with our
-own decoder's next-token output: of the original model for a gated folder, else of the same weights. The first thing that is
-not as it should be ends the script with an error. The last line is JSON.
+Runs in an environment with vLLM (`make test-vllm` builds one). For each folder: a stream, 16 requests at once, a client that
+leaves in the middle of its stream, kill -9 in the middle of another stream, and a restart. All answers are compared, token for
+token, with the next-token output of our own decoder: that of the original model for a gated folder, otherwise that of the same
+weights. The script stops with an error at the first check that fails. The last line is JSON.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from multitoken.quickstart.embedded import checkpoint
 
 NEW = 120
 AT_ONCE = 16
-TOKENS = {"return_token_ids": True}  # vLLM's addition to the protocol: ids, not only text
+TOKENS = {"return_token_ids": True}  # vLLM's extension of the protocol: token ids in addition to text
 
 
 def say(line: str) -> None:
@@ -40,7 +40,7 @@ def say(line: str) -> None:
 
 def check(good: bool, what: str) -> None:
     if not good:
-        raise SystemExit(f"not as it should be: {what}")
+        raise SystemExit(f"check failed: {what}")
 
 
 def wait(until: Any, what: str, seconds: float = 60) -> None:
@@ -51,7 +51,7 @@ def wait(until: Any, what: str, seconds: float = 60) -> None:
 
 
 class Session:
-    """One folder, its questions and the answers that are right."""
+    """One folder, its questions and the right answers."""
 
     def __init__(self, model: Path, original: Path) -> None:
         self.model = model
@@ -146,7 +146,7 @@ class Session:
         try:
             for _ in stream:
                 pass
-            check(False, "a stream that was cut ended as if it were whole")
+            check(False, "a stream that was cut ended as if it were complete")
         except (openai.APIError, httpx.TransportError) as error:
             say(f"the client: {type(error).__name__}: {error}")
         time.sleep(5)
@@ -168,7 +168,9 @@ class Session:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+", help="folders that `multitoken export` wrote")
-    parser.add_argument("--original", type=Path, default=checkpoint("base"), help="what a gated one was adapted from")
+    parser.add_argument(
+        "--original", type=Path, default=checkpoint("base"), help="the model that gated ones were adapted from"
+    )
     a = parser.parse_args()
     for model in a.models:
         with tempfile.TemporaryDirectory() as folder:

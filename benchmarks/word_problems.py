@@ -1,15 +1,15 @@
-"""The embedded checkpoints on fresh word problems: what is gained, what is lost, and how fast it is on the clock.
+"""The embedded checkpoints on fresh word problems: what is gained, what is lost, and the measured speed.
 
     python -m benchmarks.word_problems                       the gated adapter (about ten minutes on 2 cores)
     python -m benchmarks.word_problems --full                the full adaptation
     python -m benchmarks.word_problems --model DIR --prompts 300 --policy exact:0.5 --pairs 0
     python -m benchmarks.word_problems --prompts 0           the speed alone
-    python -m benchmarks.word_problems --prompts 0 --adaptive   with as many masks as pay here, too: what `generate` does by default
+    python -m benchmarks.word_problems --prompts 0 --adaptive   also with as many masks as pay here, the default of `generate`
 
-Accuracy, identity and tokens per step need no clock, so they are measured in batches on all prompts. Speed is measured
-at batch 1, in pairs: the original under transformers' greedy `generate` and ours on the same prompt, in turn, warmed up,
-one clock. A
-speed-up is the median ratio of seconds per token over the pairs, with its 95% interval. The last line is JSON.
+Accuracy, identity and tokens per step need no clock, so they are measured in batches on all prompts. Speed is measured at batch
+1 in pairs, after a warm-up, with one clock: the original under transformers' greedy `generate` and our decoding answer the same
+prompt before the next prompt starts. A speed-up is the median ratio of seconds per token over the pairs, with its 95% interval.
+The last line is JSON.
 """
 
 import argparse
@@ -50,8 +50,8 @@ def answer_all(
     what: str,
     sampling: Sampling | None = None,
 ) -> list[tuple]:
-    """(token ids, tokens of the prefill, forward passes that the row took part in) per prompt, in order; all masks fed.
-    Sampled, prompt i draws the noise of row i, whatever the batch."""
+    """(token ids, tokens of the prefill, forward passes that the row took part in) for each prompt, in order. All masks are
+    fed. If sampled, prompt i draws the noise of row i, regardless of the batch."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     results: dict[int, tuple] = {}
     for start in track(range(0, len(order), batch), description=what, console=Console(stderr=True)):
@@ -72,7 +72,7 @@ def answer_all(
 
 
 def tokens_per_step(answers: list[tuple]) -> float:
-    """Of what `answer_all` found, summed over prompts; the prefill's tokens and pass apart."""
+    """From the results of `answer_all`, summed over prompts, without the prefill's tokens and pass."""
     return sum(len(ids) - prefill for ids, prefill, _ in answers) / sum(passes - 1 for _, _, passes in answers)
 
 
@@ -83,7 +83,7 @@ def label_of_model(model: Model) -> str:
 def measure_all(
     original: Model, adapted: Model, policies: Sequence[Policy], number: int, batch: int, task_name: str
 ) -> list[Row]:
-    """Rows without a clock (their `seconds` are of the batch and not reported)."""
+    """Rows without a clock (their `seconds` are a placeholder and not reported)."""
     task = embedded_task(task_name, number)
     prompts = [original.encode(q.prompt) for q in task.questions]
     outcomes: dict[Combination, list[Outcome]] = {}
@@ -116,8 +116,8 @@ def measure_all(
 def race_generate(
     original: Model, adapted: Model, policies: Sequence[Policy], pairs: int, *, adaptive: bool = False
 ) -> list[dict]:
-    """Speed-ups over transformers' greedy `generate` of the original, in interleaved pairs, all masks fed; adaptive: verified
-    policies with as many masks as pay, too."""
+    """Speed-ups over transformers' greedy `generate` of the original, in interleaved pairs, with all masks fed. adaptive: the
+    verified policies also run with as many masks as pay."""
     task = embedded_task("word-problems", pairs + 3, split="speed")
 
     def generate(ids: list[int]) -> tuple[int, float]:
@@ -173,10 +173,10 @@ def print_rows(rows: list[Row], what: str) -> None:
 
 
 def print_speeds(speeds: list[dict], pairs: int) -> None:
-    print(f"\n| batch 1, {pairs} pairs | tokens per second | against transformers' generate | 95% |\n|---|---|---|---|")
+    print(f"\n| batch 1, {pairs} pairs | tokens per second | against transformers' generate (95%) |\n|---|---|---|")
     for s in speeds:
         low, high = s["interval"] or (float("nan"), float("nan"))
-        print(f"| {s['label']} | {s['tokens_per_second']:.0f} | {s['speedup']:.2f} | {low:.2f} to {high:.2f} |")
+        print(f"| {s['label']} | {s['tokens_per_second']:.0f} | {s['speedup']:.2f} ({low:.2f} to {high:.2f}) |")
 
 
 def main() -> None:
@@ -186,9 +186,9 @@ def main() -> None:
     parser.add_argument("--original", default=str(checkpoint("base")))
     parser.add_argument("--task", default="word-problems")
     parser.add_argument("--prompts", type=int, default=1500, help="0: measure the speed alone")
-    parser.add_argument("--pairs", type=int, default=60, help="of the race on the clock; 0: none")
-    parser.add_argument("--adaptive", action="store_true", help="race with as many masks as pay, too")
-    parser.add_argument("--policy", type=parse_policy, action="append", help="besides next-token; several times")
+    parser.add_argument("--pairs", type=int, default=60, help="number of timed pairs; 0: time nothing")
+    parser.add_argument("--adaptive", action="store_true", help="time also with as many masks as pay")
+    parser.add_argument("--policy", type=parse_policy, action="append", help="in addition to next-token; repeatable")
     parser.add_argument("--batch", type=int, default=32)
     a = parser.parse_args()
     original, adapted = Model.load(a.original), Model.load(a.model)

@@ -1,4 +1,4 @@
-"""Which tests are fast: `pytest -m fast` takes about two minutes."""
+"""Marks the fast tests. `pytest -m fast` takes about two minutes."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ _FAST = Path(__file__).parent / "unit"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of single rules are fast, but for those that train and those that say they are slow."""
+    """Mark the tests of single rules as fast, except those that train and those that are marked slow."""
     for item in items:
         is_rule = _FAST in item.path.parents and _FAST / "training" not in item.path.parents
         if is_rule and item.get_closest_marker("slow") is None:

@@ -1,4 +1,4 @@
-"""A server in a thread of the test's process, on a free port of this machine."""
+"""A server in a thread of the test's process, on a free local port."""
 
 import threading
 import time
@@ -33,7 +33,7 @@ class Running:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=60, max_retries=0, **options)
 
     def idle(self) -> bool:
-        """Whether nothing is at work, or held for anybody."""
+        """Whether no row is being decoded and the engine holds no work."""
         return self.service.health()["rows"] == 0 and not self.service.driver._engine.busy
 
 

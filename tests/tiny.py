@@ -1,4 +1,4 @@
-"""Tiny tokenizers and random models for tests: made in milliseconds, from nothing."""
+"""Tiny tokenizers and models with random weights for tests. They are built in milliseconds, without any files."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,7 +28,7 @@ def tiny_tokenizer(
     """A word tokenizer of `vocab_size` tokens in which the word `w7` has the id 7.
 
     Ids 0 to 3 are `<pad> <s> </s> <unk>`. `extra` names special tokens, counted in `vocab_size`, that take the last
-    ids; `at` puts further words at ids of one's choice, which makes holes. Words are split at spaces.
+    ids. `at` puts further words at chosen ids, which can leave unused ids in between. Words are split at spaces.
     """
     special = [*extra]
     words = vocab_size - 4 - len(special)
@@ -49,17 +49,18 @@ def tiny_tokenizer(
 
 
 def tiny_llama(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **config: Any) -> LlamaForCausalLM:
-    """A random Llama in eval mode, as many rows as the tokenizer has tokens. `config` overrides any of its settings."""
+    """A Llama with random weights, in eval mode, with as many embedding rows as the tokenizer has tokens. `config`
+    overrides any of its settings."""
     return _build(LlamaForCausalLM, LlamaConfig, _decoder(tokenizer, config), seed)
 
 
 def tiny_qwen3(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **config: Any) -> Qwen3ForCausalLM:
-    """A random Qwen3 in eval mode; see `tiny_llama`."""
+    """A Qwen3 with random weights, in eval mode; see `tiny_llama`."""
     return _build(Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16} | _decoder(tokenizer, config), seed)
 
 
 def tiny_gpt2(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **config: Any) -> GPT2LMHeadModel:
-    """A random GPT-2 (tied weights, learned positions) in eval mode; see `tiny_llama`."""
+    """A GPT-2 with random weights (tied weights, learned positions), in eval mode; see `tiny_llama`."""
     settings = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256} | _vocabulary(tokenizer) | config
     return _build(GPT2LMHeadModel, GPT2Config, settings, seed)
 
@@ -67,7 +68,7 @@ def tiny_gpt2(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, **config: An
 def _decoder(tokenizer: PreTrainedTokenizerFast, config: dict[str, Any]) -> dict[str, Any]:
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 256}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    # A large spread makes logits that differ by units: a wrong mask or position shows.
+    # With a large spread the logits differ by whole units, so a wrong mask or position is visible.
     return size | heads | {"initializer_range": 0.3} | _vocabulary(tokenizer) | config
 
 
@@ -86,6 +87,6 @@ def _build(model: Any, config: Any, settings: dict[str, Any], seed: int) -> Any:
         torch.manual_seed(seed)
         built = model(config(**settings)).eval()
     for parameter in built.parameters():
-        # Not model.to(dtype): that would round the rotary frequencies too, which from_pretrained leaves alone.
+        # Not model.to(dtype): it would also round the rotary frequencies, which from_pretrained does not.
         parameter.data = parameter.data.to(dtype)
     return built

@@ -1,4 +1,4 @@
-"""The command line, called as the shell calls it."""
+"""The command line, called as a shell calls it."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from multitoken.cli import main
 
 
 def run(*argv) -> int:
-    """The exit code."""
+    """Run a command and return its exit code."""
     with pytest.raises(SystemExit) as ended:
         main([str(a) for a in argv])
     return int(ended.value.code or 0)

@@ -1,4 +1,4 @@
-"""`multitoken calibrate` as a user types it: what is stored and used afterwards, what goes on, and what is refused."""
+"""`multitoken calibrate` as a user types it: what is stored and then used, what can be resumed, and what is refused."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.unit.training.project import PROMPTS, make_project
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A base, prompts, a gated adapter of the base, and a copy of it whose own weights were trained."""
+    """A base, prompts, a gated adapter of the base, and a copy of the base whose own weights were trained."""
     folder = make_project(tmp_path_factory.mktemp("project"), PROMPTS)
     for method in ("gated", "full"):
         code = run("adapt", folder / "base", "--data", folder / "data.jsonl", "--output", folder / method, "--method", method,
@@ -42,7 +42,8 @@ def test_what_is_chosen_is_stored_and_used(project, capsys) -> None:
 
 
 def test_nothing_is_promised_that_too_few_prompts_cannot_show(project, capsys) -> None:
-    """A model whose weights were trained is measured against the one it was made from, and stays as it is."""
+    """A model whose weights were trained is compared with the one that it was made from. With too few prompts, nothing is
+    promised and the model is not changed."""
     before = stored(project, "full")
     wanted = ["--min-identical", 0.99, "--original", project / "base", "--threshold", 0.9, "--policy", "confadapt"]
     assert calibrate(project, "full", *wanted) == 1
@@ -51,7 +52,8 @@ def test_nothing_is_promised_that_too_few_prompts_cannot_show(project, capsys) -
 
 
 def test_an_interrupted_calibration_goes_on(project, capsys) -> None:
-    """Half of the answers are there, the last one torn: whole rounds are not answered again, and nothing is missing at the end."""
+    """Half of the answers exist, and the last one is cut off. Complete rounds must not be answered again, and no answer may be
+    missing at the end."""
     kept = project / "kept"
     wanted = ["--policy", "exact", "--threshold", 0.5, "--no-write", "--batch-size", 8, "--output", kept]
     assert calibrate(project, "gated", *wanted) == 0
@@ -63,7 +65,7 @@ def test_an_interrupted_calibration_goes_on(project, capsys) -> None:
     assert calibrate(project, "gated", *wanted, "--resume") == 0
     keys = [(row["run"], row["question"]) for row in map(json.loads, journal.read_text().splitlines()[1:])]
     assert len(set(keys)) == 3 * len(PROMPTS)
-    whole = keys[: 3 * 8]  # eight questions by every candidate; of the next eight some answers are missing
+    whole = keys[: 3 * 8]  # eight questions, answered by every candidate; of the next eight, some answers are missing
     assert [keys.count(key) for key in whole] == [1] * len(whole)
     assert calibrate(project, "gated", *wanted, "--threshold", 0.7, "--resume") == 0, "further thresholds may come"
     capsys.readouterr()

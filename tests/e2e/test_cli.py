@@ -1,4 +1,4 @@
-"""The command line as a user types it: what it prints, what it leaves behind, and how it says no."""
+"""The command line as a user types it: what it prints, what it writes, and how it refuses."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def project(tmp_path_factory):
 
 
 def test_generate_prints_one_json_object_last(project, capsys) -> None:
-    """Scripts read the last line; everything else must keep out of standard output."""
+    """Scripts read the last line, so everything else must stay out of standard output."""
     assert (
         run(
             "generate",
@@ -59,7 +59,7 @@ def test_generate_prints_one_json_object_last(project, capsys) -> None:
 
 
 def test_generate_works_with_a_model_that_was_never_adapted(project, capsys) -> None:
-    """The same commands serve as the baseline."""
+    """The same commands are used for the baseline."""
     assert run("generate", project / "base", "w7 w8", "--max-new-tokens", 5, "--json") == 0
     assert json.loads(capsys.readouterr().out)["forward_passes"] <= 5
     assert run("generate", project / "base", "w7", "--policy", "exact", "--k", 3) == 2
@@ -67,7 +67,7 @@ def test_generate_works_with_a_model_that_was_never_adapted(project, capsys) -> 
 
 
 def test_evaluate_writes_numbers_picture_and_page(project, capsys) -> None:
-    """results.json is what other tools read: its fields are fixed."""
+    """Other tools read results.json, so its fields are fixed."""
     out = project / "evaluation"
     assert run("evaluate", project / "adapted", "--original", project / "base", "--task", project / "task.jsonl",
                "--output", out, "--policy", "exact:0.5", "--policy", "confadapt:0.9", "--max-new-tokens", 8, "--json") == 0  # fmt: skip
@@ -86,7 +86,8 @@ def test_evaluate_writes_numbers_picture_and_page(project, capsys) -> None:
 
 
 def test_evaluate_samples_with_the_same_seeds(project, capsys) -> None:
-    """At a temperature "identical" compares answers of one seed: drafts change none, and the numbers say how they were drawn."""
+    """With a temperature, "identical" compares answers with the same seed. Drafts must change no answer, and the results must
+    say how the answers were drawn."""
     out = project / "sampled"
     assert run("evaluate", project / "adapted", "--task", project / "task.jsonl", "--output", out, "--policy", "exact:0",
                "--max-new-tokens", 8, "--temperature", 5, "--top-p", 0.9, "--seed", 3) == 0  # fmt: skip
@@ -101,7 +102,7 @@ def test_evaluate_samples_with_the_same_seeds(project, capsys) -> None:
 
 
 def test_generate_samples_with_a_seed(project, capsys) -> None:
-    """One seed, one text: with drafts or without, and not the greedy one."""
+    """One seed gives one text, with or without drafts, and it is not the greedy one."""
 
     def text(*options) -> str:
         assert run("generate", project / "adapted", "w7 w8", "--max-new-tokens", 12, "--json", *options) == 0
@@ -112,7 +113,7 @@ def test_generate_samples_with_a_seed(project, capsys) -> None:
 
 
 def test_recipe_holds_options_and_refuses_unknown_ones(project, capsys) -> None:
-    """A misspelt key in a recipe would silently train something else."""
+    """A misspelt key in a recipe must be refused: it would silently train something else."""
     recipe = project / "recipe.yaml"
     recipe.write_text(
         f"model: {project / 'base'}\ndata: {project / 'data.jsonl'}\noutput: {project / 'from-recipe'}\nsteps: 1\nk_max: 4\nbatch_size: 2\nmethod: full\n"
@@ -158,7 +159,7 @@ EVALUATE = ("evaluate", "ADAPTED", "--task", "TASK", "--output", "OUT2")
     ],
 )
 def test_mistakes_are_named_with_the_mend_and_an_exit_code(project, tmp_path, capsys, argv, code, message) -> None:
-    """Exit code 2 for usage, 1 for the rest, no traceback, and nothing left behind."""
+    """Exit code 2 for usage errors and 1 for all others, no traceback, and no files left behind."""
     (tmp_path / "bad.jsonl").write_text('{"prompt": "w7"}\n{"title": "no text"}\n')
     places = {
         BASE: project / "base", DATA: project / "data.jsonl", "ADAPTED": project / "adapted",
@@ -174,7 +175,7 @@ def test_mistakes_are_named_with_the_mend_and_an_exit_code(project, tmp_path, ca
 
 
 def test_an_output_folder_in_use_is_left_alone(project, capsys) -> None:
-    """Somebody's model is in there."""
+    """The folder contains somebody's model."""
     before = (project / "adapted" / "config.json").read_text()
     assert (
         run("adapt", project / "base", "--data", project / "data.jsonl", "--output", project / "adapted", "--steps", 1)
@@ -185,14 +186,14 @@ def test_an_output_folder_in_use_is_left_alone(project, capsys) -> None:
 
 
 def test_help_is_quick_to_load(project) -> None:
-    """torch takes seconds to import: `--help` must not."""
+    """Importing torch takes seconds, so `--help` must not import it."""
     probe = "import sys; from multitoken.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_killed_run_leaves_no_model_and_resumes(project, how) -> None:
-    """Ctrl-C or a power cut in the middle: nothing half-written at the output, and --resume finishes the run."""
+    """After Ctrl-C or a power cut in the middle of a run, nothing half-written is at the output, and --resume finishes it."""
     output = project / f"killed-{how.name}"
     argv = [sys.executable, "-m", "multitoken.cli", "adapt", project / "base", "--data", project / "data.jsonl", "--output",
             output, "--steps", "300", "--k-max", "4", "--batch-size", "2", "--checkpoint-every", "10"]  # fmt: skip
@@ -202,7 +203,7 @@ def test_a_killed_run_leaves_no_model_and_resumes(project, how) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # A shell's background jobs ignore Ctrl-C, and so would what they start.
+        # A shell's background jobs ignore Ctrl-C, and so would the processes that they start.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     work = Path(f"{output}.training")

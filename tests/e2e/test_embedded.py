@@ -1,4 +1,4 @@
-"""The embedded checkpoints as they are shipped."""
+"""The checkpoints of this repository as they are shipped: the embedded ones, and those for comparisons."""
 
 import json
 
@@ -30,14 +30,15 @@ def gated():
 
 @pytest.mark.parametrize("name", ["base", "full"])
 def test_weights_are_small_and_rounded(name: str) -> None:
-    """They travel in the wheel; and the base is rounded before anything is adapted from it, so both start alike."""
+    """Checkpoints in the wheel must be small. The base is rounded before anything is adapted from it, so both start from the
+    same weights."""
     folder = rival(name) if name == "full" else checkpoint(name)
     assert (folder / "model.safetensors").stat().st_size <= MOST_BYTES
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_base_is_the_promised_model_and_solves_problems(base) -> None:
-    """A stale or damaged checkpoint would still load. (Its accuracy on 1,500 problems is a benchmark's business.)"""
+    """A stale or damaged checkpoint would still load. (A benchmark measures its accuracy on 1,500 problems.)"""
     assert 4e6 <= base.hf.num_parameters() <= 6e6
     assert base.hf.config.max_position_embeddings == 2048 and base.hf.dtype == torch.float32
     assert len(base.tokenizer) < base.hf.config.vocab_size, "no unused row for a mask token"
@@ -51,7 +52,7 @@ def test_base_is_the_promised_model_and_solves_problems(base) -> None:
 
 
 def test_full_is_exact(full) -> None:
-    """Exact must change no token of it."""
+    """Exact must change no token of its output."""
     assert full.mtp.mask_token_id == 2040
     for example in examples("word-problems", "test", 6):
         exact = full.generate(example.prompt, policy=mt.Exact(0.5))
@@ -62,7 +63,7 @@ def test_full_is_exact(full) -> None:
 
 
 def test_gated_loses_nothing_of_the_base(base, gated) -> None:
-    """Under Exact the adapted model must say what the original says, in far fewer passes."""
+    """Under Exact, the adapted model must write what the original writes, in far fewer passes."""
     folder = checkpoint("gated")
     assert (folder / "adapter_model.safetensors").stat().st_size <= MOST_BYTES
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "../base"
@@ -77,8 +78,8 @@ def test_gated_loses_nothing_of_the_base(base, gated) -> None:
 
 
 def test_the_draft_model_speaks_the_base_s_language() -> None:
-    """Assisted generation compares token ids: a draft with another vocabulary would draft nonsense and lose a race that it
-    might have won."""
+    """Assisted generation compares token ids. A draft model with another vocabulary would draft nonsense and lose a comparison
+    that it might have won."""
     draft, base = mt.load(rival("draft")), mt.load(checkpoint("base"))
     assert draft.tokenizer.get_vocab() == base.tokenizer.get_vocab()
     assert draft.hf.num_parameters() < 0.11 * base.hf.num_parameters()

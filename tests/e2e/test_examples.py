@@ -19,7 +19,7 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_an_example_runs(name: str) -> None:
-    """What a newcomer copies first must work as it stands."""
+    """What a newcomer copies first must work without changes."""
     arguments = [] if name != "own_data.py" else ["", "0.1"]
     if arguments:
         from multitoken.quickstart.embedded import checkpoint
@@ -38,5 +38,5 @@ def test_an_example_runs(name: str) -> None:
 
 
 def test_every_example_is_tested() -> None:
-    """A script that nobody runs breaks unseen."""
+    """A script that nobody runs breaks unnoticed."""
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)

@@ -1,4 +1,4 @@
-"""Exported checkpoints as their users meet them: with transformers and without multitoken, and by the command line."""
+"""Exported checkpoints as users see them: made by the command line, and used with transformers and without multitoken."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def exported(tmp_path_factory):
 
 
 def put_into_hub_cache(cache: Path, name: str, commit: str, source: Path, without: str = "") -> None:
-    """Make `source` the commit of a repository, as if it had been downloaded; the last one is its main branch."""
+    """Make `source` a commit of a repository, as if it had been downloaded. The last commit made is its main branch."""
     repository = cache / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True, exist_ok=True)
     (repository / "refs" / "main").write_text(commit)
@@ -58,7 +58,7 @@ def facts_without_multitoken(folder: Path, original: Path, work: Path, hub_name:
 
 @pytest.mark.parametrize(("name", "original"), [("gated", "base"), ("full", "full")])
 def test_transformers_alone(name, original, exported, tmp_path) -> None:
-    """Guards against an export that needs multitoken, that decodes otherwise than it, that changes the ordinary model, or
+    """Guards against an export that needs multitoken, that decodes differently from it, that changes the ordinary model, or
     whose adapter comes from another commit than its code (a pinned `revision`, and a main branch that has moved on)."""
     hub_name = "someone/exported-1.5" if name == "gated" else ""
     if hub_name:
@@ -82,7 +82,7 @@ def test_transformers_alone(name, original, exported, tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["gated", "full"])
 def test_multitoken_loads_it(name, exported) -> None:
-    """Guards against a gate that is not put on, one put on twice, and defaults of the export that are not heeded."""
+    """Guards against a gate that is not attached, a gate that is attached twice, and defaults of the export that are ignored."""
     before, after = mt.load(place(name)), mt.load(exported / name)
     assert after.default_policy == mt.Exact(0.7)
     wanted = before.generate(QUESTION, policy=mt.Exact(0.7), adaptive=False, max_new_tokens=60)
@@ -95,7 +95,8 @@ def test_multitoken_loads_it(name, exported) -> None:
 
 
 def test_from_the_hub(exported, tmp_path, monkeypatch) -> None:
-    """Guards against a reference that only its author's machine can follow, and a gate that is left on the hub."""
+    """Guards against a reference that only its author's machine can resolve, and against a gate that is not fetched from the
+    hub."""
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

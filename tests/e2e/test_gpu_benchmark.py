@@ -1,4 +1,4 @@
-"""The benchmark of GPUs runs where there is none, so that it works where there is one."""
+"""The GPU benchmark runs here without a GPU, so that it works where there is one."""
 
 import torch
 

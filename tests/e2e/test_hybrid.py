@@ -1,4 +1,4 @@
-"""A hybrid model on the whole way: adapted by the command, loaded, decoded, exported, each in every method."""
+"""Hybrid models from end to end: adapted by the command, loaded, decoded and exported, with one family for each method."""
 
 import json
 
@@ -16,7 +16,7 @@ PROMPTS = ["w7 w8 w9", "w20 w21", " ".join(f"w{i}" for i in range(5, 22))]
     ("family", "method"), [("qwen3_next", "gated"), ("granitemoehybrid", "full"), ("jamba", "lora")]
 )
 def test_adapted_loaded_and_exported(family: str, method: str, tmp_path) -> None:
-    """`Exact` is next-token decoding of what was saved, and an export decodes the same."""
+    """`Exact` must equal next-token decoding of the saved model, and its export must decode the same."""
     tiny_model(family).save_pretrained(tmp_path / "base")
     tiny_tokenizer(90).save_pretrained(tmp_path / "base")
     rows = [
@@ -35,7 +35,7 @@ def test_adapted_loaded_and_exported(family: str, method: str, tmp_path) -> None
 
 
 def test_gradient_checkpointing_is_refused(tmp_path, capsys) -> None:
-    """Its layers are given no cache when they run again, and would take a packed row for one text."""
+    """With gradient checkpointing, layers are given no cache when they run again. They would treat a packed row as one text."""
     tiny_model("mamba2").save_pretrained(tmp_path / "base")
     tiny_tokenizer(90).save_pretrained(tmp_path / "base")
     (tmp_path / "data.jsonl").write_text('{"prompt": "w4 w5", "response": "w6 w7 w8 w9"}\n' * 4)

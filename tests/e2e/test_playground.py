@@ -1,4 +1,4 @@
-"""The page in headless Chromium, as a person uses it. Skipped where there is no Chromium."""
+"""The playground in headless Chromium, as a person uses it. Skipped where there is no Chromium."""
 
 import os
 import re
@@ -24,7 +24,7 @@ QUIET = [
     "--disable-background-networking",
     "--disable-component-update",
 ]
-SHOTS = os.environ.get("MULTITOKEN_SCREENSHOTS")  # a folder that pictures are left in
+SHOTS = os.environ.get("MULTITOKEN_SCREENSHOTS")  # a folder for screenshots
 PROMPT = "Count from 357 to 372."
 TIME = 60_000  # milliseconds
 
@@ -45,7 +45,7 @@ def browser():
 
 @pytest.fixture()
 def page(browser, server: Running, request: pytest.FixtureRequest):
-    """A new page, which must meet no error and ask nobody but the server."""
+    """A new page. It must have no error, and send requests to the server only."""
     page = browser.new_page(viewport={"width": 1100, "height": 900})
     page.set_default_timeout(TIME)
     troubles: list[str] = []
@@ -80,7 +80,7 @@ def finished(page) -> str:
 
 
 def test_type_and_run(page, server: Running) -> None:
-    """Both panels write the model's answer; the second in fewer passes, each in a colour of its own."""
+    """Both panels write the model's answer. The second needs fewer passes, and each pass has its own colour."""
     page.goto(f"{server.url}/?k=16")
     page.get_by_label("Prompt").fill(PROMPT)
     page.get_by_role("button", name="Run").click()
@@ -100,7 +100,8 @@ def test_type_and_run(page, server: Running) -> None:
 
 
 def test_it_begins_with_what_the_model_decodes_with(page, server: Running) -> None:
-    """Guards against a page whose first run is slower than every other way to ask the same model."""
+    """The page must start with the model's own settings. Guards against a page whose first run is slower than every other way
+    to ask the same model."""
     page.goto(server.url)
     default = server.model.default_policy
     playwright.expect(page.locator("#threshold-value")).to_have_text(f"{default.threshold:.2f}", timeout=TIME)
@@ -126,7 +127,8 @@ def test_sliders_act_at_once_and_live_in_the_url(page, server: Running) -> None:
 
 
 def test_by_keyboard_alone(page, server: Running) -> None:
-    """From the prompt with Ctrl-Enter; then through the steps of an answer with the arrow keys, which are told."""
+    """Ctrl-Enter in the prompt runs it. The arrow keys then go through the steps of an answer, and screen readers announce
+    each step."""
     page.goto(f"{server.url}/?prompt={PROMPT}&max=40")
     page.get_by_label("Prompt").press("Control+Enter")
     finished(page)
@@ -144,7 +146,7 @@ def test_by_keyboard_alone(page, server: Running) -> None:
 
 
 def test_on_a_phone_in_the_dark(page, server: Running) -> None:
-    """Nothing is wider than the screen; an example runs with one touch; the replay ends as the run did."""
+    """Nothing is wider than the screen, an example runs with one touch, and the replay ends with the same verdict as the run."""
     page.set_viewport_size({"width": 375, "height": 700})
     page.emulate_media(color_scheme="dark")
     page.goto(f"{server.url}/?max=60")

@@ -1,4 +1,4 @@
-"""`torchrun -m multitoken.cli evaluate`: several processes answer together what one answers alone."""
+"""`torchrun -m multitoken.cli evaluate`: several processes together give the answers that one gives alone."""
 
 import json
 import os
@@ -22,7 +22,7 @@ TIMES = {"seconds", "tokens_per_second", "speedup", "speedup_interval"}
 
 
 def evaluate(output: Path, processes: int, *more: str) -> list[dict]:
-    """The rows, but for what a clock said."""
+    """The rows, without the measured times."""
     run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     command = [sys.executable, *run, "-m", "multitoken.cli", *ARGUMENTS, "--output", str(output), "--json", *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -34,7 +34,8 @@ def evaluate(output: Path, processes: int, *more: str) -> list[dict]:
 
 
 def test_two_processes_answer_what_one_does_and_either_goes_on_with_the_others_answers(tmp_path: Path) -> None:
-    """A question that is left out or counted twice, or a file that two write at once, would change rows or lose answers."""
+    """If a question were left out or counted twice, or two processes wrote one file at once, rows would change or answers would
+    be lost."""
     alone = evaluate(tmp_path / "one", 1)
     assert evaluate(tmp_path / "two", 2) == alone
     assert {path.name for path in (tmp_path / "two").iterdir()} == {
@@ -46,7 +47,7 @@ def test_two_processes_answer_what_one_does_and_either_goes_on_with_the_others_a
     journal = tmp_path / "two" / "answers.jsonl"
     facts, *answers = journal.read_text().splitlines(keepends=True)
     assert len(answers) == 27
-    journal.write_text(facts + "".join(answers[:9]))  # as two processes leave it that are killed
+    journal.write_text(facts + "".join(answers[:9]))  # as two killed processes leave it
     (tmp_path / "two" / "answers-1.jsonl").write_text(facts + "".join(answers[9:20]) + answers[20][:30])
     assert evaluate(tmp_path / "two", 2, "--resume") == alone
     assert set(answers[:20]) <= set(journal.read_text().splitlines(keepends=True)), (

@@ -1,4 +1,4 @@
-"""The server over HTTP on this machine, used with the `openai` client and without."""
+"""The server over HTTP on this machine, used with the `openai` client and without it."""
 
 import asyncio
 import gc
@@ -25,7 +25,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ m.role }} {{ m.content }} {% for c in m.tool_calls or [] %}call {% endfor %}{% endfor %}"
     "{% if tools %}w7 {{ tools|length }}{% endif %}{% if add_generation_prompt %} w4{% endif %}"
 )
-NAN = 50  # a token whose embedding is no number
+NAN = 50  # a token whose embedding is NaN
 
 
 def tiny_model() -> Model:
@@ -36,7 +36,7 @@ def tiny_model() -> Model:
     mtp = MtpConfig(k=4, mask_token_id=59, mask_token="<MTP>", method="full", base_name="b", base_hash="sha256:0")
     model = Model(hf, tokenizer, mtp)
     hf.get_input_embeddings().weight.data[NAN] = float("nan")
-    hf.lm_head.weight.data[NAN] = 0  # lest the model itself write it
+    hf.lm_head.weight.data[NAN] = 0  # so that the model itself does not write it
     return model
 
 
@@ -62,7 +62,7 @@ IDS: dict[str, Any] = {"return_token_ids": True}
 
 
 def expected(model: Model, prompts: list[str], **options: Any) -> list[list[int]]:
-    """The engine alone."""
+    """The answers of the engine alone."""
     answers = model.generate(prompts, **({"policy": mt.NextToken(), "max_new_tokens": 60, "adaptive": False} | options))
     return [list(answer.token_ids) for answer in answers]
 
@@ -88,7 +88,7 @@ def post(server: Running, body: bytes, path: str = "/v1/completions", **headers:
 
 
 def test_every_policy_side_by_side_equals_the_engine_alone(server: Running, gated: Model) -> None:
-    """Token for token, through HTTP, in one batch; and usage counts the passes."""
+    """Through HTTP and in one batch, every token must be the engine's, and usage must count the passes."""
     policies: list[tuple[dict[str, Any], Any]] = [
         ({}, mt.NextToken()),
         ({"policy": "exact", "threshold": 0.2, "k": 8}, mt.NextToken()),
@@ -137,7 +137,7 @@ def test_a_stream_is_the_answer_an_event_a_pass(server: Running, gated: Model) -
 
 
 def test_sampling_is_the_engines(server: Running, gated: Model) -> None:
-    """One seed one text, whatever the policy; n answers are the rows of `num_return_sequences`."""
+    """One seed gives one text, under Exact and next-token. The n answers are the rows of `num_return_sequences`."""
     options = {"temperature": 0.9, "top_p": 0.95, "seed": 7}
     right = expected(gated, PROBLEMS[:1], num_return_sequences=3, **options)
     for mtp in ({}, {"policy": "next-token"}):
@@ -159,7 +159,7 @@ def test_penalties_are_the_engines(server: Running, gated: Model) -> None:
 
 
 def test_stop_strings_end_inside_a_chunk(server: Running, gated: Model) -> None:
-    """The text ends before the stop string; tokens are counted up to the one that completes it."""
+    """The text ends before the stop string. Tokens are counted up to the one that completes it."""
     [ids] = expected(gated, PROBLEMS[:1])
     text = gated.tokenizer.decode(ids, skip_special_tokens=True)
     stop = text[20:24]
@@ -174,7 +174,7 @@ def test_stop_strings_end_inside_a_chunk(server: Running, gated: Model) -> None:
 
 
 def test_logprobs_are_the_models(server: Running, gated: Model) -> None:
-    """Against one ordinary pass over prompt and answer."""
+    """Compared with one ordinary pass over prompt and answer."""
     answer = chat(server, PROBLEMS[0], logprobs=True, top_logprobs=2)
     ids, content = answer.choices[0].token_ids, answer.choices[0].logprobs.content
     prompt = gated.encode(PROBLEMS[0])
@@ -226,7 +226,7 @@ def test_tools_go_through_the_template(tiny: Running) -> None:
 
 
 def test_confidences_are_shown_to_those_who_ask(server: Running) -> None:
-    """The playground's colours: each token's text and what the policy compared with its threshold."""
+    """The playground's colours need each token's text and the confidence that the policy compared with its threshold."""
     options = {"mtp": {"policy": "confadapt", "threshold": 0.6, "confidences": True}}
     choice = chat(server, PROBLEMS[0], options).choices[0]
     assert "".join(choice.mtp["tokens"]) == choice.message.content
@@ -248,10 +248,10 @@ def test_confidences_are_shown_to_those_who_ask(server: Running) -> None:
         ({"temperature": -1}, 400, "temperature is -1"),
         ({"top_p": 0}, 400, "top_p is 0"),
         ({"max_tokens": 0}, 400, "max_tokens is 0"),
-        ({"max_tokens": 3001}, 400, "writes up to 3000"),
+        ({"max_tokens": 3001}, 400, "allows at most 3000"),
         ({"max_tokens": True}, 400, "max_tokens is True"),
-        ({"n": 1000}, 400, "takes up to 258"),
-        ({"stop": ["a", ""]}, 400, "stop has an empty string"),
+        ({"n": 1000}, 400, "accepts at most 258"),
+        ({"stop": ["a", ""]}, 400, "stop contains an empty string"),
         ({"seed": 1 << 70}, 400, "seed is 1180591620717411303424"),
         ({"model": "other"}, 404, "there is no model 'other'"),
         ({"prompt": ""}, 400, "prompt"),
@@ -261,7 +261,7 @@ def test_confidences_are_shown_to_those_who_ask(server: Running) -> None:
         ({"prompt": [59]}, 400, "mask token"),
         ({"prompt": "w4 <MTP>"}, 400, "mask token"),
         ({"prompt": [4] * 4096}, 400, "4096 positions"),
-        ({"prompt": "w4 \ud800"}, 400, "no Unicode"),
+        ({"prompt": "w4 \ud800"}, 400, "not valid Unicode"),
         ({"prompt": None}, 400, "prompt"),
         ({"mtp": {"policy": "fast"}}, 400, "mtp.policy is 'fast'"),
         ({"mtp": {"policy": "next-token", "k": 2}}, 400, "has no k"),
@@ -298,7 +298,8 @@ def test_malformed_bodies_are_400s(tiny: Running, body: bytes) -> None:
 
 
 def test_oversized_bodies_are_413s(tiny: Running) -> None:
-    """Declared or not, a body larger than the limit is never held; its sender may hear of it only when it has sent all."""
+    """A body larger than the limit is never stored, with or without a declared length. Its sender may get the answer only after
+    it has sent everything."""
     assert post(tiny, b'{"model": "' + b"a" * (1 << 20) + b'"}')[0] == 413
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
     pieces = (b"10000\r\n" + b"a" * 0x10000 + b"\r\n") * 20
@@ -335,7 +336,7 @@ LONG = {"model": "tiny", "prompt": [4, 5], "max_tokens": 3000, "mtp": {"policy":
 
 
 def test_a_client_that_goes_away_frees_its_row(tiny: Running) -> None:
-    """In the middle of a stream, and while it waits for a whole answer."""
+    """The client leaves in the middle of a stream, or while it waits for a whole answer."""
     for stream in [tiny.client().completions.create(**_without_mtp(LONG), stream=True) for _ in range(3)]:
         next(iter(stream))
         stream.close()
@@ -350,7 +351,7 @@ def test_a_client_that_goes_away_frees_its_row(tiny: Running) -> None:
 
 
 def test_a_row_of_nan_is_a_500_and_harms_no_other(tiny: Running) -> None:
-    """Before the first token it is a status, later an event of the stream."""
+    """Before the first token, the error is an HTTP status, whether the answer is streamed or not."""
     good: list[Any] = []
     thread = threading.Thread(target=lambda: good.append(chat(tiny, "w6 w7", max_tokens=200)))
     thread.start()
@@ -406,7 +407,7 @@ def test_a_request_has_its_time() -> None:
 
 
 def test_shutdown_finishes_what_it_can_and_says_so_of_the_rest() -> None:
-    """Within its time of grace a short answer is complete; a long one ends with an error and not in the void."""
+    """Within the grace period, a short answer is completed. A long one ends with an error and does not just break off."""
     with running(tiny_model(), grace=0.5, max_tokens=3000) as server:
         long = server.client().completions.create(**_without_mtp(LONG), stream=True)
         next(iter(long))
@@ -437,7 +438,7 @@ def test_only_with_the_key() -> None:
 
 
 def test_pages_of_other_sites_are_kept_out(tiny: Running) -> None:
-    """CORS is off, a body that is not declared as JSON is none, and a name that points here by a trick is refused."""
+    """CORS is off, a body that is not declared as JSON is refused, and so is a host name that was made to point here."""
     body = json.dumps({"model": "tiny", "prompt": "w4", "max_tokens": 1}).encode()
     assert post(tiny, body, Content_Type="text/plain")[0] == 400
     assert post(tiny, body, Host="evil.example")[0] == 403
@@ -466,7 +467,8 @@ def test_models_and_metrics(tiny: Running) -> None:
 
 
 def test_memory_does_not_grow(tiny: Running) -> None:
-    """Objects that a request leaves behind would be counted here: streams, whole answers, refusals and those who leave."""
+    """Objects that a request leaves behind would be counted here. The requests are streams, whole answers, refusals and clients
+    that leave."""
 
     def some() -> None:
         for i in range(25):

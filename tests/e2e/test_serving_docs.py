@@ -1,4 +1,4 @@
-"""The examples of docs/serving.md, as they stand there."""
+"""The examples of docs/serving.md, run as they are written there."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Whatever fits the server's own OpenAPI schema, and whatever does not, is answered: schemathesis makes the requests up."""
+"""Every request is answered, whether or not it fits the server's own OpenAPI schema. Schemathesis generates the requests."""
 
 from typing import Any
 
@@ -31,9 +31,9 @@ def test_every_operation_is_tried(operations: dict[str, Any]) -> None:
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
 @pytest.mark.parametrize("path", PATHS)
 def test_no_request_is_a_server_error(operations: dict[str, Any], server: Running, path: str, mode: Any) -> None:
-    """Guards against a traceback in place of a 400, a body that stays unanswered, and a row that is never freed."""
+    """Guards against a traceback instead of a 400, a request that is never answered, and a row that is never freed."""
     if mode == schemathesis.GenerationMode.NEGATIVE and "completions" not in path:
-        return  # they take nothing that could be wrong
+        return  # these accept nothing that could be wrong
 
     @given(case=operations[path].as_strategy(generation_mode=mode))
     @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

@@ -1,6 +1,6 @@
-"""Run by test_export.py in a process of its own: an exported checkpoint, by transformers alone. Prints facts as JSON.
+"""Uses an exported checkpoint with transformers alone, and prints facts as JSON. test_export.py runs this in a separate process.
 
-argv: the exported folder, an ordinary folder of the same weights, and a name that stands for the export in the hub's cache.
+argv: the exported folder, an ordinary folder with the same weights, and the name of the export in the hub's cache.
 """
 
 import json
@@ -66,7 +66,7 @@ for way, model, options in (
     ("by_call", ordinary, {"custom_generate": folder, "trust_remote_code": True}),
 ):
     chunks = []
-    options |= {"mtp": {"adaptive": False}, "mtp_chunks": chunks}  # the same number of steps whatever the machine
+    options |= {"mtp": {"adaptive": False}, "mtp_chunks": chunks}  # the same number of steps on every machine
     facts[way] = [answer(model, chat, **options) for chat in CHATS]
     facts[f"{way}_chunks"] = [chunk.token_ids for chunk in chunks]
 facts["batch_wanted"], facts["batch"] = answer(plain, *CHATS), answer(ours, *CHATS)

@@ -1,4 +1,4 @@
-"""One tiny random model per attention family, with logits spread wide enough that a wrong mask shows as 1 and more."""
+"""One tiny random model per attention family. The logits are spread so widely that a wrong mask changes them by 1 or more."""
 
 import copy
 from collections.abc import Callable
@@ -51,9 +51,9 @@ _TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 def _make(cls, config) -> Callable[[], PreTrainedModel]:
     def build() -> PreTrainedModel:
         torch.manual_seed(0)
-        model = cls(copy.deepcopy(config)).eval()  # a test may change it
+        model = cls(copy.deepcopy(config)).eval()  # a copy: a test may change the config
         if hasattr(config, "num_experts"):
-            model.set_experts_implementation("eager")  # the fused kernel takes no float64
+            model.set_experts_implementation("eager")  # the fused kernel does not support float64
         return model
 
     return build
@@ -81,7 +81,7 @@ SUPPORTED = {
         Qwen3MoeConfig(**_GROUPED, head_dim=12, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
     ),
 }  # fmt: skip
-EMBEDDING_SCALED = {  # beside Gemma 2 and 3 above: what else does something to its embeddings or logits
+EMBEDDING_SCALED = {  # besides Gemma 2 and 3 above: families that scale their embeddings or logits
     "gemma": _make(GemmaForCausalLM, GemmaConfig(**_GROUPED, head_dim=12)),
     "granite": _make(GraniteForCausalLM, GraniteConfig(**_GROUPED, embedding_multiplier=12.0, logits_scaling=4.0)),
     "cohere": _make(CohereForCausalLM, CohereConfig(**_GROUPED, logit_scale=0.25)),

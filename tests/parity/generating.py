@@ -1,4 +1,4 @@
-"""The two doors side by side: transformers' own `model.generate`, and `generate` here on the same model."""
+"""Helpers that compare two functions on the same model: transformers' own `model.generate`, and our `generate`."""
 
 from string import ascii_letters, digits
 
@@ -18,7 +18,7 @@ HOLDING = "gpt2, drafts that often hold"
 
 
 def letters() -> PreTrainedTokenizerFast:
-    """A token is a letter, a digit or a pair such as "ab"; ids 0 to 5 and 94, 95 have names of their own."""
+    """Each token is a letter, a digit or a pair such as "ab". Only the ids 0 to 5, 94 and 95 have other names, such as <0>."""
     pairs = [ascii_letters[i : i + 2] for i in range(26)]
     tokens = [*(f"<{i}>" for i in range(6)), *ascii_letters, *digits, *pairs, "<94>", "<95>"]
     merges = [(pair[0], pair[1]) for pair in pairs]
@@ -32,14 +32,15 @@ FAMILIES = [HOLDING, *SUPPORTED]
 
 
 def model_of(family: str, **mtp) -> PreTrainedModel:
-    """In float64, as adapted as a random model can be."""
+    """A random model in float64. Its config has an `mtp` block, like that of an adapted model."""
     model = (holding() if family == HOLDING else SUPPORTED[family]()).double()
     model.config.mtp = {"k": 6, "mask_token_id": MASK, **mtp}
     return model
 
 
 def holding() -> PreTrainedModel:
-    """What it writes depends on the position first and on the tokens a little: a mask often says what a token would."""
+    """A model whose output depends mostly on the position, and only a little on the tokens. A mask therefore often predicts what
+    a token would."""
     torch.manual_seed(3)
     config = GPT2Config(
         vocab_size=VOCABULARY, n_embd=48, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3,
@@ -64,7 +65,7 @@ def padded(prompts: list[list[int]], side: str = "left") -> dict[str, Tensor]:
 
 
 def reference(model: PreTrainedModel, prompts: list[list[int]], **options):
-    """Transformers' answer, with the mask token suppressed as decoding suppresses it."""
+    """Transformers' answer. The mask token is suppressed, as in our decoding."""
     suppressed = [MASK, *options.pop("suppress_tokens", [])]
     return model.generate(**padded(prompts), **{"max_new_tokens": NEW, "suppress_tokens": suppressed, **options})
 
@@ -78,6 +79,6 @@ def sizes(chunks: list[Chunk]) -> set[int]:
 
 
 def new_tokens(sequences: Tensor, prompts: list[list[int]]) -> list[list[int]]:
-    """Rows behind the prompts, without the padding behind EOS."""
+    """The tokens of each row after the prompts, without the padding after EOS."""
     rows = sequences[:, max(map(len, prompts)) :].tolist()
     return [row[: row.index(EOS) + 1] if EOS in row else row for row in rows]

@@ -1,10 +1,11 @@
-"""Branches change how many steps an answer takes and no token of it; and a branch says what a block there would have said."""
+"""Branches change the number of steps of an answer, but no token. A branch predicts what a block in its place would predict."""
 
 import pytest
 import torch
 
 from multitoken.decoding import Decoder, Exact, NextToken, Sampling
 from multitoken.decoding.branches import Branch, likely_fronts
+from multitoken.decoding.failures import DecodingError
 from multitoken.decoding.pace import Level, Pace
 from multitoken.decoding.row import Row
 from multitoken.decoding.step import Feed, forward_rows
@@ -15,12 +16,18 @@ from tests.parity.test_draft_head import SAMPLINGS, answers, head_for
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("threshold", [0.0, 0.02])
 @pytest.mark.parametrize("with_head", [False, True])
-def test_no_token_changes(sampling: Sampling | None, threshold: float, with_head: bool) -> None:
+def test_no_token_changes(
+    sampling: Sampling | None, threshold: float, with_head: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampled rows have branches only with a draft head: without one, none may be fed."""
     model = SUPPORTED["llama"]()
     plain = answers(Decoder(model, mask_id=MASK, trained_k=6), NextToken(), sampling)
     decoder = Decoder(model, mask_id=MASK, trained_k=6, head=head_for(model) if with_head else None)
+    fed, chosen = [], Row.branches
+    monkeypatch.setattr(Row, "branches", lambda *given: fed.append(chosen(*given)) or fed[-1])
     for branches in (1, 3):
         assert answers(decoder, Exact(threshold, branches=branches), sampling) == plain
+    assert any(fed) == (with_head or sampling is None)
 
 
 @pytest.mark.parametrize("family", SUPPORTED)
@@ -32,7 +39,8 @@ def test_every_kind_of_attention_keeps_its_text(family: str) -> None:
 
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_a_branch_says_what_a_block_there_says(family: str) -> None:
-    """Logits at a branch's masks equal those of a row that ends behind its front, rows of other lengths beside it."""
+    """The logits at a branch's masks must equal those of a row that ends after the branch's front. Rows of other lengths are
+    in the same batch."""
     model = SUPPORTED[family]()
     decoder = Decoder(model, mask_id=MASK, trained_k=6)
 
@@ -72,7 +80,7 @@ def test_a_branch_says_what_a_block_there_says(family: str) -> None:
 
 
 def test_a_refusal_leaves_drafts() -> None:
-    """A row whose first draft is refused goes on with the branch's tokens as drafts, and the same step without it with none."""
+    """A row whose first draft is refused continues with the branch's tokens as drafts. Without a branch, it has no drafts."""
     request = Decoder(SUPPORTED["llama"](), mask_id=MASK, trained_k=6).request(
         [1, 2], policy=Exact(0.5), max_new_tokens=20
     )
@@ -93,22 +101,23 @@ def test_fronts_are_those_where_a_refusal_is_likely() -> None:
 
 @pytest.mark.parametrize("branches", [-1, True, 1.5])
 def test_branches_that_are_no_number_are_refused(branches) -> None:
-    with pytest.raises(Exception, match="branches is"):
+    with pytest.raises(DecodingError, match="branches is"):
         Exact(0.5, branches=branches)
 
 
 def test_memory_is_asked_for_with_the_branches_slots() -> None:
-    """A cache that holds the text and not the branches' masks is too small: said beforehand, not found out in a step."""
+    """A cache with room for the text but not for the branches' masks is too small. The number of slots that is asked for must
+    include them, so that a lack of memory is reported in advance and not found in the middle of a step."""
     model = SUPPORTED["llama"]()
     decoder = Decoder(model, mask_id=MASK, trained_k=6)
     request = decoder.request([1, 2], policy=Exact(0.0, branches=9), max_new_tokens=20)
-    assert Row(0, request).most_slots(0) == 22 + 5 * 3  # at most one behind each of five drafts
+    assert Row(0, request).most_slots(0) == 22 + 5 * 3  # at most one after each of five drafts
     assert Row(0, decoder.request([1, 2], policy=NextToken(), max_new_tokens=20)).most_slots(8) == 22
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 def test_no_token_changes_where_the_pace_feeds_them(sampling: Sampling | None) -> None:
-    """Where a machine gains by branches they come unasked, in crowds and alone."""
+    """If branches pay off on a machine, the pace feeds them although the request does not ask for them. No token may change."""
     model = SUPPORTED["llama"]()
     plain = answers(Decoder(model, mask_id=MASK, trained_k=6), NextToken(), sampling)
     decoder = Decoder(model, mask_id=MASK, trained_k=6, head=head_for(model))
@@ -125,7 +134,7 @@ def test_no_token_changes_where_the_pace_feeds_them(sampling: Sampling | None) -
 
 
 class _Branching(Pace):
-    """As on a machine whose passes take as long whatever they are fed."""
+    """As on a machine whose passes take the same time for any number of tokens."""
 
     def level(self, rows: int) -> Level:
         return Level(5, 3)

@@ -1,4 +1,4 @@
-"""Compiled layers write what the others write, and after `compile` nothing waits for a compiler."""
+"""Compiled layers write the same text as uncompiled ones. After `compile`, nothing waits for a compiler."""
 
 import copy
 
@@ -26,7 +26,7 @@ def answers(decoder: Decoder, policy, prompts=PROMPTS, **options) -> list[list[i
 
 
 def all_answers(decoder: Decoder) -> list[list[list[int]]]:
-    """Alone and side by side, greedy and sampled, with all masks and with as many as pay."""
+    """Answers alone and in a batch, greedy and sampled, with all masks and with as many as pay off."""
     found = []
     for policy in POLICIES:
         found.append(answers(decoder, policy))
@@ -37,7 +37,7 @@ def all_answers(decoder: Decoder) -> list[list[list[int]]]:
 
 
 def small(family: str, rank: int) -> nn.Module:
-    """A gated model of few layers: each of them is traced four times. Updates of a high rank are merged."""
+    """A gated model. It has few layers, because each is traced four times. Updates of a high rank are merged."""
     model = SUPPORTED[family]().requires_grad_(False)
     layers = 2 if "sliding" in family else 1
     del model.model.layers[layers:]
@@ -57,8 +57,8 @@ def small(family: str, rank: int) -> nn.Module:
 def test_compiled_steps_write_the_same_text_and_are_compiled_once(
     monkeypatch, family: str, rank: int, backend: str
 ) -> None:
-    """Guards against a size, an index or a side that the compiler took for a constant, against a server that stops for a minute
-    because a batch has another size, and against passes that quietly run as ever."""
+    """Guards against sizes, indices or sides that the compiler treats as constants, against a server that stops for a minute
+    because a batch has a new size, and against passes that silently run uncompiled."""
     torch._dynamo.reset()
     model = small(family, rank)
     assert any("weights_by_kind" in name for name, _ in model.named_buffers()) == (rank == 24)
@@ -83,7 +83,8 @@ def test_what_cannot_be_compiled_is_refused() -> None:
 
 
 def test_a_compiler_that_fails_is_named_and_may_be_asked_again() -> None:
-    """Guards against a decoder that takes itself for compiled, and against a trace of a hundred lines where g++ is missing."""
+    """Guards against a decoder that counts as compiled after a failure, and against a traceback of a hundred lines where g++
+    is missing."""
     decoder = Decoder(small("llama", 2), mask_id=MASK, trained_k=4)
     plain = answers(decoder, Exact(0.0))
     register_backend(_fails, name="fails")

@@ -1,4 +1,4 @@
-"""Decoding equals transformers' greedy `generate`, a batched row equals the row alone, and a seed fixes the text."""
+"""Decoding equals transformers' greedy `generate`, a row in a batch equals the row alone, and a seed fixes the text."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.parity.families import EOS, MASK, SUPPORTED
 
 PROMPTS = [torch.randint(6, 90, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 17, 11)]
 NEW = 24
-HOT = Sampling(8.0, seed=7)  # the random models are very sure of themselves
+HOT = Sampling(8.0, seed=7)  # a high temperature, because the random models are very confident
 
 
 def decoded(decoder, prompts, policy, **options):
@@ -21,7 +21,7 @@ def decoded(decoder, prompts, policy, **options):
 
 
 def greedy(model, prompt, **options):
-    """Transformers' own, with the mask token's logit suppressed, as decoding suppresses it."""
+    """Transformers' own answer. The mask token's logit is suppressed, as in our decoding."""
     out = model.generate(
         torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
         max_new_tokens=NEW, suppress_tokens=[MASK], **options,
@@ -31,8 +31,8 @@ def greedy(model, prompt, **options):
 
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_next_token_and_exact_equal_generate(family: str) -> None:
-    """Exact must change no token: threshold 0 drafts everything, most of it wrong; 0.2 drafts some."""
-    model = SUPPORTED[family]().double()  # ties are impossible to tell from errors in float32
+    """Exact must change no token. Threshold 0 drafts everything, and most drafts are wrong. Threshold 0.2 drafts some tokens."""
+    model = SUPPORTED[family]().double()  # in float32, ties could not be told from errors
     decoder = Decoder(model, mask_id=MASK, trained_k=6, eos_ids=[EOS])
     reference = [greedy(model, prompt) for prompt in PROMPTS]
     for policy in (NextToken(), Exact(0.0), Exact(0.2, 3), Exact(1.0)):
@@ -42,14 +42,15 @@ def test_next_token_and_exact_equal_generate(family: str) -> None:
 @pytest.mark.parametrize("family", SUPPORTED)
 @pytest.mark.parametrize("policy", [ConfAdapt(0.15), StaticK(3), Exact(0.0)], ids=str)
 def test_a_row_in_a_batch_equals_the_row_alone(family: str, policy) -> None:
-    """Rows of unlike length that accept unlike counts share a forward pass: padding and slots must not mix them."""
+    """Rows of different lengths, which accept different numbers of tokens, share a forward pass. Padding and cache slots must
+    not mix them."""
     decoder = Decoder(SUPPORTED[family]().double(), mask_id=MASK, trained_k=6, eos_ids=[EOS])
     alone = [decoded(decoder, [prompt], policy)[0] for prompt in PROMPTS]
     assert decoded(decoder, PROMPTS, policy) == alone
 
 
 def slow_confadapt(model, prompt, threshold: float, k: int):
-    """ConfAdapt without a cache: one plain forward pass over [everything so far | masks] a step."""
+    """ConfAdapt without a cache. Each step is one plain forward pass over [everything so far | masks]."""
     ids, chunks = list(prompt), []
     while (left := NEW - (len(ids) - len(prompt))) > 0:
         masks = min(k, left) - 1
@@ -72,7 +73,7 @@ def slow_confadapt(model, prompt, threshold: float, k: int):
 
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_confadapt_equals_the_slow_reference_chunk_by_chunk(family: str) -> None:
-    """The cache must hold real tokens' entries only: a mask's entry left in place would change later chunks."""
+    """The cache must hold entries of real tokens only. A mask's entry that is left in it would change later chunks."""
     model = SUPPORTED[family]().double()
     decoder = Decoder(model, mask_id=MASK, trained_k=6, eos_ids=[EOS])
     sizes = set()
@@ -84,7 +85,7 @@ def test_confadapt_equals_the_slow_reference_chunk_by_chunk(family: str) -> None
 
 
 def test_the_same_seed_gives_the_same_text_under_every_exact_policy_and_batch() -> None:
-    """Noise belongs to a position: drafts and confirmations must draw the same."""
+    """Noise belongs to a position: a draft and its confirmation must draw with the same noise."""
     decoder = Decoder(SUPPORTED["llama"]().double(), mask_id=MASK, trained_k=6, eos_ids=[EOS])
     plain = decoded(decoder, PROMPTS, NextToken(), sampling=HOT)
     assert decoded(decoder, PROMPTS, Exact(0.0), sampling=HOT) == plain
@@ -94,7 +95,7 @@ def test_the_same_seed_gives_the_same_text_under_every_exact_policy_and_batch() 
 
 
 def test_processors_see_the_prefix_that_plain_decoding_shows_them() -> None:
-    """A repetition penalty over a drafted block must count the drafts in front of each place."""
+    """A repetition penalty over a drafted block must count the drafts before each position."""
     model = SUPPORTED["qwen3"]().double()
     processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.5)])
     decoder = Decoder(model, mask_id=MASK, trained_k=6, eos_ids=[EOS], processors=processors)
@@ -113,7 +114,7 @@ def test_max_new_tokens_is_exact() -> None:
 
 
 def test_decodes_up_to_the_models_last_position() -> None:
-    """GPT-2's learned positions crash past their table."""
+    """GPT-2 has a table of learned positions, and crashes at a position past its end."""
     decoder = Decoder(SUPPORTED["gpt2"](), mask_id=MASK, trained_k=6, eos_ids=[])
     for policy in (NextToken(), StaticK(4), Exact(0.0)):
         chunks = list(decoder.decode([[7] * 100], policy=policy, max_new_tokens=28))
@@ -133,14 +134,14 @@ def test_decodes_up_to_the_models_last_position() -> None:
     ],
 )
 def test_bad_requests_are_refused_before_any_work(prompts, options, message: str) -> None:
-    """`decode` is lazy, but its checks must not be: the error belongs where the call stands."""
+    """`decode` is lazy, but its checks must not be: the call itself must raise the error."""
     decoder = Decoder(SUPPORTED["llama"](), mask_id=MASK, trained_k=6, eos_ids=[EOS])
     with pytest.raises(DecodingError, match=message):
         decoder.decode(prompts, **{"policy": NextToken(), "max_new_tokens": NEW, **options})
 
 
 def test_logits_that_are_not_numbers_are_an_error() -> None:
-    """argmax of NaN is a token like any other: broken weights would write fluent-looking rubbish."""
+    """The argmax of NaN is a token like any other, so broken weights would write nonsense that looks fluent."""
     model = SUPPORTED["llama"]()
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))

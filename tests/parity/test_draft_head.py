@@ -1,4 +1,4 @@
-"""Decoding with a draft head: no output changes, whatever the head does, and drafts are those that its formula says."""
+"""Decoding with a draft head: Exact's output does not change, whatever the head does, and the drafts follow its formula."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def answers(decoder: Decoder, policy, sampling, prompts=PROMPTS, **options) -> l
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("threshold", [0.0, 0.4])
 def test_exact_writes_the_same_text_whatever_the_head_does(sampling, threshold: float) -> None:
-    """A head that drafts rubbish, or well, costs or gains steps: it must change no token, greedy or with one seed."""
+    """A bad head costs steps and a good one saves steps. Neither may change a token, in greedy decoding or with a seed."""
     model = SUPPORTED["llama"]()
     plain = answers(Decoder(model, mask_id=MASK, trained_k=6), NextToken(), sampling)
     for seed in range(3):
@@ -43,8 +43,8 @@ def test_exact_writes_the_same_text_whatever_the_head_does(sampling, threshold: 
 
 
 def test_rows_of_all_kinds_side_by_side_draft_as_if_alone() -> None:
-    """Rows are grouped by how they choose, and padded to the most masks of a group: a neighbour must not change a draft, which
-    under ConfAdapt would be another text."""
+    """Rows are grouped by how they choose tokens, and padded to the most masks of their group. A neighbour must not change a
+    draft: under ConfAdapt, the text would be different."""
     model = SUPPORTED["llama"]()
     decoder = Decoder(model, mask_id=MASK, trained_k=6, head=head_for(model))
     requests = [
@@ -61,8 +61,8 @@ def test_rows_of_all_kinds_side_by_side_draft_as_if_alone() -> None:
 
 
 def test_drafts_are_those_that_training_sees() -> None:
-    """Decoding's walk over candidates and training's over the whole vocabulary are the same choice: what is trained is what
-    is decoded."""
+    """Decoding chooses among candidates, and training among the whole vocabulary. Both must choose the same tokens, so that
+    what is trained is what is decoded."""
     model = SUPPORTED["llama"]()
     head = head_for(model, scale=0.3)
     student = Head(model, MASK)
@@ -82,7 +82,7 @@ def test_drafts_are_those_that_training_sees() -> None:
 
 
 def test_a_sampled_draft_is_drawn_by_the_noise_of_its_place() -> None:
-    """Without corrections the draft is the very token that the confirming pass would draw from the same scores."""
+    """Without corrections, the draft must be the same token that the confirming pass would draw from the same scores."""
     model = SUPPORTED["llama"]()
     head = head_for(model, scale=0.0)
     logits = torch.randn(3, 5, 96) * 2
@@ -103,7 +103,7 @@ def test_a_sampled_draft_is_drawn_by_the_noise_of_its_place() -> None:
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_few_blocks_on_a_cpu_draft_as_many_do(sampled: bool, monkeypatch) -> None:
-    """Two ways to the same tokens: by torch, and by numpy, whose calls are shorter."""
+    """Drafts are computed by torch or, for few blocks, by numpy, whose calls are shorter. Both must give the same tokens."""
     model = SUPPORTED["llama"]()
     drafter = Drafter.of(head_for(model), model)
     hidden, logits = torch.randn(3, 5, model.config.hidden_size), torch.randn(3, 5, model.config.vocab_size)

@@ -1,4 +1,4 @@
-"""The gate changes nothing but masks: for every attention family, against plain forward passes of the bare model."""
+"""The gate changes nothing except at masks. Every attention family is compared with plain forward passes of the bare model."""
 
 import copy
 
@@ -20,7 +20,7 @@ BEYOND = 10_000  # an id that no embedding matrix here has
 
 
 def gated(family: str, mask_id: int = BEYOND, *, merged: bool = False):
-    """A model, its bare copy, and an adapter that says something loud at masks."""
+    """A model, its bare copy, and an adapter that has a large effect at masks."""
     model = SUPPORTED[family]().requires_grad_(False)
     bare = copy.deepcopy(model)
     adapter = GatedAdapter(model, mask_id=mask_id, rank=16 if merged else 4, layers=adaptable_layers(model))
@@ -37,7 +37,8 @@ def gated(family: str, mask_id: int = BEYOND, *, merged: bool = False):
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_real_positions_are_the_original_models(family: str, merged: bool) -> None:
-    """Masks at the end, in one row in the middle, or in one row only: a real token must never feel the adapter."""
+    """Masks are at the end of both rows, at the end of one, or in the middle of one. The adapter must never affect a real
+    token."""
     model, bare, _adapter = gated(family, merged=merged)
     tokens = torch.randint(6, 90, (2, 12), generator=torch.Generator().manual_seed(1))
     plain = bare(input_ids=tokens, use_cache=False).logits
@@ -56,7 +57,7 @@ def test_real_positions_are_the_original_models(family: str, merged: bool) -> No
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_packed_blocks_and_cached_steps_are_plain_passes(family: str, merged: bool) -> None:
-    """The gate finds masks by their ids, wherever a layout puts them."""
+    """The gate must find masks by their ids, wherever a layout puts them."""
     model, _, _ = gated(family, merged=merged)
     check_blocks(model, BEYOND)
 
@@ -64,7 +65,7 @@ def test_packed_blocks_and_cached_steps_are_plain_passes(family: str, merged: bo
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gemma3, sliding and full"])
 def test_exact_decoding_is_the_bare_models_next_token_decoding(family: str, merged: bool) -> None:
-    """The promise of the gate: nothing lost, whatever the adapter says. Batched, so that masks stand anywhere."""
+    """The promise of the gate: nothing is lost, whatever the adapter predicts. Rows are in a batch, so masks can be anywhere."""
     model, bare, _ = gated(family, merged=merged)
     prompts = [[7, 8, 9, 10], [11, 12], [20, 21, 22, 23, 24, 25]]
 
@@ -82,7 +83,7 @@ def test_exact_decoding_is_the_bare_models_next_token_decoding(family: str, merg
 
 
 def test_gradients_reach_the_adapter_and_nothing_else() -> None:
-    """A base that trains would no longer be the original."""
+    """If the base were trained, it would no longer be the original."""
     model, _, adapter = gated("llama")
     batch = pack_blocks(torch.arange(8, 16)[None], [8], torch.tensor([[2, 5]]), (3, 4), BEYOND)
     masks = AttentionRule(model).between(batch.positions, batch.positions, batch.rule())
@@ -94,7 +95,7 @@ def test_gradients_reach_the_adapter_and_nothing_else() -> None:
 
 
 def test_a_closed_gate_is_the_original_model() -> None:
-    """At the masks too, but for the mask's own vector."""
+    """With a closed gate, masks are computed by the original too, except that they have the mask's own vector."""
     model, bare, adapter = gated("llama", mask_id=MASK)
     bare.get_input_embeddings().weight[MASK] = adapter.mask_vector.detach()
     ids = torch.tensor([[7, 8, 9, MASK, MASK]])
@@ -105,20 +106,20 @@ def test_a_closed_gate_is_the_original_model() -> None:
 
 
 def test_layers_are_chosen_by_name() -> None:
-    """A pattern that matches nothing would train a mask vector alone."""
+    """A pattern that matches no layer must be refused: only a mask vector would be trained."""
     model = SUPPORTED["llama"]()
     every = adaptable_layers(model)
     assert not any("lm_head" in name for name in every)
     chosen = adaptable_layers(model, r"self_attn\.(q|v)_proj")
     assert 0 < len(chosen) < len(every) and all(name.endswith(("q_proj", "v_proj")) for name in chosen)
-    with pytest.raises(DecodingError, match=r"matches 'nothing'; those that could: .*q_proj"):
+    with pytest.raises(DecodingError, match=r"matches 'nothing'; layers that can be adapted: .*q_proj"):
         adaptable_layers(model, "nothing")
 
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_a_deep_copy_has_a_gate_of_its_own(merged: bool) -> None:
-    """The float64 judge of identity is a deep copy: masks that the first model last saw must not act in it. A matrix merged
-    while its parts may learn cannot be copied, if it keeps their graph."""
+    """The float64 judge of identity is a deep copy: masks that the first model saw last must not act in it. A matrix that is
+    merged while its parts require gradients cannot be copied if it keeps their graph."""
     model, bare, _ = gated("llama", merged=merged)
     twin = copy.deepcopy(model)
     model(input_ids=torch.tensor([[7, 8, BEYOND]]), use_cache=False)
@@ -127,20 +128,20 @@ def test_a_deep_copy_has_a_gate_of_its_own(merged: bool) -> None:
 
 
 def test_fused_experts_are_adapted_too() -> None:
-    """They are parameters and no linear layers: a walk over `nn.Linear` passes by most of such a model."""
+    """Fused experts are parameters and not linear layers. A search for `nn.Linear` would miss most of such a model."""
     names = adaptable_layers(SUPPORTED["qwen3 mixture of experts"]())
     assert sum(name.endswith("experts") for name in names) == 3
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3 mixture of experts", "gpt2"])
 def test_merged_updates_say_the_same(family: str) -> None:
-    """Added to the matrix beforehand or behind the layer: rounding apart it is one adapter, wherever masks stand. What
-    cannot be merged (experts, GPT-2's transposed layers) is added behind its layer."""
+    """An update may be added to the matrix in advance or to the layer's output. Except for rounding, both must give the same
+    result, wherever the masks are. What cannot be merged (experts, GPT-2's transposed layers) is added to the output."""
     model, _, adapter = gated(family)
     ids = torch.randint(6, 90, (2, 12), generator=torch.Generator().manual_seed(1))
     ids[0, 9:], ids[1, 4:6] = BEYOND, BEYOND
     before = model(input_ids=ids, use_cache=False).logits
-    for update in adapter.updates:  # so wide that every one is worth merging
+    for update in adapter.updates:  # of so high a rank that every one is worth merging
         wide = nn.Parameter(torch.zeros(64, update.down.shape[1]))
         up = nn.Parameter(torch.zeros(update.up.shape[0], 64))
         wide.data[:4], up.data[:, :4] = update.down.data, update.up.data
@@ -156,8 +157,8 @@ def test_merged_updates_say_the_same(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3 mixture of experts", "gpt2"])
 def test_a_pass_without_masks_finds_the_adapted_layers_as_they_were(family: str) -> None:
-    """Plain decoding must not pay for the adapter: neither hook nor forward of ours stays on a layer, and what another library
-    had put there comes back. With masks the adapter acts again, in a deep copy of the model too."""
+    """Plain decoding must not pay for the adapter: none of our hooks or forwards stays on a layer, and what another library had
+    put there comes back. With masks the adapter acts again, in a deep copy of the model too."""
     model, _, adapter = gated(family, merged=True)
     layers = [model.get_submodule(name) for name in adapter.names]
     ids = torch.randint(6, 90, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -185,7 +186,7 @@ def test_another_librarys_forward_comes_back() -> None:
 @pytest.mark.parametrize(("real", "masks"), [(1, 15), (8, 15), (20, 3), (7, 7), (0, 9), (90, 5), (3, 90), (60, 200)])
 @pytest.mark.parametrize("scattered", [False, True])
 def test_two_groups_of_tokens_go_through_a_matrix_each(real: int, masks: int, scattered: bool) -> None:
-    """Groups of like and of very unlike size, in one product or in two, wherever the masks stand."""
+    """Groups of similar and of very different sizes, in one product or in two, wherever the masks are."""
     generator = torch.Generator().manual_seed(0)
     is_mask = torch.arange(real + masks) >= real
     if scattered:
@@ -193,7 +194,7 @@ def test_two_groups_of_tokens_go_through_a_matrix_each(real: int, masks: int, sc
     x = torch.randn(real + masks, 24, generator=generator)
     both = torch.randn(2, 24, 10, generator=generator)
     expected = torch.where(is_mask[:, None], x @ both[1], x @ both[0])
-    # Every second row of a larger tensor: what attention hands on is not always contiguous.
+    # Every second row of a larger tensor: the output of attention is not always contiguous.
     wide = torch.stack([x, x], 1)[:, 0]
     for rows in (x, wide):
         found = Halves(is_mask, masks, in_order=not scattered).product(rows, both)

@@ -1,4 +1,4 @@
-"""`generate` of `decoding` writes what transformers' own writes, option by option, chunk borders or not."""
+"""`generate` of `decoding` writes what transformers' own writes, for each option and wherever chunks end."""
 
 import functools
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from tests.parity.generating import (
 
 
 class NotTheLast(LogitsProcessor):
-    """No token may follow its equal, nor the sum of the ids be divisible by 3: it looks at the whole prefix."""
+    """Forbids a repetition of the last token, and a sum of all ids that is divisible by 3. It looks at the whole prefix."""
 
     def __call__(self, input_ids, scores):
         scores = scores.clone()
@@ -46,7 +46,7 @@ class NotTheLast(LogitsProcessor):
 
 
 Options = dict[str, object]
-OPTIONS: dict[str, Callable[[list[int]], Options]] = {  # from the tokens that plain decoding writes
+OPTIONS: dict[str, Callable[[list[int]], Options]] = {  # made from the tokens that plain decoding writes
     "repetition_penalty": lambda plain: {"repetition_penalty": 4.0},
     "encoder_repetition_penalty": lambda plain: {"encoder_repetition_penalty": 1.5},
     "no_repeat_ngram_size": lambda plain: {"no_repeat_ngram_size": 1},
@@ -70,7 +70,7 @@ OPTIONS: dict[str, Callable[[list[int]], Options]] = {  # from the tokens that p
 }
 MAIN = ["repetition_penalty", "min_new_tokens", "logits_processor"]
 CASES = [(HOLDING, name) for name in OPTIONS] + [("llama", name) for name in OPTIONS]
-CASES.remove((HOLDING, "no eos_token_id"))  # it writes none
+CASES.remove((HOLDING, "no eos_token_id"))  # this model writes no EOS
 CASES += [(family, name) for family in FAMILIES[2:] for name in MAIN]
 
 
@@ -81,8 +81,8 @@ def models() -> dict:
 
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_every_option_writes_what_transformers_writes(models, family: str, name: str) -> None:
-    """An option that is dropped, or is shown a prefix with a draft too many, changes a text: alone, and in a padded batch,
-    where transformers makes some processors for all rows at once."""
+    """An option that is dropped, or is shown a prefix with one draft too many, changes a text. Rows are decoded alone and in a
+    padded batch, where transformers makes some processors for all rows at once."""
     model = models[family]
     told, held = [], set()
     for prompt in PROMPTS:
@@ -95,20 +95,20 @@ def test_every_option_writes_what_transformers_writes(models, family: str, name:
     assert any(told), "the option should change something, or its test proves nothing"
     if family == HOLDING and name not in ("logits_processor", "prefix_allowed_tokens_fn"):
         assert max(held) > 2, "drafts should hold, or chunks prove nothing"
-    if "eager" not in family:  # transformers' eager mask makes padded float64 rows of it NaN
+    if "eager" not in family:  # transformers' eager mask turns its padded float64 rows into NaN
         assert torch.equal(ours(model, PROMPTS, **options), reference(model, PROMPTS, **options))
 
 
 @functools.cache
 def written(family: str, model, prompt: tuple[int, ...]) -> list[int]:
-    """By plain decoding that no EOS ends."""
+    """The tokens of plain decoding that EOS does not end."""
     return reference(model, [list(prompt)], eos_token_id=None)[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_rows_of_a_padded_batch_equal_single_rows(models, family: str, side: str) -> None:
-    """Padding must be invisible to the model and to a repetition penalty, on whichever side it stands."""
+    """Padding on either side must be invisible to the model and to a repetition penalty."""
     model = models[family]
     for options in ({}, {"repetition_penalty": 1.4}):
         alone = [new_tokens(ours(model, [prompt], **options), [prompt])[0] for prompt in PROMPTS]
@@ -116,21 +116,21 @@ def test_rows_of_a_padded_batch_equal_single_rows(models, family: str, side: str
 
 
 def test_attention_mask_is_found_from_padding_tokens_as_transformers_finds_it(models) -> None:
-    """Without a mask, padding would be read as text."""
+    """Without an attention mask, padding would be read as text."""
     inputs = padded(PROMPTS)["input_ids"]
     wanted = models["llama"].generate(inputs, max_new_tokens=8, suppress_tokens=[MASK])
     assert torch.equal(generate(inputs, model=models["llama"], max_new_tokens=8, mtp=EXACT), wanted)
 
 
 def test_without_a_prompt_it_starts_from_bos(models) -> None:
-    """Transformers does so; and a forced BOS is for the first token behind it."""
+    """As in transformers. A forced BOS applies to the first token after it."""
     wanted = models["llama"].generate(max_new_tokens=8, suppress_tokens=[MASK], forced_bos_token_id=33)
     found = generate(model=models["llama"], max_new_tokens=8, forced_bos_token_id=33, mtp=EXACT, presence_penalty=0.0)
     assert torch.equal(found, wanted) and found[0, :2].tolist() == [1, 33]
 
 
 def test_a_processor_of_the_users_stands_in_the_place_of_the_options(models) -> None:
-    """Transformers lets a processor of the same kind win: both at once would penalise twice."""
+    """In transformers, a user's processor replaces an option of the same kind: both at once would penalise twice."""
     options: Options = {
         "repetition_penalty": 1.2,
         "logits_processor": LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.9, prompt_ignore_length=4)]),
@@ -139,7 +139,7 @@ def test_a_processor_of_the_users_stands_in_the_place_of_the_options(models) -> 
 
 
 class EndsAt(StoppingCriteria):
-    """A row ends where the sum of its last two ids is divisible by `n`."""
+    """Ends a row where the sum of its last two ids is divisible by `n`."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -150,7 +150,8 @@ class EndsAt(StoppingCriteria):
 
 @pytest.mark.parametrize("family", ["llama", HOLDING])
 def test_stopping_criteria_end_each_row_where_it_is_to_end(models, family: str) -> None:
-    """A criterion that is asked once a chunk ends rows too late; asked of all rows together, too early or never."""
+    """A criterion that is called once per chunk ends rows too late. One that is called for all rows together ends them too
+    early or never."""
     lengths, chunks = set(), []
     for n in (3, 5, 7):
         options: Options = {"stopping_criteria": StoppingCriteriaList([EndsAt(n)])}
@@ -161,7 +162,7 @@ def test_stopping_criteria_end_each_row_where_it_is_to_end(models, family: str) 
 
 
 class NotesOnAll(EndsAt):
-    """Keeps notes on every row of its batch, as lm-evaluation-harness's does, and says whether all are done."""
+    """Stores a state for every row of its batch, as lm-evaluation-harness's criterion does, and says whether all are done."""
 
     def __init__(self, n: int, rows: int) -> None:
         super().__init__(n)
@@ -174,14 +175,15 @@ class NotesOnAll(EndsAt):
 
 
 def test_a_criterion_that_notes_every_row_of_its_batch(models) -> None:
-    """It ends each row where it alone would end: it must not find fewer rows than it counts, nor one row's notes in another's."""
+    """It must end each row where the row would end alone. It must not see fewer rows than it counts, nor the state of another
+    row."""
     together = ours(models["llama"], PROMPTS, stopping_criteria=StoppingCriteriaList([NotesOnAll(5, len(PROMPTS))]))
     alone = ours(models["llama"], PROMPTS, stopping_criteria=StoppingCriteriaList([EndsAt(5)]))
     assert torch.equal(together, alone)
 
 
 def test_criteria_of_the_users_for_length_and_eos_are_not_dropped(models) -> None:
-    """The engine has its own way to end at a length or EOS, which must not hide that a criterion asks for another."""
+    """The engine has its own way to end at a length or EOS. It must not hide a criterion that asks for another length or EOS."""
     model = models[HOLDING]
     plain = reference(model, PROMPTS[:1], eos_token_id=None)[0, 5:].tolist()
     for criterion in (MaxLengthCriteria(12), MaxLengthCriteria(29), EosTokenCriteria([plain[6], plain[8]])):
@@ -192,7 +194,7 @@ def test_criteria_of_the_users_for_length_and_eos_are_not_dropped(models) -> Non
 
 
 def test_max_time_ends_rows_early(models) -> None:
-    """Time that is up ends a row with the token that it has: one, as in transformers."""
+    """When the time is up, a row ends with the one token that it has, as in transformers."""
     chunks = []
     out = ours(models["llama"], PROMPTS, max_time=1e-9, mtp_chunks=chunks)
     assert out.shape[1] == 18 and [chunk.finish for chunk in chunks] == ["stop"] * 3
@@ -202,7 +204,7 @@ def test_max_time_ends_rows_early(models) -> None:
 
 @pytest.mark.parametrize("first", range(8))
 def test_a_stop_string_ends_the_text_wherever_chunks_end(models, first: int) -> None:
-    """A stop string may begin in one chunk and end in the next, stand inside one, or end in the middle of a token."""
+    """A stop string may begin in one chunk and end in the next, be inside one chunk, or end in the middle of a token."""
     model, prompt = models[HOLDING], PROMPTS[1]
     static = {"policy": "static", "k": 3, "adaptive": False}  # chunks end at 3, 6, 9, ...
     plain = ours(model, [prompt], mtp=static)[0, 17:].tolist()
@@ -218,7 +220,7 @@ def test_a_stop_string_ends_the_text_wherever_chunks_end(models, first: int) -> 
 
 
 def test_stop_strings_of_a_checkpoint_and_of_a_config_are_honoured() -> None:
-    """Transformers would look for a tokenizer that it does not hand on, and raise."""
+    """Transformers would look for a tokenizer, which it does not pass on, and raise an error."""
     model = model_of(HOLDING)
     stop = TOKENIZER.decode(reference(model, PROMPTS[:1])[0, 8:10].tolist())
     wanted = reference(model, PROMPTS[:1], stop_strings=stop, tokenizer=TOKENIZER)
@@ -236,11 +238,11 @@ def test_stop_strings_of_a_checkpoint_and_of_a_config_are_honoured() -> None:
 @pytest.mark.parametrize("family", ["llama", HOLDING])
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}, {"do_sample": True, "top_k": 5}], ids=str)
 def test_scores_and_logits_are_those_of_transformers(models, family: str, options: Options) -> None:
-    """Scores of a draft's place in the place of another token's would look as plausible."""
+    """If the scores of a draft's position were returned for another token, they would look just as plausible."""
     model = models[family]
     asked: Options = {"output_scores": True, "output_logits": True, "return_dict_in_generate": True, **options}
     found = ours(model, PROMPTS[:1], **asked)
-    if "do_sample" in options:  # transformers draws otherwise: let it write what was drawn here
+    if "do_sample" in options:  # transformers draws differently, so it is made to write what was drawn here
         script = found.sequences[0, 5:].tolist()
         asked["prefix_allowed_tokens_fn"] = lambda row, ids: list(range(95))
         wanted = scripted(model, script, options)
@@ -256,7 +258,7 @@ def test_scores_and_logits_are_those_of_transformers(models, family: str, option
 
 
 def scripted(model, script: list[int], options: Options) -> list[tuple]:
-    """Transformers' scores and logits along a text: one call a token."""
+    """Transformers' scores and logits along a text, with one call per token."""
     found = []
     for i in range(len(script)):
         out = reference(
@@ -268,7 +270,8 @@ def scripted(model, script: list[int], options: Options) -> list[tuple]:
 
 
 def test_what_is_returned_has_the_shape_of_transformers_answer(models) -> None:
-    """Rows of unlike length: padding behind, scores for the longest, and only what was asked for."""
+    """Rows of different lengths: padding comes at the end, there are scores up to the longest row, and nothing is returned
+    that was not asked for."""
     out = ours(models["llama"], PROMPTS, return_dict_in_generate=True, output_scores=True, eos_token_id=list(range(40)))
     wanted = reference(models["llama"], PROMPTS, return_dict_in_generate=True, eos_token_id=list(range(40)))
     assert torch.equal(out.sequences, wanted.sequences)
@@ -280,7 +283,7 @@ def test_what_is_returned_has_the_shape_of_transformers_answer(models) -> None:
     "config", [{"repetition_penalty": 1.4}, {"suppress_tokens": [47, MASK]}, {"eos_token_id": [5, 77]}], ids=str
 )
 def test_the_defaults_of_a_checkpoint_are_honoured(config: Options) -> None:
-    """What generation_config.json says is part of what greedy decoding of that checkpoint means."""
+    """The settings in generation_config.json are part of what greedy decoding means for that checkpoint."""
     model = model_of("llama")
     plain = ours(model, PROMPTS[:1])
     for name, value in config.items():
@@ -291,7 +294,7 @@ def test_the_defaults_of_a_checkpoint_are_honoured(config: Options) -> None:
 
 
 def test_how_to_decode_comes_from_the_checkpoint_where_the_call_says_nothing() -> None:
-    """A checkpoint's calibrated threshold must hold when the call names its policy, and not for another policy."""
+    """A checkpoint's calibrated threshold must apply when the call names the same policy, and not when it names another."""
     model, chunks = model_of(HOLDING), []
     model.generation_config.mtp = {"policy": "static", "k": 4, "adaptive": False}
     for mtp, expected in ((None, 4), ({"policy": "static"}, 4), ({"k": 2}, 2), ({"policy": "next-token"}, 1)):
@@ -304,7 +307,7 @@ def test_how_to_decode_comes_from_the_checkpoint_where_the_call_says_nothing() -
 
 
 class RaisesAt61(LogitsProcessor):
-    """Where token 61 stands last, which of these rows only the first writes; but many a draft is 61."""
+    """Raises an error if the last token is 61. Only the first of these rows writes that token, but many drafts are 61."""
 
     def __call__(self, input_ids, scores):
         if int(input_ids[0, -1]) == 61:
@@ -326,7 +329,7 @@ class CriterionRaisesAt61(StoppingCriteria):
     ids=["logits_processor", "stopping_criteria"],
 )
 def test_a_row_whose_processor_or_criterion_raises_is_named_and_harms_no_other(models, options: Options) -> None:
-    """An error in a callback must not take away the texts of the others, and a wrong guess must be none."""
+    """An error in a callback must not take away the texts of the other rows. An error at a wrong draft must not count."""
     chunks = []
     with pytest.raises(DecodingError, match=r"row 0: a .* failed: RuntimeError: no such grammar"):
         ours(models["llama"], PROMPTS, mtp_chunks=chunks, **options)
@@ -336,7 +339,7 @@ def test_a_row_whose_processor_or_criterion_raises_is_named_and_harms_no_other(m
 
 
 class Remembers(LogitsProcessor):
-    """Raises at every prefix that the text does not have, as a grammar would."""
+    """Raises an error for every prefix that is not one of the text, as a grammar would."""
 
     def __init__(self, text: list[int]) -> None:
         self.text, self.seen = text, set()
@@ -351,7 +354,7 @@ class Remembers(LogitsProcessor):
 
 @pytest.mark.parametrize("family", ["llama", HOLDING])
 def test_processors_are_shown_every_prefix_of_the_text_and_may_refuse_all_others(models, family: str) -> None:
-    """Rejected drafts are no part of the text: a grammar that does not know them must not end the row."""
+    """Rejected drafts are not part of the text. A grammar that does not accept them must not end the row."""
     text = reference(models[family], PROMPTS[:1])[0].tolist()
     processor = Remembers(text)
     found = ours(models[family], PROMPTS[:1], logits_processor=LogitsProcessorList([processor]))

@@ -1,4 +1,4 @@
-"""What `generate` cannot do is refused by name, and what it is given is never silently ignored. Streamers."""
+"""`generate` refuses by name what it cannot do, and never silently ignores what it is given. Streamers are tested here too."""
 
 import re
 
@@ -77,7 +77,7 @@ def llama():
 
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=[", ".join(options) for options, _ in REFUSED])
 def test_what_is_not_supported_is_refused_by_name(llama, options: dict, message: str) -> None:
-    """Ignored, each of these would give an answer that looks like the one asked for."""
+    """If one of these were ignored, the answer would still look like the one asked for."""
     given = {"input_ids": torch.tensor(PROMPTS[:1]), "max_new_tokens": 4, "mtp": EXACT, **options}
     with pytest.raises(DecodingError, match=message):
         generate(model=llama, **given)
@@ -89,22 +89,21 @@ def test_what_is_not_supported_is_refused_by_name(llama, options: dict, message:
     ids=str,
 )
 def test_a_generation_config_is_refused_like_the_argument(llama, option: dict) -> None:
-    """The same option by the other way in must not slip through."""
+    """The same option must also be refused if it comes in a generation config."""
     with pytest.raises(DecodingError, match=next(iter(option))):
         ours(llama, PROMPTS[:1], generation_config=GenerationConfig(**option))
 
 
 def test_what_a_checkpoint_asks_for_is_refused_where_it_changes_the_text() -> None:
-    """A beam search of the checkpoint's must not become a greedy one in silence; a cache setting changes no text."""
+    """A checkpoint that asks for beam search must not silently be decoded greedily. A cache setting changes no text, so it is
+    accepted."""
     model = model_of("llama")
     wanted = ours(model, PROMPTS)
     model.generation_config.use_cache = False
     model.generation_config.early_stopping = True
     assert torch.equal(ours(model, PROMPTS), wanted)
     model.generation_config.num_beams = 3
-    with pytest.raises(
-        DecodingError, match=r"num_beams=3 .* checkpoint's generation config asks for it: give num_beams=1"
-    ):
+    with pytest.raises(DecodingError, match=r"num_beams=3 .* checkpoint's generation config sets it: pass num_beams=1"):
         ours(model, PROMPTS)
     assert torch.equal(ours(model, PROMPTS, num_beams=1, early_stopping=False), wanted)
     model.generation_config.mtp = {"treshold": 0.5}
@@ -113,7 +112,7 @@ def test_what_a_checkpoint_asks_for_is_refused_where_it_changes_the_text() -> No
 
 
 def test_values_that_ask_for_nothing_are_taken(llama) -> None:
-    """Wrappers pass every argument there is, at its default."""
+    """Wrappers pass every argument, at its default value. These must be accepted."""
     nothing = {
         "num_beams": 1, "use_cache": True, "guidance_scale": 1.0, "assistant_model": None, "synced_gpus": False,
         "output_attentions": False, "past_key_values": None, "streamer": None, "length_penalty": 1.0, "tokenizer": None,
@@ -123,8 +122,8 @@ def test_values_that_ask_for_nothing_are_taken(llama) -> None:
 
 
 def test_an_ordinary_model_is_refused() -> None:
-    """Without a mask token there is nothing to decode with, and the error must say what to do."""
-    with pytest.raises(DecodingError, match="no mtp block"):
+    """Without a mask token, a model cannot be decoded here, and the error must say what to do."""
+    with pytest.raises(DecodingError, match=r"no mtp block.*adapt it with multitoken"):
         decoder_of(SUPPORTED["llama"]())
 
 
@@ -144,7 +143,7 @@ class Collects(BaseStreamer):
 @pytest.mark.parametrize("family", ["llama", HOLDING])
 @pytest.mark.parametrize("options", [{}, {"stop_strings": "a", "tokenizer": TOKENIZER}], ids=["", "stop"])
 def test_a_streamer_gets_what_transformers_gives_it(family: str, options: dict) -> None:
-    """The prompt, then each token once, in order, by itself, then the end: a streamer may count on all of that."""
+    """A streamer may rely on getting the prompt, then each token once, in order and separately, then the end."""
     model, chunks = model_of(family), []
     mine, theirs = Collects(), Collects()
     found = ours(model, PROMPTS[:1], streamer=mine, mtp_chunks=chunks, **options)
@@ -154,7 +153,7 @@ def test_a_streamer_gets_what_transformers_gives_it(family: str, options: dict) 
 
 
 def test_a_text_streamer_prints_the_answer(capsys) -> None:
-    """It keeps tokens back until a word is whole: what is kept back must still come out at the end."""
+    """A text streamer holds tokens back until a word is complete. What it holds back must still be printed at the end."""
     model = model_of(HOLDING)
     found = ours(model, PROMPTS[:1], streamer=TextStreamer(TOKENIZER, skip_prompt=True))
     assert capsys.readouterr().out == TOKENIZER.decode(found[0, 5:]) + "\n"
@@ -162,7 +161,7 @@ def test_a_text_streamer_prints_the_answer(capsys) -> None:
 
 
 def test_a_streamer_for_several_rows_is_refused_before_it_gets_anything(llama) -> None:
-    """Rows accept unlike counts, so there is no common token to hand over."""
+    """Rows accept different numbers of tokens, so there is no common token to give to a streamer."""
     streamer = Collects()
     with pytest.raises(DecodingError, match=re.escape("a streamer takes one row, found 3")):
         ours(llama, PROMPTS, streamer=streamer)

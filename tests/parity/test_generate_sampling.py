@@ -1,4 +1,4 @@
-"""Sampling through `generate`: one text per seed whatever the policy and the batch, and the right distribution."""
+"""Sampling through `generate`: one text per seed for next-token and Exact, in any batch, and with the right distribution."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ NEXT = {"policy": "next-token"}
 @pytest.mark.parametrize("family", [HOLDING, *SUPPORTED])
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9, "repetition_penalty": 1.3, "min_p": 0.001}], ids=str)
 def test_a_seed_gives_one_text_under_next_token_and_exact(family: str, options: dict) -> None:
-    """Drafts and confirmations must draw the same noise, or Exact samples another text than plain decoding would."""
+    """A draft and its confirmation must use the same noise. Otherwise Exact samples another text than plain decoding."""
     model = model_of(family)
     texts = [ours(model, PROMPTS, mtp={**how, "seed": 7}, **HOT, **options) for how in (NEXT, EXACT)]
     assert torch.equal(*texts)
@@ -22,20 +22,20 @@ def test_a_seed_gives_one_text_under_next_token_and_exact(family: str, options: 
 
 
 def test_a_seed_gives_a_row_one_text_whatever_stands_beside_it() -> None:
-    """Noise belongs to seed, row and position, not to padding, neighbours or the order in which rows end."""
+    """Noise depends on seed, row and position, not on padding, neighbours or the order in which rows end."""
     model = model_of(HOLDING)
     mtp, chunks = {**EXACT, "seed": 3}, []
     together = new_tokens(ours(model, PROMPTS, mtp=mtp, mtp_chunks=chunks, **HOT), PROMPTS)
     assert max(sizes(chunks)) > 1
     assert new_tokens(ours(model, PROMPTS[:1], mtp=mtp, **HOT), PROMPTS[:1]) == together[:1]
-    others = [PROMPTS[2], PROMPTS[1], PROMPTS[0]]  # rows 0 and 2 change places, row 1 stays
+    others = [PROMPTS[2], PROMPTS[1], PROMPTS[0]]  # rows 0 and 2 are swapped, row 1 stays
     assert new_tokens(ours(model, others, mtp=mtp, **HOT), others)[1] == together[1]
     right = new_tokens(ours(model, PROMPTS, side="right", mtp=mtp, **HOT), PROMPTS)
     assert right == together
 
 
 def test_torch_manual_seed_decides_where_no_seed_is_given() -> None:
-    """As in transformers: the same call after the same `manual_seed` writes the same, the next call something else."""
+    """As in transformers: the same call after the same `manual_seed` writes the same text, and the next call another one."""
     model = model_of("llama")
     torch.manual_seed(11)
     first, second = (ours(model, PROMPTS, **HOT) for _ in range(2))
@@ -44,7 +44,7 @@ def test_torch_manual_seed_decides_where_no_seed_is_given() -> None:
 
 
 def test_return_sequences_of_a_prompt_stand_together_and_differ() -> None:
-    """Rows of one prompt that share their noise would be copies."""
+    """If rows of one prompt shared their noise, they would be copies."""
     model = model_of("llama")
     out = ours(model, PROMPTS, mtp={**EXACT, "seed": 1}, num_return_sequences=3, encoder_repetition_penalty=1.2, **HOT)
     assert out.shape[0] == 9
@@ -66,7 +66,8 @@ def test_a_checkpoint_that_samples_is_sampled_and_may_be_told_not_to() -> None:
 
 
 def exact_probabilities(model, warpers: LogitsProcessorList) -> torch.Tensor:
-    """[first, second] of the next two tokens, by plain forward passes; nothing follows EOS, which counts as second 0."""
+    """The probability of each pair [first, second] of next tokens, by plain forward passes. Nothing follows EOS: its second
+    token counts as 0."""
 
     def after(ids: list[list[int]]) -> torch.Tensor:
         with torch.no_grad():
@@ -82,9 +83,9 @@ def exact_probabilities(model, warpers: LogitsProcessorList) -> torch.Tensor:
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.5, 0.9), (2.0, 0.7)])
 def test_the_first_two_tokens_have_their_exact_probabilities(temperature: float, top_p: float) -> None:
-    """A draft that is confirmed by other noise than it was made with would be kept too often or too seldom: chi-square of
-    1,500 rows against exact probabilities, pairs that are expected under 5 times taken together. The bound is 5 standard
-    deviations over the mean."""
+    """A draft that is confirmed with other noise than it was made with would be accepted too often or too rarely. This is a
+    chi-square test of 1,500 rows against exact probabilities. Pairs that are expected fewer than 5 times are counted
+    together. The bound is 5 standard deviations above the mean."""
     model, rows, chunks = model_of(HOLDING), 1500, []
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)])
     expected = exact_probabilities(model, warpers).flatten() * rows
@@ -109,7 +110,8 @@ def test_the_first_two_tokens_have_their_exact_probabilities(temperature: float,
     ids=str,
 )  # fmt: skip
 def test_every_warper_leaves_out_what_transformers_leaves_out(option: dict) -> None:
-    """A warper that is dropped would still write plausible text: every token must be one that it leaves."""
+    """Without a warper the text would still be plausible. Scores must be those of transformers, and every token one that the
+    warper leaves."""
     model = model_of("llama")
     asked = {"output_scores": True, "return_dict_in_generate": True, "do_sample": True, "temperature": 6.0, "top_k": 0}
     out = ours(model, PROMPTS[:1], mtp={**EXACT, "seed": 2}, **{**asked, **option})

@@ -1,4 +1,5 @@
-"""Decoding in bf16 and fp16: Exact's text is next-token decoding's but for ties, and a run of fixed widths repeats bit for bit."""
+"""Decoding in bf16 and fp16: Exact's text is that of next-token decoding except at ties, and a run with fixed widths repeats
+bit for bit."""
 
 import copy
 
@@ -17,7 +18,7 @@ PROMPTS = [torch.randint(6, 90, (n,), generator=torch.Generator().manual_seed(n)
 
 def model_in(family: str, dtype: torch.dtype):
     model = SUPPORTED[family]()
-    for parameter in model.parameters():  # not model.to: from_pretrained leaves rotary frequencies alone
+    for parameter in model.parameters():  # not model.to: from_pretrained does not convert rotary frequencies
         parameter.data = parameter.data.to(dtype)
     return model
 
@@ -36,8 +37,9 @@ def ids(row) -> list[int]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3, sliding and full", "qwen3 mixture of experts"])
 def test_exact_parts_from_next_token_decoding_by_rounding_alone(family: str, dtype: torch.dtype) -> None:
-    """A pass of one token and a pass of several round differently in these types. Random weights round badly, by many steps of
-    the type; where two texts part, their tokens' logits lie within twice that error, or something else is at fault."""
+    """In these types, a pass of one token and a pass of several round differently. Random weights round badly, by many steps of
+    the type. Where two texts begin to differ, the logits of their tokens must be within twice that error. Otherwise
+    something else is wrong."""
     decoder = Decoder(model_in(family, dtype), mask_id=MASK, trained_k=6, eos_ids=[EOS])
     finer = copy.deepcopy(decoder.model).float()
     plain = [ids(row) for row in decoded(decoder, NextToken())]
@@ -56,7 +58,7 @@ def test_exact_parts_from_next_token_decoding_by_rounding_alone(family: str, dty
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_trained_model_parts_at_ties_only(dtype: str) -> None:
-    """Where differences of a trained model are more than ties, the word is too weak, or decoding is at fault."""
+    """If texts of a trained model differ by more than ties, either the definition of a tie is too weak or decoding is wrong."""
     base, gated = (mt.load(checkpoint(name), dtype=dtype) for name in ("base", "gated"))
     judge = Judge(base.hf, gated.mtp.mask_token_id)
     for task in ("word-problems", "letters"):
@@ -71,6 +73,7 @@ def test_a_trained_model_parts_at_ties_only(dtype: str) -> None:
 @pytest.mark.parametrize("policy", [Exact(0.0), Exact(0.3), ConfAdapt(0.2)])
 @pytest.mark.parametrize("sampling", [None, Sampling(2.0, seed=3)])
 def test_fixed_widths_repeat_bit_for_bit(policy, sampling) -> None:
-    """With adaptive=False a step's width follows from the text alone: the same call gives the same bits, confidences included."""
+    """With adaptive=False, a step's width depends on the text alone. The same call must give the same bits, confidences
+    included."""
     decoder = Decoder(model_in("llama", torch.bfloat16), mask_id=MASK, trained_k=6, eos_ids=[EOS])
     assert decoded(decoder, policy, sampling) == decoded(decoder, policy, sampling)

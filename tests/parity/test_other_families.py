@@ -1,5 +1,5 @@
-"""Families that need more than a mask: positions counted by index inside the attention, layers of unlike sizes, experts that
-are given their tokens only, latents that are expanded anew for all that is cached."""
+"""Families that need more than an attention mask: their attention counts positions by index, their layers have different
+sizes, their experts are given only their own tokens, or their latents are expanded again for all cached tokens."""
 
 import pytest
 import torch
@@ -35,7 +35,8 @@ def test_packed_blocks_and_their_gradients_are_those_of_blocks_alone(family: str
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_gate_leaves_the_original_models_text(family: str) -> None:
-    """DeepSeek's latents are expanded for all cached keys at once: an update put at the last of them was put at real tokens."""
+    """DeepSeek's latents are expanded for all cached keys at once. Guards against a bug: an update that was added to the last
+    of them was added at real tokens."""
     bare, model = under_a_gate(family)
     plain = decoded(Decoder(bare, eos_ids=[EOS]), PROMPTS[:3], NextToken())
     ours = Decoder(model, mask_id=10_000, trained_k=6, eos_ids=[EOS])
@@ -46,7 +47,7 @@ def test_a_gate_leaves_the_original_models_text(family: str) -> None:
 
 @pytest.mark.parametrize("family", BY_INDEX)
 def test_a_pass_that_is_not_ours_is_what_it_was(family: str) -> None:
-    """The families' own functions are led around for masks that carry positions, and for no others."""
+    """The families' own functions are bypassed for attention masks that carry positions, and for no others."""
     model, untouched = tiny_model(family), tiny_model(family)
     ids = torch.tensor([[0, 0, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22, 23, 24, 25, 26, 27, 28]])
     mask = torch.ones_like(ids)

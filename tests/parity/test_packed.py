@@ -23,7 +23,7 @@ def packed_logits(model, tokens):
 
 
 def separate_logits(model, tokens):
-    """The slow reference: each block alone, [tokens up to the anchor | masks], no padding, no packing."""
+    """The slow reference: each block alone, as [tokens up to the anchor | masks], without padding or packing."""
     rows = []
     for row, anchors in zip(tokens, ANCHORS, strict=True):
         blocks = []
@@ -36,9 +36,10 @@ def separate_logits(model, tokens):
 
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_packed_equals_separate(family: str) -> None:
-    """Right padding and other anchors in each row; a wrong mask or position shows as 1 and more.
+    """Right padding, and other anchors in each row. A wrong mask or position changes logits by 1 or more.
 
-    float64 parameters; norms and rotary angles still compute in float32, hence 1e-4 of the spread and not 1e-9.
+    Parameters are float64, but norms and rotary angles are still computed in float32. The tolerance is therefore 1e-4 of
+    the spread and not 1e-9.
     """
     model = SUPPORTED[family]().double()
     tokens = torch.randint(6, 90, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -59,12 +60,12 @@ def test_packed_equals_separate(family: str) -> None:
 
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_self_test_accepts(family: str) -> None:
-    """A refusal of a family that works would be a regression nobody else notices."""
+    """If the self-test refused a family that works, no other test would notice."""
     check_blocks(SUPPORTED[family](), MASK)
 
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_self_test_refuses_families_that_would_decode_wrongly(family: str) -> None:
-    """These take a block mask without a word and answer wrongly, with real tokens looking right."""
+    """These accept a block mask without an error and answer wrongly, although real tokens look right."""
     with pytest.raises(UnsupportedModelError):
         check_blocks(REFUSED[family](), MASK)

@@ -1,5 +1,5 @@
-"""Rows that samples share, and prefixes run in chunks, are what samples alone and whole prefixes are: a training step's
-hidden states, proposals, loss and gradients, in both ways to adapt."""
+"""Several samples in one row give the same as samples alone, and prefixes in chunks the same as whole prefixes. Compared are
+a training step's hidden states, proposals, loss and gradients, for both ways to adapt."""
 
 import copy
 
@@ -24,7 +24,8 @@ ANCHORS = ((2, 15, 9), (0, 7, 3), (9, 1, 4), (3, 2, 0))
 
 
 def step(family: str, method: str, objective: Objective) -> Distillation:
-    """A student that is not its teacher. float64, so that 1e-5 is far above rounding and far below a wrong mask."""
+    """A student that differs from its teacher. In float64, 1e-5 is far above rounding and far below the effect of a
+    wrong mask."""
     teacher = SUPPORTED[family]().double().requires_grad_(False)
     torch.manual_seed(3)
     if method == "full":
@@ -42,7 +43,7 @@ def step(family: str, method: str, objective: Objective) -> Distillation:
 
 
 def rows(shared: bool) -> dict[str, torch.Tensor]:
-    """Four samples in rows of their own, or two in each row: unlike lengths, hence padding."""
+    """Four samples, each in its own row or two per row. Their lengths differ, so there is padding."""
     torch.manual_seed(1)
     ids = [torch.randint(6, 90, (length,)).tolist() for length in LENGTHS]
     made = []
@@ -64,7 +65,8 @@ def rows(shared: bool) -> dict[str, torch.Tensor]:
 
 
 def hidden(distillation: Distillation, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Of student and teacher, at the blocks and at the real tokens that are no padding: [places, D], sample by sample."""
+    """The proposals, and the hidden states [places, D] of student and teacher at the blocks and at the real tokens that are not
+    padding, sample by sample."""
     batch = pack_blocks(
         inputs["tokens"], inputs["lengths"].tolist(), inputs["anchors"], inputs["ks"].tolist(), MASK,
         segments=inputs["segments"],
@@ -93,14 +95,15 @@ def assert_same(ours: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
 
 
 def objectives(method: str) -> list[Objective]:
-    weight = 0.5 if method == "full" else 0.0  # on real tokens a gate changes nothing
+    weight = 0.5 if method == "full" else 0.0  # at real tokens a gate changes nothing
     return [Objective(next_token_weight=weight), Objective(labels="data", until_disagreement=True)]
 
 
 @pytest.mark.parametrize("method", ["full", "gated"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_in_a_shared_row_do_not_see_each_other(family: str, method: str) -> None:
-    """Leakage between samples, or positions that run on, train on a context that decoding never has: shows as 1."""
+    """Guards against samples that see each other, and against positions that continue from one sample to the next. Both would
+    train on a context that decoding never has. The difference would be 1."""
     for objective in objectives(method):
         distillation = step(family, method, objective)
         shared, alone = rows(shared=True), rows(shared=False)
@@ -110,8 +113,8 @@ def test_samples_in_a_shared_row_do_not_see_each_other(family: str, method: str)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prefix_in_chunks_is_the_whole_prefix(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk that does not see the ones before it, or is put at their positions. Chunks of 5 end inside samples, inside
-    the sliding window and inside padding; packed rows as well."""
+    """Guards against a chunk that does not see the ones before it, or has their positions. Chunks of 5 end inside samples,
+    inside the sliding window and inside padding. Packed rows are tested as well."""
     distillation = step(family, "gated", Objective())
     for inputs in (rows(shared=False), rows(shared=True)):
         whole = [*hidden(distillation, inputs), *loss_and_gradients(distillation, inputs)]

@@ -1,7 +1,7 @@
-"""Recurrent and hybrid models: what is real writes to the state, masks and refused drafts never do.
+"""Recurrent and hybrid models: real tokens change the state, masks and refused drafts never do.
 
-Against transformers' greedy `generate`, and for training against one plain forward pass per block. Float32: transformers'
-scans cast to it, so that float64 would show no more.
+Decoding is compared with transformers' greedy `generate`, and training with one plain forward pass per block. In float32:
+transformers' scans cast to it, so float64 would show no more.
 """
 
 import copy
@@ -23,7 +23,7 @@ from multitoken.models.selftest import check_blocks
 from multitoken.training.head import Head
 from multitoken.training.passes import GatedPasses
 
-# A family for each mixer, then those that put the same ones together in another way.
+# One family for each mixer, then families that combine the same mixers in another way.
 KINDS = {"mamba2": "Mamba-2", "jamba": "Mamba-1", "qwen3_next": "gated delta net", "lfm2": "short convolution",
          "recurrent_gemma": "RG-LRU", "minimax": "lightning attention", "kimi_linear": "Kimi's delta attention"}  # fmt: skip
 HAS_EXPERTS = {"jamba", "qwen3_next", "minimax"}
@@ -42,7 +42,7 @@ NEW = 16
 
 
 def under_a_gate(family: str):
-    """(a model of the family, the same one with a loud random gate at work)"""
+    """(a model of the family, the same model with a random gated adapter that has a large effect)"""
     model = tiny_model(family).requires_grad_(False)
     bare = copy.deepcopy(model)
     adapter = GatedAdapter(model, mask_id=10_000, rank=4, layers=adaptable_layers(model))
@@ -70,7 +70,7 @@ def greedy(model, prompt: list[int]) -> list[int]:
 
 @torch.no_grad()
 def slow_greedy(model, prompt: list[int]) -> list[int]:
-    """One whole forward pass a token."""
+    """One whole forward pass per token."""
     ids = list(prompt)
     while len(ids) < len(prompt) + NEW and (len(ids) == len(prompt) or ids[-1] != EOS):
         logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
@@ -85,7 +85,7 @@ def decoder_of(model) -> Decoder:
 
 @pytest.mark.parametrize("family", [*KINDS, *OTHERS])
 def test_exact_is_generate_alone_and_in_a_ragged_batch(family: str) -> None:
-    """A mask or a refused draft in the state, or a confirmed one left out of it, changes every later token."""
+    """If a mask or a refused draft enters the state, or a confirmed draft is left out of it, every later token changes."""
     model = tiny_model(family)
     decoder = decoder_of(model)
     prompts = PROMPTS if family in KINDS else PROMPTS[:3]
@@ -96,7 +96,8 @@ def test_exact_is_generate_alone_and_in_a_ragged_batch(family: str) -> None:
 
 
 def test_zamba2_is_what_its_forward_pass_says() -> None:
-    """Its one-token kernel leaves out a limit of the time step that its forward pass has: `generate` and we may differ there."""
+    """Its one-token kernel omits a limit of the time step that its forward pass has, so `generate` and our decoding may differ.
+    The reference is therefore its forward pass."""
     model = tiny_model("zamba2")
     reference = [slow_greedy(model, prompt) for prompt in PROMPTS[:3]]
     for policy in (Exact(0.0), NextToken()):
@@ -114,8 +115,8 @@ def test_one_seed_is_one_text(family: str) -> None:
 @pytest.mark.parametrize("stride", [1, 3])
 @pytest.mark.parametrize("family", KINDS)
 def test_lines_are_used_again_and_prompts_come_in_pieces(family: str, stride: int, monkeypatch) -> None:
-    """Rows leave, others take and move their lines, and checkpoints move at other places: what a line held before must be gone,
-    and what it holds must move with it."""
+    """Rows leave, others take over and move their lines, and checkpoints move at other positions. What a line held before must
+    be gone, and what it holds must move with it."""
     monkeypatch.setattr(recurrent_module, "STRIDE", stride)
     decoder = decoder_of(tiny_model(family))
     requests = [
@@ -138,8 +139,8 @@ def test_lines_are_used_again_and_prompts_come_in_pieces(family: str, stride: in
 
 @pytest.mark.parametrize("family", KINDS)
 def test_what_stands_at_masks_leaves_the_state_untouched(family: str) -> None:
-    """The same tokens, and masks that say something else: what is remembered of a text is equal bit for bit. Experts are the
-    exception: each rounds by how many tokens it gets, masks included, on some CPUs."""
+    """With the same tokens and masks that predict something else, the stored state must be equal bit for bit. Experts are the
+    exception: on some CPUs, their rounding depends on how many tokens each of them gets, masks included."""
     model = tiny_model(family).requires_grad_(False)
     adapter = GatedAdapter(model, mask_id=MASK, rank=4, layers=adaptable_layers(model))
     adapter.attach(model)
@@ -152,7 +153,7 @@ def test_what_stands_at_masks_leaves_the_state_untouched(family: str) -> None:
         engine = decoder.engine()
         for prompt in PROMPTS:
             engine.add(decoder.request(prompt, policy=Exact(1.0), max_new_tokens=24))
-        for _ in range(20):  # threshold 1: all drafts are dropped, and checkpoints move all the same
+        for _ in range(20):  # threshold 1: all drafts are dropped, but checkpoints still move
             engine.step()
         recurrent = engine._batch.cache.recurrent
         return [part for parts in recurrent._states for part in parts.values()]
@@ -183,7 +184,7 @@ def packed(model, ids: torch.Tensor, segments: torch.Tensor | None = None) -> to
 
 
 def separate(model, ids: torch.Tensor, mask_id: int = MASK) -> torch.Tensor:
-    """The slow reference: each block alone, [tokens up to the anchor | masks]."""
+    """The slow reference: each block alone, as [tokens up to the anchor | masks]."""
     rows = []
     for row, anchors in zip(ids, ANCHORS, strict=True):
         parts = [
@@ -198,8 +199,8 @@ def separate(model, ids: torch.Tensor, mask_id: int = MASK) -> torch.Tensor:
 @pytest.mark.parametrize("piece", [5, 19])
 @pytest.mark.parametrize("family", [*KINDS, "zamba2", *OTHERS])
 def test_packed_blocks_and_their_gradients_are_those_of_blocks_alone(family: str, piece: int, monkeypatch) -> None:
-    """Other anchors in each row, padding, and borders every 5 tokens, so that blocks start on, before and behind one; or every 19,
-    which leaves one token for the last piece: kernels of one token write in place."""
+    """Other anchors in each row, padding, and a border between pieces every 5 tokens, so that blocks start on, before and after
+    a border. Or a border every 19 tokens, which leaves one token for the last piece: kernels for one token write in place."""
     monkeypatch.setattr(block_states_module, "PIECE_ON_CPU", piece)
     model = tiny_model(family)
     ours, reference = packed(model, tokens()), separate(model, tokens())
@@ -216,7 +217,7 @@ def test_packed_blocks_and_their_gradients_are_those_of_blocks_alone(family: str
 
 @pytest.mark.parametrize("family", ["mamba2", "qwen3_next", "lfm2"])
 def test_kinds_that_leave_any_state_are_replayed_as_well(family: str, monkeypatch) -> None:
-    """As on accelerators, whose kernels leave the last state only."""
+    """As on accelerators, whose kernels leave only the last state."""
     assert Mixers.of(tiny_model(family)).leave_any
     monkeypatch.setattr(Mixers, "leave_any", False)
     test_exact_is_generate_alone_and_in_a_ragged_batch(family)
@@ -226,7 +227,7 @@ def test_kinds_that_leave_any_state_are_replayed_as_well(family: str, monkeypatc
 
 
 def test_padding_is_no_sample_of_its_own() -> None:
-    """A row's padding, which may be a segment of its own, ran through the mixers as one more sample."""
+    """Guards against a bug: a row's padding, which may be a segment of its own, ran through the mixers as one more sample."""
     model = tiny_model("mamba2")
     segments = torch.zeros_like(tokens())
     segments[1, LENGTHS[1] :] = 1
@@ -238,8 +239,8 @@ def test_padding_is_no_sample_of_its_own() -> None:
 
 @pytest.mark.parametrize("family", [*KINDS, "granitemoehybrid", "mamba"])
 def test_a_gate_trains_behind_the_original_models_prefix(family: str, monkeypatch) -> None:
-    """Real tokens, state included, are the bare model's; masks are what a plain pass of the gated model gives; and the gradient
-    of the adapter is that of such passes."""
+    """Real tokens, state included, must be those of the bare model. Masks must be those of a plain pass of the gated model, and
+    the gradient of the adapter must be that of such passes."""
     monkeypatch.setattr(block_states_module, "PIECE_ON_CPU", 5)
     model = tiny_model(family).requires_grad_(False)
     bare = copy.deepcopy(model)
@@ -270,7 +271,7 @@ def test_a_gate_trains_behind_the_original_models_prefix(family: str, monkeypatc
 
 @pytest.mark.parametrize("family", KINDS)
 def test_exact_under_a_gate_is_the_bare_models_text(family: str) -> None:
-    """The promise of the gate, with updates that say something loud inside the mixers."""
+    """The promise of the gate, with updates that have a large effect inside the mixers."""
     bare, model = under_a_gate(family)
     plain = decoded(Decoder(bare, eos_ids=[EOS]), PROMPTS, NextToken())
     ours = Decoder(model, mask_id=10_000, trained_k=6, eos_ids=[EOS])

@@ -1,4 +1,4 @@
-"""Several threads on one model: each gets the text that it gets alone."""
+"""Several threads use one model. Each gets the same text as alone."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ PROMPTS = [torch.randint(6, 90, (3 + 5 * i,), generator=torch.Generator().manual
 
 
 def gated_decoder() -> Decoder:
-    """The adapter is loud: masks and real tokens taken for each other show in the text."""
+    """The adapter has a large effect: if masks and real tokens are confused, the text shows it."""
     model = SUPPORTED["llama"]().requires_grad_(False)
     adapter = GatedAdapter(model, mask_id=BEYOND, rank=4, layers=adaptable_layers(model))
     torch.manual_seed(0)
@@ -32,8 +32,8 @@ def text(decoder: Decoder, prompt: list[int]) -> list[int]:
 
 
 def test_threads_decode_as_if_each_were_alone() -> None:
-    """The gate notes where the masks of *the* pass are, and layers take its forward for as long as there are any: two passes at
-    once failed, or let the adapter act at real tokens and lost the original's text without a word."""
+    """The gate records where the masks of *the* pass are, and layers use the adapter's forward while there are any. Guards
+    against a bug: two passes at once failed, or the adapter acted at real tokens and silently changed the original's text."""
     decoder = gated_decoder()
     alone = [text(decoder, prompt) for prompt in PROMPTS]
     with ThreadPoolExecutor(4) as pool:
@@ -42,7 +42,7 @@ def test_threads_decode_as_if_each_were_alone() -> None:
 
 
 def test_an_abandoned_stream_holds_nothing() -> None:
-    """A lock around a whole answer would stop every other thread for good when a reader goes away."""
+    """If a lock were held for a whole answer, a reader that goes away would block every other thread forever."""
     decoder = gated_decoder()
     left = decoder.decode([PROMPTS[0]], policy=Exact(0.0), max_new_tokens=24)
     next(left)
@@ -55,7 +55,7 @@ def test_an_abandoned_stream_holds_nothing() -> None:
 
 
 def test_the_lock_is_the_models() -> None:
-    """Two engines over one model share it; a step waits for whoever holds it."""
+    """A step must wait while something else holds the lock of its model, such as another engine or a training run."""
     decoder = gated_decoder()
     done = threading.Event()
     with lock_of(decoder.model):

@@ -1,4 +1,4 @@
-"""How often a step waits for the device, counted: reading a number off it stops the host until all work is done."""
+"""Counts how often a step waits for the device: reading a number from it stops the host until all work is done."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ PROMPTS = [torch.randint(6, 90, (3 + 4 * i,), generator=torch.Generator().manual
 
 
 class Waits(TorchDispatchMode):
-    """Counts what would stop a GPU's host: numbers read (item, bool, int), shapes that depend on numbers, and lists."""
+    """Counts what would make a GPU's host wait: reading numbers (item, bool, int), shapes that depend on numbers, and lists."""
 
     READ = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "repeat_interleave")
 
@@ -49,11 +49,12 @@ def decoder_of(kind: str) -> Decoder:
 @pytest.mark.parametrize("policy", [NextToken(), Exact(0.0), Exact(0.4)])
 @pytest.mark.parametrize("kind", ["full", "gated", "merged"])
 def test_a_step_waits_once(kind: str, policy, rows: int, monkeypatch) -> None:
-    """The gate asked the device four times a step where the masks are, which the host had put there itself."""
+    """Guards against a bug: the gate asked the device four times per step where the masks are, although the host itself had put
+    them there."""
     engine = decoder_of(kind).engine()
     for prompt in PROMPTS[:rows]:
         engine.add(Decoder.request(decoder_of(kind), prompt, policy=policy, max_new_tokens=30))
-    engine.step()  # rules and the cache are made once
+    engine.step()  # attention rules and the cache are made once, in the first step
     waits = Waits(monkeypatch)
     steps = 0
     with waits:
@@ -64,7 +65,7 @@ def test_a_step_waits_once(kind: str, policy, rows: int, monkeypatch) -> None:
 
 
 def test_masks_are_where_the_host_says_or_where_they_are_found() -> None:
-    """The two ways must say the same, wherever the rows end."""
+    """Both ways must give the same result, for any number of masks at the end of a row."""
     model = decoder_of("gated").model
     ids = torch.randint(6, 90, (3, 9), generator=torch.Generator().manual_seed(1))
     for row, masks in enumerate((3, 0, 5)):

@@ -1,8 +1,8 @@
-"""What drafts are worth survives every door: what a model says at masks is the same while it trains, after saving and
-loading, and after export without us.
+"""Drafts stay as good as in training: what a model predicts at masks is the same while it trains, after saving and loading, and
+after an export that is used without multitoken.
 
-Exact confirms every token by the original model, so its output is right whatever the masks say: a mask vector that arrives at a
-wrong scale costs all speed, and no test of the output sees it.
+Exact confirms every token with the original model, so its output is right whatever the masks predict. A mask vector with a wrong
+scale costs all speed, and no test of the output notices it.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ def at_masks(model, mask_id: int) -> torch.Tensor:
 
 
 def trained(method: str, family: str, folder: Path) -> tuple[torch.Tensor, int]:
-    """Save a model of the family as if it had been trained: what it said at masks before, and the mask's id."""
+    """Save a model of the family as if it had been trained. Returns its logits at masks before that, and the mask's id."""
     tokenizer = tiny_tokenizer(90)
     FAMILIES[family]().save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
@@ -55,7 +55,7 @@ def trained(method: str, family: str, folder: Path) -> tuple[torch.Tensor, int]:
 @pytest.mark.parametrize("method", ["gated", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_masks_say_the_same_after_saving_loading_and_export(method: str, family: str, tmp_path) -> None:
-    """Gemma scales the rows of its embedding by the square root of the hidden size: a vector that was put in behind the
+    """Gemma scales the rows of its embedding by the square root of the hidden size. A vector that was inserted after the
     scaling is scaled once more when it is read as a row."""
     before, mask_id = trained(method, family, tmp_path)
     loaded = load_causal_lm(tmp_path / "adapted").model
@@ -68,7 +68,7 @@ def test_masks_say_the_same_after_saving_loading_and_export(method: str, family:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_mask_vector_is_a_row_of_the_embedding(family: str) -> None:
-    """With the row of a real token as its vector, and updates of zero, the mask is that token."""
+    """If its vector is the row of a real token, and the updates are zero, the mask must act as that token."""
     model = FAMILIES[family]()
     plain = model(input_ids=torch.tensor([[7, 8, 11]]), use_cache=False).logits
     adapter = GatedAdapter(model, mask_id=90, rank=1, layers=[])
@@ -78,7 +78,7 @@ def test_a_mask_vector_is_a_row_of_the_embedding(family: str) -> None:
 
 
 def test_an_embedding_that_does_more_is_refused() -> None:
-    """A family that bends its rows otherwise would get a vector that means something else."""
+    """In a family that changes its rows in another way, the vector would mean something else."""
     model = SUPPORTED["llama"]()
     embedding = model.get_input_embeddings()
     embedding.forward = lambda ids: torch.nn.functional.embedding(ids, embedding.weight).tanh()

@@ -1,4 +1,4 @@
-"""The options of an adaptation: what overrides what, and plain words for what cannot be."""
+"""The options of an adaptation: which value overrides which, and clear messages for invalid values."""
 
 import subprocess
 import sys
@@ -15,13 +15,13 @@ NEEDED = {"model": "m", "data": "d", "output": "o"}
 
 
 def test_every_field_has_a_sentence():
-    """The sentences are the command line's help: a field without one is an option that nobody can understand."""
+    """The descriptions are the command line's help. A field without one is an option that nobody can understand."""
     for name, field in AdaptConfig.model_fields.items():
         assert field.description and field.description.endswith("."), name
 
 
 def test_options_override_the_recipe_and_none_does_not():
-    """The command line passes None for every flag that was not typed: it must not undo the recipe."""
+    """The command line passes None for every flag that was not typed. None must not override the recipe."""
     config = make_config({**NEEDED, "k_max": 8, "seed": 3}, k_max=4, seed=None, model=Path("here"))
     assert (config.k_max, config.seed, config.model) == (4, 3, "here")
 
@@ -50,7 +50,7 @@ def test_steps_option_replaces_the_recipe_s_minutes():
     [
         ({"k_max": 1}, r"k_max must be at least 2 .* found 1"),
         ({"k_maxx": 8}, r"unknown option 'k_maxx'; did you mean 'k_max'\?"),
-        ({"teacher": "softt"}, "teacher is 'softt'; it should be 'hard' or 'soft'. The teacher's word"),
+        ({"teacher": "softt"}, "teacher is 'softt'; it should be 'hard' or 'soft'. The teacher's labels"),
         ({"learning_rate": 0}, "learning_rate is 0; it should be greater than 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; it should be a finite number"),
         ({"steps": 2.5}, "steps is 2.5; it should be a valid integer"),
@@ -65,7 +65,7 @@ def test_steps_option_replaces_the_recipe_s_minutes():
     ],
 )
 def test_what_cannot_be_is_refused_in_plain_words(options: dict, complaint: str):
-    """Pydantic's own report speaks of types and URLs; the person needs field, value, expectation."""
+    """Pydantic's own report is about types and URLs. A user needs the field, the value and what was expected."""
     with pytest.raises(UsageError, match=complaint):
         make_config(NEEDED, **options)
 
@@ -77,7 +77,7 @@ def test_missing_fields_are_all_named_at_once():
 
 
 def test_config_cannot_be_changed_on_the_way():
-    """The record is written into the checkpoint as what was done: nothing may alter it after the checks."""
+    """The config is saved in the checkpoint as a record of the run, so nothing may change it after the checks."""
     with pytest.raises(ValidationError):
         make_config(NEEDED).k_max = 1  # type: ignore[misc]
 
@@ -115,7 +115,7 @@ def test_missing_recipe(tmp_path: Path):
 
 
 def test_import_is_light():
-    """`multitoken --help` imports this module: torch alone would cost seconds."""
+    """`multitoken --help` imports this module. Importing torch alone would take seconds."""
     check = (
         "import sys, multitoken.config; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     )
@@ -124,7 +124,7 @@ def test_import_is_light():
 
 
 def test_keywords_of_adapt_are_the_config_s_fields() -> None:
-    """An editor must offer every option, with its type, and no other."""
+    """An editor must offer every option with its type, and no other options."""
     from multitoken.adapt_options import AdaptOptions
 
     fields = {

@@ -1,4 +1,4 @@
-"""What README and docs say of commands and numbers: commands exist, numbers agree wherever they stand, worked examples work."""
+"""Checks of README and docs: their commands exist, a number is the same on every page, and worked examples work."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ WRITTEN = sorted({line for page in PAGES for line in commands_in(page.read_text(
 
 @pytest.mark.parametrize("line", WRITTEN)
 def test_a_command_of_the_docs_exists(line: str) -> None:
-    """A newcomer types what stands there: an option that was renamed is an error in the first minute."""
+    """A newcomer types the commands as written. With an option that was renamed, the first minute ends in an error."""
     _, name, *words = shlex.split(line)
     if name in ("--help", "..."):
         return
@@ -48,7 +48,7 @@ def test_commands_were_found() -> None:
 
 
 def benchmarks_in(text: str) -> Iterator[tuple[str, str]]:
-    """(module, option) of calls of our modules, in blocks and in sentences; "" for the call itself."""
+    """(module, option) of the calls of our modules, in code blocks and in sentences; option "" is the call itself."""
     for call in re.split(r"python\s+-m\s+", text.replace("\\\n", " "))[1:]:
         module, _, rest = re.split(r"[`#|)]|multitoken |\n\n", call)[0].partition(" ")
         if re.fullmatch(r"(benchmarks|multitoken\.quickstart)\.\w+", module.strip()):
@@ -61,7 +61,8 @@ BENCHMARKS = sorted({call for page in PAGES for call in benchmarks_in(page.read_
 
 @pytest.mark.parametrize(("name", "option"), BENCHMARKS)
 def test_a_benchmark_of_the_docs_exists(name: str, option: str) -> None:
-    """Every number comes with the command that prints it: its module is there, and its options stand in it or in what it shares."""
+    """Every number comes with the command that prints it. The module of the command must exist, and its options must be
+    defined in it or in a benchmark module that it imports."""
     room, _, module = name.rpartition(".")
     folder = ROOT / "benchmarks" if room == "benchmarks" else ROOT / "src" / "multitoken" / "quickstart"
     source = (folder / f"{module}.py").read_text(encoding="utf-8")
@@ -78,7 +79,7 @@ def found(page: str, pattern: str) -> tuple[str, ...]:
 
 NUMBER = r"(\d+\.?\d*)"
 INTERVAL = rf"\({NUMBER} to {NUMBER}\)"
-SAME = {  # a figure that stands in two places: where, as what, and the same of its source
+SAME = {  # a number on two pages: page and pattern of the quote, page and pattern of its source
     "one request against generate": (
         ("README.md", rf"batch 1: {NUMBER} times {INTERVAL} transformers' `generate` under Exact 0\.6"),
         ("docs/embedded-models.md", rf"\| Exact 0\.6 \| \d+ \| {NUMBER} {INTERVAL} \|"),
@@ -116,7 +117,8 @@ SAME = {  # a figure that stands in two places: where, as what, and the same of 
 
 @pytest.mark.parametrize("name", SAME)
 def test_a_figure_is_the_same_wherever_it_stands(name: str) -> None:
-    """A page that was measured anew while another still quotes the old number: readers trust neither."""
+    """Guards against a page with a new measurement while another still quotes the old number: readers then trust
+    neither."""
     (here, as_written), (source, measured) = SAME[name]
     quoted, original = sorted(found(here, as_written)), sorted(found(source, measured))
     assert len(quoted) == len(original)
@@ -126,7 +128,7 @@ def test_a_figure_is_the_same_wherever_it_stands(name: str) -> None:
 
 
 def test_the_policy_of_contributing_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worked example: one class, one line, and every way to name a policy knows it."""
+    """The worked example of CONTRIBUTING.md: with one class and one line, the policy can be used by its name."""
     from multitoken.decoding import Decoder
     from tests.parity.families import MASK, SUPPORTED
 
@@ -144,7 +146,7 @@ def test_the_policy_of_contributing_decodes(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_grader_of_contributing_grades(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function and a line of the table."""
+    """The worked example of CONTRIBUTING.md: a function and a line in `GRADERS`."""
     from multitoken.evaluation import graders
 
     names: dict[str, object] = {}

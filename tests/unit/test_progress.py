@@ -1,4 +1,4 @@
-"""Bars on terminals, lines in logs."""
+"""Progress is a bar on a terminal and lines in a log."""
 
 import io
 
@@ -13,7 +13,7 @@ def log(*, terminal: bool) -> tuple[Console, io.StringIO]:
 
 
 def test_a_log_is_told_once_a_minute() -> None:
-    """Who runs an hour behind nohup sees that it goes on, and is not drowned."""
+    """The log of a long run (under nohup, for example) shows that it goes on, and is not flooded with lines."""
     now, (console, text) = [0.0], log(terminal=False)
     lines = Lines(console, lambda: now[0])
     for now[0] in (1.0, 59.0, 60.0, 61.0, 119.0, 125.0):

@@ -1,4 +1,4 @@
-"""The recipes in recipes/: each can be given to adapt as it stands, and each is told of."""
+"""The recipes in recipes/: adapt accepts each as it is, and the docs mention each."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_a_configuration(path: Path) -> None:
-    """An option that was renamed would stop a run of days at its first minute."""
+    """Guards against a renamed option, which would stop a run of days in its first minute."""
     config = make_config(load_recipe(path), output="out")
     assert config.model and config.data
 

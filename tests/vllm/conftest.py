@@ -1,4 +1,4 @@
-"""Engines in this very process, and what they must equal: our own decoder over the same weights."""
+"""vLLM engines in this process, and what they must equal: our own decoder with the same weights."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -25,14 +25,14 @@ EOS = 1
 
 @dataclass(frozen=True)
 class Case:
-    """A request, in words that both sides understand."""
+    """A request in a form that can be given to both sides."""
 
     prompt: list[int]
     max_tokens: int
     sampling: Sampling | None = None
     eos: bool = True
-    more: dict[str, Any] = field(default_factory=dict)  # of vLLM's SamplingParams
-    extra: dict[str, Any] = field(default_factory=dict)  # its extra_args
+    more: dict[str, Any] = field(default_factory=dict)  # further arguments of vLLM's SamplingParams
+    extra: dict[str, Any] = field(default_factory=dict)  # the extra_args of SamplingParams
 
     def params(self) -> Any:
         from vllm import SamplingParams
@@ -70,21 +70,21 @@ def prompts(tokenizer: Any) -> list[list[int]]:
 
 
 class Reference:
-    """Our own decoder over a checkpoint, adapted or not."""
+    """Our own decoder for a checkpoint, adapted or not."""
 
     def __init__(self, checkpoint: Path, adapted: bool = True) -> None:
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
         self.decoder = decoder_of(model) if adapted else Decoder(model)
 
     def plain(self, cases: Sequence[Case], **more: Any) -> list[list[int]]:
-        """Next-token decoding, which exact must equal."""
+        """The answers of next-token decoding, which exact must equal."""
         return [
             [t for chunk in chunks for t in chunk] for chunks in self._run(cases, [NextToken()] * len(cases), **more)
         ]
 
     def chunks(self, cases: Sequence[Case], policies: Sequence[Policy], **more: Any) -> list[list[tuple[int, ...]]]:
-        """The chunks of each, counted as vLLM does: it feeds no masks with the last piece of a prompt, so the first chunk
-        is one token; behind that our own decoder goes on with masks at once."""
+        """The chunks of each request, counted as in vLLM. vLLM feeds no masks with the last piece of a prompt, so its first
+        chunk is one token. After that token, our own decoder continues with masks at once."""
         first = self._run([_with(case, max_tokens=1) for case in cases], [NextToken()] * len(cases), **more)
         going = [i for i, case in enumerate(cases) if case.max_tokens > 1 and not (case.eos and first[i][0][0] == EOS)]
         rest = self._run(
@@ -134,12 +134,12 @@ def reference() -> Reference:
 
 @pytest.fixture(scope="session")
 def original() -> Reference:
-    """The model that the embedded ones were adapted from, which knows nothing of masks."""
+    """The model that the embedded ones were adapted from. It does not know masks."""
     return Reference(BASE, adapted=False)
 
 
 def engine(model: Path | str = CHECKPOINT, **options: Any) -> AbstractContextManager[Any]:
-    """A vLLM engine; what it holds is given back at the end."""
+    """A vLLM engine. Its resources are released at the end."""
     defaults = {"max_model_len": MAX_MODEL_LEN, "max_num_batched_tokens": 2048}
     return vllm_local.engine(Path(model), **(defaults | options))
 

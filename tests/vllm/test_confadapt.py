@@ -1,5 +1,5 @@
-"""ConfAdapt mode: what masks predict with confidence is final, so a token depends on where steps begin. Our decoder, which
-begins its steps where vLLM does, must give the same tokens in the same chunks."""
+"""ConfAdapt mode: what masks predict with confidence is final, so a token depends on where steps begin. Our decoder begins
+its steps where vLLM does, and must give the same tokens in the same chunks."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,7 +26,7 @@ def flat(rows: list[list[tuple[int, ...]]]) -> list[list[int]]:
 
 
 def test_forty_requests_are_those_of_our_decoder(llm: Any, generate: Generate, reference: Reference, prompts) -> None:
-    """Sixteen at once, then again with a warm prefix cache: KV entries of masks must never be taken for those of tokens."""
+    """Sixteen at once, then again with a warm prefix cache. KV entries of masks must never be used as those of tokens."""
     cases = [Case(prompt, max_tokens=(1, 2, 3, 40, 90)[i % 5]) for i, prompt in enumerate(prompts)]
     expected = flat(reference.chunks(cases, [ConfAdapt(THRESHOLD, 16)] * len(cases)))
     assert generate(llm, cases) == expected
@@ -37,7 +37,7 @@ def test_forty_requests_are_those_of_our_decoder(llm: Any, generate: Generate, r
 def test_it_needs_as_many_passes_as_our_decoder(
     llm: Any, generate: Generate, reference: Reference, prompts, monkeypatch
 ) -> None:
-    """Right tokens one by one would be no use."""
+    """The right tokens, but only one per pass, would be useless."""
     from multitoken.vllm.sampler import Sampler
 
     passes, original = [], Sampler.__call__
@@ -52,8 +52,8 @@ def test_it_needs_as_many_passes_as_our_decoder(
 def test_stock_scheduler_would_be_wrong(
     llm: Any, generate: Generate, reference: Reference, prompts, monkeypatch
 ) -> None:
-    """The negative control: without our scheduler masks' KV entries stay, and most texts go astray. If this passes with
-    vLLM's own, the tests above prove nothing."""
+    """The negative control: without our scheduler, KV entries of masks stay and at least a third of the texts are wrong. If the texts were right
+    with vLLM's own scheduler, the tests above would prove nothing."""
     from vllm.v1.core.sched.scheduler import Scheduler
 
     from multitoken.vllm.scheduler import FinalMasksScheduler
@@ -69,7 +69,7 @@ def test_stock_scheduler_would_be_wrong(
 
 
 def test_policies_of_requests_side_by_side(llm: Any, generate: Generate, reference: Reference, prompts) -> None:
-    """Verified and final tokens in one batch are counted differently by the scheduler; each must get its own count."""
+    """The scheduler counts verified and final tokens differently. In one batch, each request must be counted in its own way."""
     kinds: list[tuple[dict[str, Any], Policy]] = [
         ({}, ConfAdapt(THRESHOLD, 16)),
         ({"mtp_threshold": 0.9}, ConfAdapt(0.9, 16)),
@@ -85,7 +85,7 @@ def test_policies_of_requests_side_by_side(llm: Any, generate: Generate, referen
 
 
 def test_sampling_and_penalties(llm: Any, generate: Generate, reference: Reference, prompts) -> None:
-    """Tokens of one step are chosen one after the other: each sees those before it, drafts of nobody's included."""
+    """Tokens of one step are chosen one after the other. Each must see those before it, although they were never drafts."""
     policy = ConfAdapt(THRESHOLD, 16)
     sampled = [Case(p, 40, Sampling(0.9, i, top_k=30)) for i, p in enumerate(prompts[:12])]
     assert generate(llm, sampled) == flat(reference.chunks(sampled, [policy] * 12))
@@ -95,7 +95,7 @@ def test_sampling_and_penalties(llm: Any, generate: Generate, reference: Referen
 
 
 def test_stop_tokens_end_a_text_inside_an_emission(llm: Any, generate: Generate, reference: Reference, prompts) -> None:
-    """What a step emitted behind a stop token must not come out."""
+    """What a step emitted after a stop token must not be returned."""
     cases = [Case(prompt, 60) for prompt in prompts[:12]]
     rows = reference.chunks(cases, [ConfAdapt(THRESHOLD, 16)] * 12)
     stopped = 0
@@ -110,7 +110,7 @@ def test_stop_tokens_end_a_text_inside_an_emission(llm: Any, generate: Generate,
 
 
 def test_up_to_the_last_position(llm: Any, generate: Generate, reference: Reference, prompts) -> None:
-    """Near max_model_len masks are cut for the long request alone; the others keep theirs."""
+    """Near max_model_len, masks are cut for the long request only. The others keep theirs."""
     long = (prompts[1] * 60)[: MAX_MODEL_LEN - 40]
     cases = [Case(long, 40, eos=False), Case(long[:-3], 43, eos=False), *[Case(p, 60) for p in prompts[:8]]]
     expected = reference.chunks(cases, [ConfAdapt(THRESHOLD, 16)] * len(cases))

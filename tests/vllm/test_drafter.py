@@ -1,4 +1,4 @@
-"""An exported model as vLLM's own parallel drafter, for which it needs nothing of ours: `pard_token` in its config.json."""
+"""An exported model as vLLM's own parallel drafter. This needs none of our code, only `pard_token` in its config.json."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,8 @@ def drafter(tmp_path_factory: Any) -> Path:
 
 
 def check(drafter: Path, generate: Generate, original: Reference, prompts: list[list[int]], **more: Any) -> None:
-    """The target's own output, in far fewer of its passes: masks that are not known as such draft nothing that holds."""
+    """The output must be the target's own, in far fewer of its passes. Masks that are not recognised as masks would give no
+    drafts that are confirmed."""
     cases = [Case(prompt, 60) for prompt in prompts[:16]]
     speculative = {
         "method": "draft_model",
@@ -38,14 +39,14 @@ def check(drafter: Path, generate: Generate, original: Reference, prompts: list[
 
 
 def test_the_output_is_the_targets(drafter: Path, generate: Generate, original: Reference, prompts) -> None:
-    """The plugin, which is installed here, leaves a target that was not adapted alone."""
+    """Our plugin is installed here. It must not change a target that was not adapted."""
     check(drafter, generate, original, prompts)
 
 
 def test_a_mask_behind_the_targets_vocabulary(
     drafter: Path, generate: Generate, original: Reference, prompts, tmp_path: Path
 ) -> None:
-    """Where no row of the embedding was free, the mask has a new one, and vLLM must be told that the sizes differ."""
+    """If no row of the embedding was free, the mask has a new row, and vLLM must be told that the sizes differ."""
     folder = behind(drafter, tmp_path)
     with pytest.raises(ValueError, match="same vocabulary size"):
         check(folder, generate, original, prompts)

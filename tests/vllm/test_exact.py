@@ -1,4 +1,5 @@
-"""Exact mode, as a checkpoint without further settings is served: what next-token decoding of the same weights gives."""
+"""Exact mode, in which a checkpoint without further settings is served: it gives what next-token decoding of the same weights
+gives."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,15 +35,15 @@ def cases(prompts: list[list[int]]) -> list[Case]:
 def test_forty_requests_are_those_of_next_token_decoding(
     llm: Any, generate: Generate, reference: Reference, cases: list[Case]
 ) -> None:
-    """Sixteen at once, then again with a warm prefix cache: a wrong acceptance, or KV entries of masks taken for real ones,
-    changes tokens; a cache that has learnt such entries changes them the second time."""
+    """Sixteen at once, then again with a warm prefix cache. A wrong acceptance, or KV entries of masks used as real ones, would
+    change tokens. A prefix cache that has stored such entries would change them the second time."""
     expected = reference.plain(cases)
     assert generate(llm, cases) == expected
     assert generate(llm, cases) == expected
 
 
 def test_fewer_passes_than_tokens(llm: Any, generate: Generate, cases: list[Case], monkeypatch) -> None:
-    """Equality alone would hold for a server that never drafts."""
+    """Equality alone would also hold for a server that never drafts."""
     from multitoken.vllm.sampler import Sampler
 
     passes, original = [], Sampler.__call__
@@ -52,7 +53,8 @@ def test_fewer_passes_than_tokens(llm: Any, generate: Generate, cases: list[Case
 
 
 def test_sampled_text_is_that_of_the_seed(llm: Any, generate: Generate, reference: Reference, prompts) -> None:
-    """Noise belongs to a position: whatever is drafted and whoever shares the batch, a seed is one text, ours."""
+    """Noise belongs to a position: a seed gives one text, that of our decoder, whatever is drafted and whichever requests share
+    the batch."""
     samplings = [
         Sampling(0.8, 1),
         Sampling(1.3, 2, top_k=20),
@@ -67,9 +69,10 @@ def test_sampled_text_is_that_of_the_seed(llm: Any, generate: Generate, referenc
 def test_sampled_texts_have_the_models_distribution(
     llm: Any, generate: Generate, reference: Reference, prompts
 ) -> None:
-    """Confirming drafts by their own noise must favour none: five tokens of two kinds each, 32 texts whose probabilities
-    the model itself gives. Chi-square with fixed seeds; another temperature must fail the same test."""
-    prompt = min(prompts[:12], key=lambda ids: max(probabilities(reference, ids, 5, 2.0).values()))  # the least certain
+    """Confirming drafts with their own noise must favour none. Five tokens with two choices each make 32 texts, whose
+    probabilities the model itself gives. This is a chi-square test with fixed seeds. The probabilities of another
+    temperature must fail it."""
+    prompt = min(prompts[:12], key=lambda ids: max(probabilities(reference, ids, 5, 2.0).values()))  # least certain
     cases = [
         Case(prompt, 5, Sampling(2.0, seed, top_k=2), eos=False, extra={"mtp_threshold": 0.0, "mtp_k": 4})
         for seed in range(1200)
@@ -83,7 +86,7 @@ def test_sampled_texts_have_the_models_distribution(
 def probabilities(
     reference: Reference, prompt: list[int], length: int, temperature: float
 ) -> dict[tuple[int, ...], float]:
-    """Of every text that top_k = 2 leaves, by passes of the model over each of their beginnings."""
+    """The probability of every text that top_k = 2 allows, by passes of the model over each of its prefixes."""
     found: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(length):
         texts = list(found)
@@ -100,7 +103,7 @@ def probabilities(
 
 
 def p_value(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
-    """Of Pearson's chi-square; texts that are expected fewer than five times are counted together."""
+    """The p-value of Pearson's chi-square test. Texts that are expected fewer than five times are counted together."""
     number = sum(counts.values())
     if counts.keys() - expected.keys():
         return 0.0
@@ -115,7 +118,7 @@ def p_value(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], fl
 
 
 def test_requests_without_a_seed_differ(llm: Any, prompts) -> None:
-    """A seed made up from what all requests share would give the same text to all."""
+    """A seed made from what all requests share would give all of them the same text."""
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=2.0, max_tokens=20, ignore_eos=True)
@@ -126,7 +129,7 @@ def test_requests_without_a_seed_differ(llm: Any, prompts) -> None:
 def test_penalties_bad_words_and_min_tokens_see_drafts(
     llm: Any, generate: Generate, reference: Reference, prompts
 ) -> None:
-    """They look at what stands before a token, and inside a step that is drafts: stock vLLM's count of it would be old."""
+    """They depend on the tokens before a token, which inside a step are drafts. Stock vLLM's count of them would be outdated."""
     repeated = [Case(p, 60, eos=False, more={"repetition_penalty": 1.3}) for p in prompts[:8]]
     processor = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.3)])
     assert generate(llm, repeated) == reference.plain(repeated, processors=processor)
@@ -147,7 +150,7 @@ def test_penalties_bad_words_and_min_tokens_see_drafts(
 
 
 def test_stop_tokens_end_a_text_inside_an_emission(llm: Any, generate: Generate, reference: Reference, prompts) -> None:
-    """What a step confirmed behind a stop token must not come out."""
+    """What a step confirmed after a stop token must not be returned."""
     plain = reference.plain([Case(p, 60) for p in prompts[:12]])
     for prompt, tokens in zip(prompts[:12], plain, strict=True):
         for place in (2, 5, 9):
@@ -158,7 +161,7 @@ def test_stop_tokens_end_a_text_inside_an_emission(llm: Any, generate: Generate,
 
 
 def test_up_to_the_last_position(llm: Any, generate: Generate, reference: Reference, prompts) -> None:
-    """Near max_model_len vLLM would feed token 0 in the place of everyone's masks; and nothing may be fed beyond it."""
+    """Near max_model_len, vLLM would feed token 0 in place of everyone's masks. Nothing may be fed beyond max_model_len."""
     long = (prompts[1] * 60)[: MAX_MODEL_LEN - 40]
     cases = [
         Case(long, 40, eos=False),
@@ -171,7 +174,7 @@ def test_up_to_the_last_position(llm: Any, generate: Generate, reference: Refere
 def test_policy_threshold_and_k_of_a_request_change_no_token(
     llm: Any, generate: Generate, reference: Reference, prompts
 ) -> None:
-    """They change how much is drafted, each for its own request alone."""
+    """They change how much is drafted, and only for their own request."""
     extras = [
         {"mtp_threshold": 0.0},
         {"mtp_threshold": 1.0},
@@ -185,7 +188,7 @@ def test_policy_threshold_and_k_of_a_request_change_no_token(
 
 
 def test_logprobs_are_the_models_own(llm: Any, reference: Reference, prompts) -> None:
-    """A token confirmed as a draft carries the log-probability of its own place, not of the one before."""
+    """A token that was confirmed as a draft must have the log-probability of its own position, not of the one before."""
     from vllm import SamplingParams
 
     prompt = prompts[2]
@@ -207,7 +210,7 @@ BAD = [
     ({"mtp_threshold": "high"}, "threshold is 'high'"),
     ({"mtp_policy": "eager"}, "policy is 'eager'; expected one of"),
     ({"mtp_policy": 3}, "policy is 3; expected its name"),
-    ({"mtp_k": 17}, "k is 17, but this server is laid out for k up to 16"),
+    ({"mtp_k": 17}, "k is 17, but this server is set up for k up to 16"),
     ({"mtp_k": 0}, "k is 0; expected a whole number"),
     ({"mtp_policy": "confadapt"}, "whose tokens are not confirmed"),
     ({"mtp_policy": "next-token", "mtp_threshold": 0.4}, "next-token policy has no threshold"),
@@ -217,7 +220,7 @@ BAD = [
 
 @pytest.mark.parametrize(("extra", "message"), BAD, ids=lambda value: str(value)[:40])
 def test_bad_values_are_refused_for_that_request_alone(llm: Any, generate: Generate, prompts, extra, message) -> None:
-    """As a ValueError of vLLM's own kind, which its HTTP server answers with 400. Later requests go on."""
+    """The error is a ValueError of vLLM's own kind, which its HTTP server answers with 400. Later requests still work."""
     from vllm.exceptions import VLLMValidationError
 
     with pytest.raises(VLLMValidationError, match=message):
@@ -226,7 +229,7 @@ def test_bad_values_are_refused_for_that_request_alone(llm: Any, generate: Gener
 
 
 def test_a_mask_in_a_prompt_is_refused(llm: Any, generate: Generate, prompts) -> None:
-    """It would be decoded as if the server had fed it."""
+    """The mask would be decoded as if the server had fed it."""
     from vllm.exceptions import VLLMValidationError
 
     with pytest.raises(VLLMValidationError, match=r"contains the mask token \(id 2040\)"):

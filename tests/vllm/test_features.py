@@ -1,4 +1,4 @@
-"""What a user of vLLM expects to keep working, in exact mode."""
+"""Features that a user of vLLM expects to keep working, in exact mode."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ def llm() -> Iterator[Any]:
 
 
 class Penalties(LogitsProcessor):
-    """OpenAI's two, which transformers lacks: over the output alone."""
+    """OpenAI's two penalties, which transformers lacks. They count the output only."""
 
     def __init__(self, prompt: int, frequency: float, presence: float) -> None:
         self.prompt, self.frequency, self.presence = prompt, frequency, presence
@@ -33,7 +33,7 @@ class Penalties(LogitsProcessor):
 
 
 def test_frequency_and_presence_penalties(llm: Any, generate: Generate, reference: Reference, prompts) -> None:
-    """Counts grow within a step, draft by draft."""
+    """Counts must grow within a step, with each draft."""
     for prompt in prompts[:4]:
         case = Case(prompt, 50, eos=False, more={"frequency_penalty": 0.6, "presence_penalty": 0.4})
         processor = LogitsProcessorList([Penalties(len(prompt), 0.6, 0.4)])
@@ -41,7 +41,7 @@ def test_frequency_and_presence_penalties(llm: Any, generate: Generate, referenc
 
 
 def test_stop_strings(llm: Any, reference: Reference, prompts) -> None:
-    """vLLM looks for them in the text, after a step; what stands behind one in an emission is cut."""
+    """vLLM looks for them in the text after a step. What the step emitted after a stop string must be cut."""
     from vllm import SamplingParams
 
     tokenizer = llm.get_tokenizer()
@@ -54,7 +54,7 @@ def test_stop_strings(llm: Any, reference: Reference, prompts) -> None:
 
 
 def test_several_answers_of_one_request(llm: Any, generate: Generate, prompts) -> None:
-    """Each has a seed of its own, made from the request's: the same texts every time, and not all alike."""
+    """Each answer has its own seed, made from the request's. The texts must be the same every time, and not all equal."""
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=1.2, seed=7, n=4, max_tokens=30)
@@ -71,7 +71,7 @@ def test_allowed_token_ids(llm: Any, generate: Generate, prompts) -> None:
 
 
 def test_structured_outputs(llm: Any, reference: Reference, prompts) -> None:
-    """vLLM drops masks where a grammar rules, so these go one token a step; the answer is valid all the same."""
+    """vLLM drops masks where a grammar applies, so these requests write one token per step. Their answers must still be valid."""
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
@@ -90,7 +90,7 @@ def test_structured_outputs(llm: Any, reference: Reference, prompts) -> None:
 
 
 def test_prompt_logprobs(llm: Any, reference: Reference, prompts) -> None:
-    """They are the model's own, as without the plugin."""
+    """They must be the model's own, as without the plugin."""
     from vllm import SamplingParams
 
     prompt = prompts[4]

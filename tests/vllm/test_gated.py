@@ -1,4 +1,4 @@
-"""A gated checkpoint: what is served is the original model's output, and the adapter only makes it come faster."""
+"""A gated checkpoint: the served output is the original model's, and the adapter only makes it faster."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ ADAPTER = checkpoint_of("gated")
 
 
 def write_whole(folder: Path) -> Path:
-    """Base and adapter in one folder, as `multitoken export` lays them out."""
+    """Base and adapter in one folder, in the layout of `multitoken export`."""
     for file in BASE.iterdir():
         shutil.copyfile(file, folder / file.name)
     for file in ADAPTER.glob("tokenizer*"):
@@ -47,7 +47,8 @@ def llm(checkpoint: Path) -> Iterator[Any]:
 
 
 def test_forty_requests_are_the_original_models(llm: Any, generate: Generate, original: Reference, prompts) -> None:
-    """An update at a real token, or a mask's KV entry that stays, changes tokens; greedy and sampled, cold and warm."""
+    """An update at a real token, or a mask's KV entry that stays, would change tokens. Requests are greedy and sampled, with a
+    cold and a warm cache."""
     cases = [
         Case(p, (1, 2, 40, 90, 90)[i % 5], Sampling(0.9, i, top_k=40) if i % 3 == 0 else None)
         for i, p in enumerate(prompts)
@@ -58,7 +59,7 @@ def test_forty_requests_are_the_original_models(llm: Any, generate: Generate, or
 
 
 def test_fewer_passes_than_tokens(llm: Any, generate: Generate, prompts, monkeypatch) -> None:
-    """An adapter that is not at work would still give the right tokens, one by one."""
+    """An adapter that does not act would still give the right tokens, but only one per pass."""
     from multitoken.vllm.sampler import Sampler
 
     passes, first = [], Sampler.__call__
@@ -70,8 +71,8 @@ def test_fewer_passes_than_tokens(llm: Any, generate: Generate, prompts, monkeyp
 def test_a_pass_without_masks_knows_nothing_of_the_adapter(
     llm: Any, generate: Generate, original: Reference, prompts, monkeypatch
 ) -> None:
-    """Plain decoding must cost what it costs without us: such a pass goes through the original layers, and to the model runner
-    it is an ordinary step; and the original shares every weight and the KV cache with the gated model."""
+    """Plain decoding must cost what it costs without multitoken: such a pass goes through the original layers, and it is an
+    ordinary step for the model runner. The original shares every weight and the KV cache with the gated model."""
     from multitoken.vllm.gate import Gated
 
     runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
@@ -90,7 +91,7 @@ def test_a_pass_without_masks_knows_nothing_of_the_adapter(
 
 
 def test_the_original_has_no_weights_of_its_own(llm: Any) -> None:
-    """Twice the weights would be twice the memory."""
+    """A second copy of the weights would take twice the memory."""
     from multitoken.vllm.original import original_of
 
     worker = llm.llm_engine.model_executor.driver_worker.worker
@@ -104,7 +105,8 @@ def test_the_original_has_no_weights_of_its_own(llm: Any) -> None:
 def test_an_adapter_without_a_mask_vector_sees_noise(
     tmp_path: Path, generate: Generate, original: Reference, prompts, monkeypatch
 ) -> None:
-    """UNO's kind: at masks the embedding must see the tokens that our own engine feeds there, by position, or every draft is worth less."""
+    """An adapter of UNO's kind. At masks, the embedding must see the tokens that our own engine feeds there, chosen by position.
+    Otherwise every draft is worth less."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -134,7 +136,8 @@ def test_an_adapter_without_a_mask_vector_sees_noise(
 def test_however_many_masks_are_fed(
     checkpoint: Path, generate: Generate, original: Reference, prompts, monkeypatch
 ) -> None:
-    """The rule decides by a clock; here it says every number there is, none among them, from step to step."""
+    """The pacer chooses the number of masks by measured times. Here it is replaced by one whose number changes from step to step,
+    from none to all."""
     from multitoken.vllm.pacing import Pacer
 
     asked: list[int] = []
@@ -151,14 +154,14 @@ def test_however_many_masks_are_fed(
 
 
 def test_compiled(checkpoint: Path, generate: Generate, original: Reference, prompts) -> None:
-    """As `vllm serve` runs by default: what is compiled must look for the masks of each step, not of the first."""
+    """As `vllm serve` runs by default. The compiled code must look for the masks of each step, not only of the first."""
     cases = [Case(p, 60) for p in prompts[:20]]
     with engine(model=str(checkpoint), enforce_eager=False) as llm:
         assert generate(llm, cases) == original.plain(cases)
 
 
 def test_confadapt_is_that_of_our_decoder(checkpoint: Path, generate: Generate, prompts) -> None:
-    """What is emitted at masks is the adapter's word: it must be the same adapter, layer by layer."""
+    """What is emitted at masks is the adapter's own prediction, so it must be the same adapter, layer by layer."""
     reference = Reference(checkpoint)
     cases = [Case(prompt, 60) for prompt in prompts[:24]]
     expected = reference.chunks(cases, [ConfAdapt(0.5, reference.decoder.trained_k)] * len(cases))
@@ -167,7 +170,7 @@ def test_confadapt_is_that_of_our_decoder(checkpoint: Path, generate: Generate, 
 
 
 def test_what_is_not_done_yet_is_refused(checkpoint: Path) -> None:
-    """Refused, not approximated."""
+    """An option that is not supported must be refused, not approximated."""
     from vllm import EngineArgs
 
     with pytest.raises(MultitokenError, match="enable_lora"):
@@ -175,8 +178,8 @@ def test_what_is_not_done_yet_is_refused(checkpoint: Path) -> None:
 
 
 def test_a_mask_beyond_the_vocabulary(checkpoint: Path, generate: Generate, prompts, tmp_path_factory: Any) -> None:
-    """Llama 2 and GPT-2 have no row to spare: the mask's id then lies behind the embedding matrix, which has none for it, and
-    behind the logits. Such checkpoints could not be served."""
+    """Llama 2 and GPT-2 have no free row in the embedding matrix. The mask's id is then beyond that matrix and beyond the logits.
+    Guards against a bug: such checkpoints could not be served."""
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path_factory.mktemp("beyond") / "whole"
@@ -199,7 +202,7 @@ def test_a_mask_beyond_the_vocabulary(checkpoint: Path, generate: Generate, prom
 
 
 def write_gemma(folder: Path) -> None:
-    """A random Gemma 3, which scales its embeddings, and a loud adapter over it."""
+    """A random Gemma 3, which scales its embeddings, and an adapter for it that has a large effect."""
     import torch
     from safetensors.torch import save_file
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
@@ -230,8 +233,9 @@ def write_gemma(folder: Path) -> None:
 
 
 def test_a_family_that_scales_its_embeddings(generate: Generate, tmp_path_factory: Any) -> None:
-    """vLLM's Gemma scales what its embedding gives, the mask's vector too: one that had been put in behind the scaling was scaled
-    twice, and drafts were worth nothing. Under ConfAdapt, which confirms nothing, what masks say is the text."""
+    """vLLM's Gemma scales the output of its embedding, the mask's vector included. Guards against a bug: a vector that had been
+    inserted after the scaling was scaled twice, and drafts were worth nothing. ConfAdapt confirms nothing, so under it the
+    predictions at masks are the text."""
     folder = tmp_path_factory.mktemp("gemma")
     write_gemma(folder)
     cases = [Case([7 + i, 8, 9 + 2 * i, 10], 24, eos=False) for i in range(4)]

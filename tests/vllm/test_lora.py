@@ -1,4 +1,4 @@
-"""A user's own LoRA over an adapted checkpoint, in PEFT's file format, as vLLM takes it."""
+"""A user's own LoRA for an adapted checkpoint, in PEFT's file format, as vLLM accepts it."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ LAYERS = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_
 
 @pytest.fixture
 def merged(tmp_path: Path) -> Reference:
-    """The checkpoint with a random LoRA in its weights; the LoRA alone goes to `tmp_path`."""
+    """The checkpoint with a random LoRA added to its weights. The LoRA alone is written to `tmp_path`."""
     reference = Reference(CHECKPOINT)
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
@@ -45,7 +45,8 @@ def test_exact_is_next_token_decoding_with_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every second request wears it. Drafts are the adapted model's with the LoRA over it, and so is what confirms them."""
+    """Every second request uses the LoRA. Its drafts, and the tokens that confirm them, come from the adapted model with the
+    LoRA."""
     from vllm.lora.request import LoRARequest
 
     from multitoken.vllm.sampler import Sampler
@@ -54,7 +55,7 @@ def test_exact_is_next_token_decoding_with_it(
     monkeypatch.setattr(Sampler, "__call__", lambda *args: passes.append(1) or original(*args))
     cases = [Case(prompt, 60) for prompt in prompts[:16]]
     wears = [i % 2 == 0 for i in range(16)]
-    # On CPUs vLLM takes "no adapter", -1, for the last slot: one that is empty must be the last.
+    # On CPUs, vLLM reads "no adapter" (-1) as the last slot, so the last slot must be empty.
     with engine(enable_lora=True, max_loras=2, max_lora_rank=8) as llm:
         mine = LoRARequest("mine", 1, str(tmp_path))
         outputs = llm.generate(
@@ -74,5 +75,5 @@ def test_exact_is_next_token_decoding_with_it(
         compare(text, changed[i] if wears[i] else plain[i], gap=judges[wears[i]].after(cases[i].prompt))
         for i, text in enumerate(texts)
     ]
-    assert Identity.DIFFERENT not in sameness and sameness.count(Identity.TIE) <= 1  # a merged weight rounds otherwise
+    assert Identity.DIFFERENT not in sameness and sameness.count(Identity.TIE) <= 1  # merged weights round differently
     assert len(passes) < max(map(len, texts)), "nothing was drafted"

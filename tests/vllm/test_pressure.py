@@ -1,4 +1,4 @@
-"""Too little room: exact's output must not depend on it, and confadapt's must be that of the steps as they were."""
+"""Too little room: exact's output must not depend on it, and confadapt's must be that of the steps that were actually run."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def preempted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_preemption(generate: Generate, reference: Reference, prompts, preempted: list[Any]) -> None:
-    """A preempted request computes its KV entries anew from its tokens; drafts that were on their way are gone."""
+    """A preempted request computes its KV entries again from its tokens, and its pending drafts are lost."""
     cases = [Case(prompt, 120, eos=False) for prompt in prompts[:16]]
     with engine(num_gpu_blocks_override=24) as llm:
         assert generate(llm, cases) == reference.plain(cases)
@@ -42,12 +42,12 @@ def test_preemption(generate: Generate, reference: Reference, prompts, preempted
 def test_confadapt_under_preemption(
     generate: Generate, reference: Reference, prompts, preempted: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where steps begin is the scheduler's choice here, and tokens depend on it: they must be those that the model gives
-    where its steps began and with the masks that it was fed, no KV entry of which may have stayed."""
+    """Here the scheduler chooses where steps begin, and tokens depend on it. They must be those that the model gives for the
+    steps that were run and the masks that were fed. No KV entry of these masks may have stayed."""
     from multitoken.vllm.private import step_of
     from multitoken.vllm.sampler import Sampler
 
-    fed: dict[tuple[int, ...], list[int]] = defaultdict(list)  # of each prompt, step by step: masks
+    fed: dict[tuple[int, ...], list[int]] = defaultdict(list)  # the masks of each step, by prompt
     original = Sampler.__call__
 
     def note(self: Any, logits: Any, metadata: Any) -> Any:
@@ -71,7 +71,7 @@ def test_confadapt_under_preemption(
 
 @torch.inference_mode()
 def replay(reference: Reference, case: Case, policy: ConfAdapt, masks: list[int]) -> list[int]:
-    """The slow, plain way: no cache, one pass over everything for each step."""
+    """The slow, plain way: without a cache, with one pass over everything for each step."""
     decoder, ids, end = reference.decoder, list(case.prompt), len(case.prompt) + case.max_tokens
     for n in masks:
         logits = decoder.model(torch.tensor([ids + [decoder.mask_id] * n])).logits[0, -(n + 1) :].float()
@@ -82,7 +82,7 @@ def replay(reference: Reference, case: Case, policy: ConfAdapt, masks: list[int]
 
 
 def test_chunked_prefill_and_a_budget_that_cuts_masks(generate: Generate, reference: Reference, prompts) -> None:
-    """Prompts come in pieces beside decoding requests, and a step has no room for everyone's masks."""
+    """Prompts come in pieces in the same steps as decoding requests, and a step has no room for everyone's masks."""
     cases = [Case((p * 12)[:170] if i % 3 == 0 else p, 60) for i, p in enumerate(prompts[:16])]
     with engine(max_num_batched_tokens=64, enable_chunked_prefill=True) as llm:
         assert generate(llm, cases) == reference.plain(cases)

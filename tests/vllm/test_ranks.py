@@ -1,4 +1,4 @@
-"""Tensor parallelism: two ranks, each with its share of model, adapter and draft head, write what one writes."""
+"""Tensor parallelism: two ranks, each with its share of model, adapter and draft head, write the text that one writes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +22,8 @@ Generate = Callable[..., list[list[int]]]
 def test_two_ranks_write_the_original_models_text(
     tmp_path: Path, generate: Generate, original: Reference, prompts
 ) -> None:
-    """Guards against ranks that choose different tokens, and, by what is accepted, against an update at the wrong outputs or inputs
-    of a rank and a mask that no rank knows: the text would still be right."""
+    """Guards against ranks that choose different tokens. The number of accepted tokens also guards against an update at the wrong
+    outputs or inputs of a rank, and against a mask that no rank knows, for which the text would still be right."""
     checkpoint = write_whole(tmp_path)
     cases = [Case(p, 60, Sampling(0.9, i, top_k=40) if i % 3 == 0 else None) for i, p in enumerate(prompts[:12])]
     accepted = []
@@ -36,7 +36,7 @@ def test_two_ranks_write_the_original_models_text(
 
 
 def _layer(kind: str, ranks: int, rank: int, **facts: Any) -> Any:
-    """A layer of vLLM's with nothing but what its share hangs on."""
+    """One of vLLM's layers, with only the attributes that its share depends on."""
     from vllm.model_executor.layers import linear
 
     layer = getattr(linear, kind).__new__(getattr(linear, kind))
@@ -46,10 +46,10 @@ def _layer(kind: str, ranks: int, rank: int, **facts: Any) -> Any:
 
 
 def test_more_ranks_than_heads_of_keys_share_them() -> None:
-    """Four ranks, two heads of keys: vLLM gives each head to two ranks."""
+    """Four ranks and two heads of keys: vLLM gives each head to two ranks."""
     from multitoken.vllm.shares import fits, share
 
-    down, up = torch.randn(2, 6), torch.randn(8, 2)  # two heads of four
+    down, up = torch.randn(2, 6), torch.randn(8, 2)  # two heads of size four
     layers = [
         _layer("QKVParallelLinear", 4, rank, output_sizes=[16, 16, 16], output_size=48, num_kv_head_replicas=2)
         for rank in range(4)

@@ -1,4 +1,4 @@
-"""What a server says at start-up, and whether vLLM is as we expect it. No engine is built here."""
+"""What a server reports at start-up, and whether vLLM is as we expect it. No engine is built here."""
 
 import json
 from pathlib import Path
@@ -42,13 +42,13 @@ def changed(tmp_path: Path) -> Any:
 
 
 def test_nothing_of_vllm_has_moved() -> None:
-    """Guards every private name that the plugin leans on; a new release of vLLM is first of all a run of this test."""
+    """Checks every private name of vLLM that the plugin uses. Run this test first when a new release of vLLM comes out."""
     private.check_version()
     assert private.moved() == []
 
 
 def test_a_moved_name_is_noticed(monkeypatch) -> None:
-    """A check that never fails is none."""
+    """A check that never fails checks nothing."""
     monkeypatch.setitem(private._CALLS, "vllm.v1.sample.sampler:Sampler.gather_logprobs", ("logits",))
     monkeypatch.setitem(private._FIELDS, "vllm.v1.outputs:SamplerOutput", ("tokens",))
     monkeypatch.setitem(private._READ, "vllm.v1.gone:Nothing", ("self.x",))
@@ -68,7 +68,7 @@ def test_the_checkpoint_alone_decides() -> None:
 
 
 def test_generation_config_and_server_options(changed) -> None:
-    """What the checkpoint says of its decoding holds, and the server's options go before it."""
+    """The checkpoint's own decoding settings apply, and the server's options override them."""
     from multitoken.decoding import ConfAdapt, Exact
     from multitoken.vllm.plugin import settings_of
 
@@ -98,20 +98,20 @@ def test_it_can_be_turned_off_and_leaves_other_models_alone() -> None:
         ({"format_version": 9}, "format_version is 9; this multitoken reads 1 to 2: upgrade"),
         ({"method": "gated"}, "gated checkpoint without its adapter in mtp_adapter/"),
         ({"draft_head": 1}, "names a draft head, but mtp_head/draft_head.safetensors is not there"),
-        ({"draft_head": 7}, "draft head is of version 7; this multitoken reads version 1"),
+        ({"draft_head": 7}, "draft head has version 7; this multitoken reads version 1"),
         ({"method": "magic"}, "mtp.method is 'magic'"),
         ({"generation": ["exact"]}, "generation_config.json: mtp is"),
         ({"generation": {"policy": "eager"}}, "policy is 'eager'"),
     ],
 )
 def test_a_broken_checkpoint(changed, changes, message) -> None:
-    """A clear word at start-up, not wrong tokens later."""
+    """A clear error at start-up, not wrong tokens later."""
     with pytest.raises(MultitokenError, match=message):
         config_of(changed(**changes))
 
 
 def test_the_mtp_key_of_somebody_else(changed) -> None:
-    """Other makers use the name too; the error says how such a model is served, and that works."""
+    """Other projects use the key `mtp` too. The error says how to serve such a model, and that works."""
     model = changed(block={"num_heads": 4})
     with pytest.raises(
         MultitokenError, match=r"unknown key 'num_heads'.*: --additional-config '\{\"mtp\": \{\"enabled\": false\}\}'$"
@@ -121,7 +121,7 @@ def test_the_mtp_key_of_somebody_else(changed) -> None:
 
 
 def test_a_target_with_a_drafter_of_its_own_is_left_alone() -> None:
-    """Whoever asks for vLLM's own speculative decoding gets that, whatever the checkpoint could do."""
+    """A user who asks for vLLM's own speculative decoding must get it, whatever the checkpoint could do."""
     speculative = {"method": "ngram", "num_speculative_tokens": 3}
     for options in ({}, {"additional_config": {"mtp": {"enabled": False}}}):
         config = config_of(speculative_config=speculative, **options)
@@ -150,19 +150,19 @@ def test_a_target_with_a_drafter_of_its_own_is_left_alone() -> None:
     ],
 )
 def test_options_that_cannot_be(options, message) -> None:
-    """Refused by name."""
+    """Each must be refused by name."""
     with pytest.raises(MultitokenError, match=message):
         config_of(**options)
 
 
 def test_a_model_that_was_not_adapted() -> None:
-    """Whoever asks for several tokens a step must not get one without a word."""
+    """A user who asks for several tokens per step must not silently get one."""
     with pytest.raises(MultitokenError, match="has no mtp block"):
         config_of(BASE, additional_config={"mtp": {"policy": "exact"}})
 
 
 def test_an_unsupported_vllm(monkeypatch) -> None:
-    """Its private names may mean something else."""
+    """In another version of vLLM, the private names may mean something else."""
     import vllm
 
     monkeypatch.setattr(vllm, "__version__", "0.31.1")
@@ -172,7 +172,7 @@ def test_an_unsupported_vllm(monkeypatch) -> None:
 
 
 def test_recurrent_models_are_refused(tmp_path: Path) -> None:
-    """vLLM rolls attention's cache back behind a refused draft; what a mask has written to a recurrent state stays there."""
+    """After a refused draft, vLLM rolls back the cache of attention. What a mask has written to a recurrent state stays there."""
     from transformers import Mamba2Config
 
     config = Mamba2Config(

@@ -30,7 +30,7 @@ from multitoken.errors import OutOfMemoryError, UsageError
 from multitoken.models.mtp_config import MtpConfig
 from multitoken.processes import console_of
 
-from .clock import Clock, Looks
+from .clock import Clock, ValidationSchedule
 from .progress import TrainingBar
 from .run_folder import last_complete_checkpoint, leave_nothing, open_run_folder
 from .setup import UNBOUNDED_STEPS, Setup, make_ready, reporters, training_arguments
@@ -39,7 +39,7 @@ from .stream import BlockStream
 from .trainer import BlockTrainer
 from .validate import Validation, validate
 
-LOOKS = 10  # validation passes on unseen prompts, over the run
+VALIDATIONS = 10  # validation passes on unseen prompts, over the run
 _SAMPLES, _PLACES = 16, 32  # of a validation pass during training: a curve needs fewer than the final figure
 
 
@@ -122,9 +122,9 @@ def adapt(
 
 def _say_climb(history: list[dict[str, Any]], validation: Validation, console: Console) -> None:
     """Print how the expected tokens per step grew during the run, which shows whether a longer run would gain more."""
-    looks = [entry["eval_tokens_per_step"] for entry in history if "eval_tokens_per_step" in entry]
-    if looks:
-        climb = ", ".join(f"{speed:.2f}" for speed in [*looks, validation.metrics()["tokens_per_step"]])
+    validations = [entry["eval_tokens_per_step"] for entry in history if "eval_tokens_per_step" in entry]
+    if validations:
+        climb = ", ".join(f"{speed:.2f}" for speed in [*validations, validation.metrics()["tokens_per_step"]])
         console.print(f"Expected tokens per step during the run: {climb}.")
 
 
@@ -134,7 +134,9 @@ def make_trainer(
     """The trainer of a prepared run."""
     config = setup.config
     assert config.learning_rate is not None, "make_ready chose one"
-    looks = [Looks(clock, LOOKS)] if config.evaluate_every is None and config.validation_share else []
+    validations = (
+        [ValidationSchedule(clock, VALIDATIONS)] if config.evaluate_every is None and config.validation_share else []
+    )
     stopping = [EarlyStoppingCallback(config.patience)] if config.patience is not None else []
     transformers_logging.disable_progress_bar()
     trainer = BlockTrainer(
@@ -155,7 +157,7 @@ def make_trainer(
         examine=partial(
             validate, setup.distillation, setup.data.validation, setup.validation_stream, _SAMPLES, _PLACES
         ),
-        callbacks=[*looks, *callbacks, *stopping],
+        callbacks=[*validations, *callbacks, *stopping],
     )
     trainer.remove_callback(PrinterCallback)  # the bar shows the same numbers
     return trainer

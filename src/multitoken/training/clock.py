@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-_SHARE_OF_LOOKS = 0.1  # of a run's time, for validation passes
+_VALIDATION_SHARE = 0.1  # of a run's time, for validation passes
 _CHEAP = 5.0  # seconds that all validation passes together may always take
 
 
@@ -52,14 +52,14 @@ class Clock(TrainerCallback):
         self._stopped = time.monotonic()
 
 
-class Looks(TrainerCallback):
+class ValidationSchedule(TrainerCallback):
     """Requests a validation pass on unseen prompts after each of `number` equal parts of the run except the last, if
     another pass is affordable."""
 
     def __init__(self, clock: Clock, number: int) -> None:
         self.clock, self.number = clock, number
         self._done = 0
-        self.looks, self.seconds = 0, 0.0  # so far
+        self.validations, self.seconds = 0, 0.0  # so far
         self._asked: float | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -71,26 +71,26 @@ class Looks(TrainerCallback):
             control.should_evaluate = False
         if self._done < self._parts() < self.number:
             self._done = self._parts()
-            may = affordable(self.looks, self.seconds, self.clock.seconds)
+            may = affordable(self.validations, self.seconds, self.clock.seconds)
             if _first_process_says(float(may), args.device):
                 control.should_evaluate, self._asked = True, time.monotonic()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._asked is not None:
-            self.looks, self.seconds = self.looks + 1, self.seconds + time.monotonic() - self._asked
+            self.validations, self.seconds = self.validations + 1, self.seconds + time.monotonic() - self._asked
             self._asked = None
 
     def _parts(self) -> int:
         return int(self.clock.progress() * self.number + 1e-9)
 
 
-def affordable(looks: int, seconds: float, elapsed: float) -> bool:
-    """Whether another validation pass may follow `looks` of them, which took `seconds` of the `elapsed` seconds.
+def affordable(validations: int, seconds: float, elapsed: float) -> bool:
+    """Whether another validation pass may follow `validations` of them, which took `seconds` of the `elapsed` seconds.
 
     At most a tenth of a run goes to validation, apart from the first pass and from a few seconds in all. (A pass takes
     seconds, so a run of a few minutes on a slow machine would otherwise do little else.)
     """
-    return not looks or seconds * (looks + 1) / looks <= max(_CHEAP, _SHARE_OF_LOOKS * elapsed)
+    return not validations or seconds * (validations + 1) / validations <= max(_CHEAP, _VALIDATION_SHARE * elapsed)
 
 
 def _first_process_says(value: float, device: torch.device) -> float:

@@ -21,7 +21,7 @@ from multitoken.checkpoints.atomic import check_output
 from multitoken.config import AdaptConfig
 from multitoken.errors import OutOfMemoryError, UsageError
 
-from .adapt import LOOKS, make_trainer, memory_errors
+from .adapt import VALIDATIONS, make_trainer, memory_errors
 from .clock import Clock, affordable
 from .dataset import WriteAll
 from .memory import bytes_of, free_memory, peak_memory
@@ -50,15 +50,19 @@ class Plan:
     steps: int
     tokens: int
     seconds_per_step: float
-    looks: int  # validation passes on unseen prompts
-    seconds_per_look: float
+    validations: int  # validation passes on unseen prompts
+    seconds_per_validation: float
     seconds_of_responses: float
     why_not: str | None
 
     @property
     def seconds(self) -> float:
         """Of the run until it is trained: writing the responses, the steps and the validation passes."""
-        return self.steps * self.seconds_per_step + self.looks * self.seconds_per_look + self.seconds_of_responses
+        return (
+            self.steps * self.seconds_per_step
+            + self.validations * self.seconds_per_validation
+            + self.seconds_of_responses
+        )
 
 
 def plan(config: AdaptConfig, console: Console) -> Plan:
@@ -95,7 +99,7 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
         memory = {} if why_not else _parts(setup, _bare(trainer.optimizer), peak.bytes)
     measured = len(timer.seconds)
     per_step = _typical(timer.seconds, setup.stream, config.k_growth)
-    steps, looks = _steps_and_looks(config, per_step, timer.look)
+    steps, validations = _steps_and_validations(config, per_step, timer.validation)
     if why_not is None and peak.bytes * _HEADROOM > free:
         why_not = f"{peak.bytes / 1e9:.1f} GB were taken, and {free / 1e9:.1f} GB were free: lower batch_size first"
     model = setup.loaded.model
@@ -110,8 +114,8 @@ def plan(config: AdaptConfig, console: Console) -> Plan:
         steps=steps,
         tokens=round(steps * trainer.tokens / measured) if measured else 0,
         seconds_per_step=per_step,
-        looks=looks,
-        seconds_per_look=timer.look,
+        validations=validations,
+        seconds_per_validation=timer.validation,
         seconds_of_responses=sampled.seconds_of_all,
         why_not=why_not,
     )
@@ -132,26 +136,28 @@ def _typical(seconds: list[float], stream: StreamOptions, growth: float) -> floa
     return min(max(mean, min(times)), max(times))
 
 
-def _steps_and_looks(config: AdaptConfig, per_step: float, per_look: float) -> tuple[int, int]:
+def _steps_and_validations(config: AdaptConfig, per_step: float, per_validation: float) -> tuple[int, int]:
     """Steps and validation passes of the whole run. The minutes of a run include both."""
     every, seconds = config.evaluate_every, 60 * (config.minutes or 0.0)
     if not per_step:
         return config.steps or 0, 0
     if every is not None:
-        steps = config.steps or max(1, int(seconds / (per_step + per_look / every)))
+        steps = config.steps or max(1, int(seconds / (per_step + per_validation / every)))
         at_the_end = bool(config.steps and steps % every)  # the trainer's own, in runs given in steps
-        return steps, steps // every + at_the_end if per_look else 0
-    looks = _affordable_looks(seconds or (config.steps or 0) * per_step, per_look, known=bool(seconds))
-    return config.steps or max(1, int((seconds - looks * per_look) / per_step)), looks
+        return steps, steps // every + at_the_end if per_validation else 0
+    validations = _affordable_validations(
+        seconds or (config.steps or 0) * per_step, per_validation, known=bool(seconds)
+    )
+    return config.steps or max(1, int((seconds - validations * per_validation) / per_step)), validations
 
 
-def _affordable_looks(seconds: float, per_look: float, *, known: bool) -> int:
-    """How many validation passes `Looks` will request in a run of `seconds`. known: these include the passes' own time."""
-    looks = 0
-    for part in range(1, LOOKS) if per_look else ():
-        elapsed = seconds * part / LOOKS + (0 if known else looks * per_look)
-        looks += affordable(looks, looks * per_look, elapsed)
-    return looks
+def _affordable_validations(seconds: float, per_validation: float, *, known: bool) -> int:
+    """How many validation passes `ValidationSchedule` will request in a run of `seconds`. known: these include the passes' own time."""
+    validations = 0
+    for part in range(1, VALIDATIONS) if per_validation else ():
+        elapsed = seconds * part / VALIDATIONS + (0 if known else validations * per_validation)
+        validations += affordable(validations, validations * per_validation, elapsed)
+    return validations
 
 
 def show(plan: Plan, config: AdaptConfig, console: Console) -> None:
@@ -167,7 +173,7 @@ def show(plan: Plan, config: AdaptConfig, console: Console) -> None:
         rows |= {
             "steps": f"{plan.steps:,} of {plan.seconds_per_step:.2f} s each, {plan.tokens:,} tokens",
             "passes over the data": f"{passes:.1f}",
-            "validation passes": f"{plan.looks} of {plan.seconds_per_look:.1f} s each",
+            "validation passes": f"{plan.validations} of {plan.seconds_per_validation:.1f} s each",
             "time": f"{_hours(plan.seconds)}, of which {_hours(plan.seconds_of_responses)} for writing responses",
         }
     for name, size in plan.memory.items():
@@ -211,7 +217,7 @@ class _Timer(TrainerCallback):
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.look = 0.0
+        self.validation = 0.0
         self._started = self._ended = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -222,7 +228,7 @@ class _Timer(TrainerCallback):
         self.seconds.append(self._ended - self._started)
 
     def on_evaluate(self, *_: Any, **__: Any) -> None:
-        self.look = time.monotonic() - self._ended
+        self.validation = time.monotonic() - self._ended
 
 
 def _parts(setup: Setup, optimizer: Optimizer | None, peak: int) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that exist as a whole or not at all."""
 
 import errno
 import json
@@ -40,7 +40,7 @@ def fail_with(number):
 
 
 def test_write_json_replaces_the_whole_file(tmp_path):
-    """Guards against a shorter text over a longer one, mangled letters, and temporary files left behind."""
+    """Guards against remains of a longer old text, garbled letters, and temporary files that are not deleted."""
     path = tmp_path / "a.json"
     write_text(path, "x" * 1000)
     write_json(path, {"ü": [1, 2.5, None]})
@@ -81,7 +81,7 @@ def test_modes_are_those_of_any_new_file(tmp_path):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_an_interrupted_save_leaves_the_old_folder(error, overwrite, tmp_path):
-    """Guards against Ctrl-C in a save that costs the last good checkpoint, or leaves gigabytes behind."""
+    """Guards against losing the last good checkpoint, or leaving gigabytes behind, after Ctrl-C during a save."""
     target = tmp_path / "out"
     if overwrite:
         old_checkpoint(target)
@@ -93,7 +93,7 @@ def test_an_interrupted_save_leaves_the_old_folder(error, overwrite, tmp_path):
 
 
 def test_a_killed_save_is_not_complete(tmp_path):
-    """Guards against half a folder under the final name after kill -9, which no handler sees."""
+    """Guards against an incomplete folder under the final name after kill -9, which no handler can catch."""
     code = (
         "import os, sys; from multitoken.checkpoints.atomic import atomic_folder\n"
         "with atomic_folder(sys.argv[1], overwrite=True) as folder:\n"
@@ -107,7 +107,7 @@ def test_a_killed_save_is_not_complete(tmp_path):
 
 
 def test_overwrite_replaces_all_of_the_old_folder(tmp_path):
-    """Guards against old shards left beside new ones."""
+    """Guards against old shards left next to new ones."""
     old_checkpoint(tmp_path / "out")
     with atomic_folder(tmp_path / "out", overwrite=True) as folder:
         (folder / "new.txt").write_text("new")
@@ -132,7 +132,7 @@ def test_a_failed_swap_puts_the_old_folder_back(tmp_path, monkeypatch):
 
 
 def test_a_folder_filled_meanwhile_is_not_replaced(tmp_path):
-    """Guards against two runs with one output, of which the slower wipes the other's result."""
+    """Guards against two runs with the same output folder, of which the slower deletes the other's result."""
     target = tmp_path / "out"
     with pytest.raises(OutputError, match="not empty"), atomic_folder(target):
         old_checkpoint(target)
@@ -140,7 +140,7 @@ def test_a_folder_filled_meanwhile_is_not_replaced(tmp_path):
 
 
 def test_a_link_stays_a_link(tmp_path):
-    """Guards against replacing a link to a big disk by a folder on the small one."""
+    """Guards against replacing a link to a big disk with a folder on the small one."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
     old_checkpoint(tmp_path / "out")
@@ -157,7 +157,7 @@ def test_a_link_stays_a_link(tmp_path):
     ],
 )
 def test_disk_errors_in_words(number, says, tmp_path):
-    """Guards against a traceback for a mistake that a person can mend."""
+    """Guards against a traceback for a problem that the user can fix."""
     with pytest.raises(OutputError, match=f"cannot write out: .*{says}"), disk_errors("out"):
         fail_with(number)()
     with pytest.raises(FileNotFoundError), disk_errors("out"):
@@ -165,7 +165,7 @@ def test_disk_errors_in_words(number, says, tmp_path):
 
 
 def test_check_output(tmp_path, monkeypatch):
-    """Guards against a refusal after the training in place of before it."""
+    """Guards against refusing the output folder after the training instead of before it."""
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     old_checkpoint(tmp_path / "full")
@@ -194,7 +194,7 @@ def test_overwrite_never_takes_the_current_folder(tmp_path, monkeypatch):
 
 
 def test_the_command_line_names_no_machine_path(tmp_path, monkeypatch):
-    """Guards against publishing user names and folders with a checkpoint, and against touching words of a prompt."""
+    """Guards against publishing user names and folders with a checkpoint, and against changing words of a prompt."""
     here, home = tmp_path / "here", tmp_path / "home"
     here.mkdir()
     home.mkdir()
@@ -213,7 +213,8 @@ def test_the_command_line_names_no_machine_path(tmp_path, monkeypatch):
 
 
 def test_provenance(tmp_path, monkeypatch):
-    """Guards against a record that is no JSON, that fails outside a repository, or whose keys an extra hides."""
+    """Guards against a record that is not JSON, that fails outside a git repository, or whose keys an extra value
+    replaces."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     record = json.loads(json.dumps(provenance(seed=3)))
@@ -224,7 +225,7 @@ def test_provenance(tmp_path, monkeypatch):
 
 
 def test_git_revision_says_dirty(tmp_path, monkeypatch):
-    """Guards against naming a commit that does not hold the code that ran."""
+    """Guards against naming a commit that does not contain the code that ran."""
     monkeypatch.chdir(tmp_path)
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "t")

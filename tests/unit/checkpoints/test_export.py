@@ -65,7 +65,7 @@ def full(tmp_path) -> Path:
 
 @pytest.fixture
 def gated(tmp_path) -> Path:
-    """A gated adapter of `base` beside it, whose mask's id (60) lies behind the vocabulary."""
+    """A gated adapter of the `base` next to it. The id of its mask token (60) is beyond the vocabulary."""
     tokenizer = tiny_tokenizer(60)
     model = tiny_llama(tokenizer)
     model.save_pretrained(tmp_path / "base")
@@ -89,7 +89,7 @@ def gated(tmp_path) -> Path:
 
 @pytest.fixture
 def evaluation(tmp_path) -> Path:
-    """As `multitoken evaluate` writes it: its names for things are the card's."""
+    """A folder as `multitoken evaluate` writes it. The model card uses the same field names."""
     folder = tmp_path / "evaluation"
     folder.mkdir()
     unused = {field.name: None for field in dataclasses.fields(Row) if field.name not in ROW}
@@ -113,7 +113,7 @@ def test_the_code_is_that_of_decoding(full, tmp_path) -> None:
 
 
 def test_weights_are_the_files_that_came_in(full, gated, tmp_path) -> None:
-    """Guards against weights that a load and a save have changed, and shards left behind."""
+    """Guards against weights changed by loading and saving, and against missing shards."""
     export(full, tmp_path / "whole")
     shards = sorted(path.name for path in full.glob("*.safetensors*"))
     assert len(shards) > 2
@@ -127,7 +127,7 @@ def test_weights_are_the_files_that_came_in(full, gated, tmp_path) -> None:
 
 
 def test_a_gated_export_loads_with_its_gate(gated, tmp_path) -> None:
-    """Guards against a gate left off, a mask id behind the vocabulary refused, and a path of this machine in a file."""
+    """Guards against a missing gate, refusing a mask id beyond the vocabulary, and a path of this machine in a file."""
     export(gated, tmp_path / "out")
     assert is_complete(tmp_path / "out")
     before, after = load_causal_lm(gated), load_causal_lm(tmp_path / "out")
@@ -141,8 +141,8 @@ def test_a_gated_export_loads_with_its_gate(gated, tmp_path) -> None:
 
 
 def test_vllms_own_drafter_finds_the_mask(full, gated, tmp_path) -> None:
-    """Under the name that vLLM reads; not where the weights at masks are an adapter's, for a drafter without it would
-    draft nonsense."""
+    """The id of the mask token is in the config under the name that vLLM reads. A gated export does not have it: a
+    drafter without the adapter would draft nonsense."""
     export(full, tmp_path / "whole")
     settings = json_of(tmp_path / "whole" / "config.json")
     assert settings["pard_token"] == settings["mtp"]["mask_token_id"]
@@ -151,7 +151,7 @@ def test_vllms_own_drafter_finds_the_mask(full, gated, tmp_path) -> None:
 
 
 def test_an_export_of_an_export_is_the_same(gated, tmp_path) -> None:
-    """Guards against a card that can be had only while the first checkpoint is kept."""
+    """Guards against an export that can be made again, with another policy, only while the first checkpoint is kept."""
     export(gated, tmp_path / "one")
     export(tmp_path / "one", tmp_path / "two", policy=NextToken())
     ids = torch.cat([IDS, torch.tensor([[60, 60]])], 1)
@@ -161,7 +161,7 @@ def test_an_export_of_an_export_is_the_same(gated, tmp_path) -> None:
 
 
 def test_another_base_in_the_place_of_the_first(gated, tmp_path) -> None:
-    """Guards against an adapter on weights that it was not made for, before and after the export."""
+    """Guards against using an adapter with weights that it was not made for, before and after the export."""
     export(gated, tmp_path / "out")
     tiny_llama(tiny_tokenizer(60), seed=1).save_pretrained(tmp_path / "base")
     with pytest.raises(ModelError, match="was made for base with the weights"):
@@ -175,7 +175,7 @@ def test_another_base_in_the_place_of_the_first(gated, tmp_path) -> None:
 
 
 def test_an_adapter_over_an_export_is_refused(gated, tmp_path) -> None:
-    """Guards against two gates at work at once: drafts would be wrong, and slow for no reason that anyone sees."""
+    """Guards against two gates at the same time: drafts would be wrong, and decoding slow for no visible reason."""
     export(gated, tmp_path / "out")
     with pytest.raises(ModelError, match="holds an adapter of its own"):
         load_causal_lm(gated, base=tmp_path / "out")
@@ -193,8 +193,8 @@ def test_an_adapter_over_an_export_is_refused(gated, tmp_path) -> None:
     ],
 )
 def test_defaults_of_decoding_stand_in_the_generation_config(policy, says, full, tmp_path) -> None:
-    """Guards against a block that transformers drops when it reads, as it does from a config marked as derived, and
-    against the base's own settings lost beside it."""
+    """Guards against an `mtp` block that transformers drops when it reads the file, as it does with a config marked as
+    derived, and against losing the base's own settings."""
     settings = json_of(full / "generation_config.json") | {"_from_model_config": True, "repetition_penalty": 1.1}
     (full / "generation_config.json").write_text(json.dumps(settings))
     export(full, tmp_path / "out", policy=policy)
@@ -206,7 +206,7 @@ def test_defaults_of_decoding_stand_in_the_generation_config(policy, says, full,
 
 
 def test_no_generation_config(full, tmp_path) -> None:
-    """Guards against an end of text that is forgotten, as one made up of our block alone would."""
+    """Guards against losing the end-of-text token, which a generation config with our block alone would not have."""
     (full / "generation_config.json").unlink()
     export(full, tmp_path / "out")
     assert json_of(tmp_path / "out" / "generation_config.json")["eos_token_id"] == 2
@@ -222,7 +222,7 @@ def test_code_that_stays_behind_is_not_named(full, tmp_path) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "gated"])
 def test_another_dtype(kind, request, tmp_path) -> None:
-    """Guards against a config that says another type than the file has, and a gate saved into the base."""
+    """Guards against a config that names another type than the file has, and against saving the gate into the base."""
     source = request.getfixturevalue(kind)
     export(source, tmp_path / "out", dtype="bfloat16")
     shards = weight_files(str(tmp_path / "out"))
@@ -237,7 +237,7 @@ def test_another_dtype(kind, request, tmp_path) -> None:
 
 
 def test_the_card(gated, evaluation, tmp_path) -> None:
-    """Guards against metadata that the Hub cannot read, a license lost, and numbers without their command."""
+    """Guards against metadata that the Hub cannot read, a lost license, and numbers without their command."""
     (tmp_path / "base" / "README.md").write_text("---\nlicense: other\nlicense_name: its-own\n---\n# Base\n")
     (tmp_path / "base" / "LICENSE.txt").write_text("as it is")
     export(gated, tmp_path / "out", evaluation=evaluation, policy=Exact(0.7))
@@ -254,7 +254,7 @@ def test_the_card(gated, evaluation, tmp_path) -> None:
 
 
 def test_the_card_of_a_model_from_the_hub(full, tmp_path) -> None:
-    """Guards against an export that fails without a network for the sake of a license."""
+    """Guards against an export that fails without a network because it looks for a license."""
     export(full, tmp_path / "out")
     found = metadata_load(tmp_path / "out" / "README.md")
     assert found["base_model"] == "me/b" and "license" not in found
@@ -269,14 +269,14 @@ def test_the_card_of_a_model_from_the_hub(full, tmp_path) -> None:
         ({"dtype": "int4"}, UsageError, "dtype is 'int4'; expected one of float32, bfloat16, float16"),
         ({"policy": Exact(k=9)}, DecodingError, "k is 9, but this model was trained for k up to 4"),
         ({"reference": True}, UsageError, r"--reference is for gated adapters; .* \(full\)"),
-        ({"base": "me/b"}, UsageError, "is no adapter; leave base out"),
+        ({"base": "me/b"}, UsageError, "is not an adapter; leave base out"),
         ({"push_to_hub": "me/b/c"}, UsageError, "push_to_hub is 'me/b/c'; expected a name on the Hub"),
         ({"push_to_hub": "mine"}, UsageError, "push_to_hub is 'mine'; expected a name on the Hub"),
         ({"evaluation": "nowhere"}, DataError, "nowhere has no results.json; expected the folder that"),
     ],
 )
 def test_options_that_cannot_be(options, error, says, full, tmp_path) -> None:
-    """Guards against an option that is dropped in silence, and a folder left behind."""
+    """Guards against an option that is silently ignored, and against a folder left behind."""
     with pytest.raises(error, match=says):
         export(full, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
@@ -288,21 +288,21 @@ def test_options_that_cannot_be(options, error, says, full, tmp_path) -> None:
         ({"dtype": "float16"}, "float16 would change the weights that the adapter was made for"),
         ({"reference": True, "dtype": "bfloat16"}, "dtype 'bfloat16' belongs to a model"),
         ({"reference": True, "policy": Exact()}, "policy Exact.* belongs to a model"),
-        ({"reference": True}, "adapter of 'base', which is no name on the Hub; --reference needs one"),
+        ({"reference": True}, "adapter of 'base', which is not a name on the Hub; --reference needs one"),
     ],
 )
 def test_options_that_no_gated_export_has(options, says, gated, tmp_path) -> None:
-    """Guards against a reference that nobody can follow."""
+    """Guards against a reference to a base that nobody else can load."""
     with pytest.raises(UsageError, match=says):
         export(gated, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_sources_that_cannot_be(full, gated, tmp_path) -> None:
-    """Guards against a KeyError for an ordinary model, a Hub name or half a checkpoint."""
+    """Guards against a KeyError for an ordinary model, a Hub name or an incomplete checkpoint."""
     with pytest.raises(ModelError, match=r"base was not adapted .* multitoken adapt"):
         export(tmp_path / "base", tmp_path / "out")
-    with pytest.raises(ModelError, match="me/model is no checkpoint; expected a folder"):
+    with pytest.raises(ModelError, match="me/model is not a checkpoint; expected a folder"):
         export("me/model", tmp_path / "out")
     next(full.glob("*-00001-of-*")).unlink()
     with pytest.raises(ModelError, match=r"lacks model-00001-of-.* \(1 of 6 weight files\); copy the folder again"):
@@ -327,7 +327,8 @@ def test_results_that_cannot_be(text, says, full, evaluation, tmp_path) -> None:
 
 
 def test_an_output_in_use(full, tmp_path) -> None:
-    """Guards against a folder overwritten unasked, and a failed export that costs the one before."""
+    """Guards against overwriting a folder without being asked, and against losing the previous export when a new one
+    fails."""
     export(full, tmp_path / "out")
     with pytest.raises(OutputError, match="out exists and is not empty"):
         export(full, tmp_path / "out")
@@ -340,7 +341,7 @@ def test_an_output_in_use(full, tmp_path) -> None:
 
 
 class FakeHub:
-    """Notes what it is asked; `error` is raised by the upload."""
+    """Records its calls. The upload raises `error` if it is set."""
 
     calls: list[tuple] = []  # noqa: RUF012
     error: Exception | None = None
@@ -365,7 +366,7 @@ def fake_hub(monkeypatch) -> type[FakeHub]:
 
 
 def test_push(full, fake_hub, tmp_path) -> None:
-    """Guards against an upload of half a folder, and a card that tells to load the name of a folder here."""
+    """Guards against uploading an incomplete folder, and against a card that says to load a local folder name."""
     export(full, tmp_path / "out", push_to_hub="me/mine")
     assert fake_hub.calls == [
         ("create_repo", "me/mine", True),
@@ -375,17 +376,17 @@ def test_push(full, fake_hub, tmp_path) -> None:
 
 
 def test_push_that_fails_keeps_the_folder(full, fake_hub, monkeypatch, tmp_path) -> None:
-    """Guards against a traceback, and an hour's export lost to a network."""
+    """Guards against a traceback, and against losing an hour's export to a network error."""
     monkeypatch.setattr(fake_hub, "error", ConnectionError("no route\nto host"))
     with pytest.raises(
-        OutputError, match=r"cannot push to me/mine: no route. .* is whole: push it again with `hf upload"
+        OutputError, match=r"cannot push to me/mine: no route. .* is complete: push it again with `hf upload"
     ):
         export(full, tmp_path / "out", push_to_hub="me/mine")
     assert is_complete(tmp_path / "out")
 
 
 def test_push_without_a_token(full, monkeypatch, tmp_path) -> None:
-    """Guards against finding out after the work."""
+    """Guards against finding out only after the export."""
     monkeypatch.setattr(hub, "get_token", lambda: None)
     with pytest.raises(UsageError, match="there is no Hugging Face token here; log in with `hf auth login`"):
         export(full, tmp_path / "out", push_to_hub="me/mine")

@@ -1,4 +1,4 @@
-"""A saved checkpoint is an ordinary Hugging Face folder that loads to the same model, or it is not there."""
+"""A saved checkpoint is an ordinary Hugging Face folder that loads to the same model, or it does not exist."""
 
 import errno
 import json
@@ -38,7 +38,7 @@ def adapted(build=tiny_llama, **config):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("shard", ["5GB", "10KB"])
 def test_round_trip(build, tied, shard, tmp_path):
-    """Guards against shards lost, a mask row that is not saved, a tokenizer that gives the mask another id."""
+    """Guards against lost shards, a mask row that is not saved, and a tokenizer that gives the mask another id."""
     model, tokenizer, mtp = adapted(build, tie_word_embeddings=tied)
     save_checkpoint(model, tokenizer, mtp, tmp_path / "out", max_shard_size=shard, extra_files={"docs/a.md": "ä"})
     assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == (shard == "10KB")
@@ -62,7 +62,7 @@ def test_plain_transformers_loads_it(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_dtype_casts_the_file_and_not_the_model(tied, tmp_path):
-    """Guards against a float32 training that goes on in bf16 after a save, and tied weights saved twice."""
+    """Guards against a float32 training that continues in bf16 after a save, and against saving tied weights twice."""
     model, tokenizer, mtp = adapted(tie_word_embeddings=tied)
     before, config_dtype = parameter_hash(model), model.config.dtype
     save_checkpoint(model, tokenizer, mtp, tmp_path / "out", dtype=torch.bfloat16)
@@ -76,7 +76,7 @@ def test_dtype_casts_the_file_and_not_the_model(tied, tmp_path):
 
 
 def test_a_generation_config_that_transformers_refuses_to_write(tmp_path):
-    """Guards against hours of training that end in "temperature is set but do_sample is False"."""
+    """Guards against hours of training that end in the error "temperature is set but do_sample is False"."""
     model, tokenizer, mtp = adapted()
     model.generation_config.temperature = 0.6
     model.generation_config.repetition_penalty = 1.2
@@ -110,7 +110,7 @@ def test_extra_files_stay_inside(tmp_path):
     ],
 )
 def test_a_failed_save_leaves_the_old_checkpoint(error, tmp_path, monkeypatch):
-    """Guards against a full disk or Ctrl-C that costs the last good checkpoint. safetensors hides the system's error."""
+    """Guards against losing the last good checkpoint to a full disk or Ctrl-C. safetensors hides the system's error."""
     model, tokenizer, mtp = adapted()
     save_checkpoint(model, tokenizer, mtp, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}

@@ -1,4 +1,5 @@
-"""The rule by position against transformers' masks, at lengths on both sides of a window, a chunk and a growth."""
+"""Masks computed from positions must equal transformers' masks, at lengths below and above a window, a chunk and a
+growth."""
 
 import inspect
 
@@ -45,7 +46,7 @@ def llama4(chunk: int, attention: str):
 
 
 def transformers_masks(model, length: int) -> dict[str, torch.Tensor]:
-    """[length, length] bool by kind of layer, as transformers draws them for a plain row."""
+    """[length, length] bool by kind of layer, as transformers builds them for a plain row."""
     ids = torch.zeros(1, length, dtype=torch.long)
     masks = create_masks_for_generate(
         model.config, model.get_input_embeddings()(ids), torch.ones_like(ids), None, position_ids=torch.arange(length)[None]
@@ -75,14 +76,14 @@ MODELS = {
 }
 CHUNKED = {"chunk 6 and full": lambda how: llama4(6, how), "chunk 200 and full": lambda how: llama4(200, how)}
 if "block_sequence_ids" in inspect.signature(create_chunked_causal_mask).parameters:
-    MODELS |= CHUNKED  # transformers 5.19 cannot draw the masks of its own chunked models
+    MODELS |= CHUNKED  # transformers 5.19 cannot build the masks of its own chunked models
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("how", ["sdpa", "eager"])
 def test_masks_by_position_equal_transformers_masks_at_every_length(name: str, how: str) -> None:
-    """A window longer than the first growth looks plainly causal, and sdpa is told nothing at all: taken for the rule, every
-    token behind the window would see too much."""
+    """A window longer than the first growth looks plainly causal, and sdpa gets no mask at all. If that were taken for
+    the rule, every token beyond the window would see too much."""
     model = MODELS[name](how)
     rule = AttentionRule(model)
     for length in (4, 128, 199, 200, 201, 300, 520):
@@ -95,7 +96,8 @@ def test_masks_by_position_equal_transformers_masks_at_every_length(name: str, h
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "window" in name or "chunk" in name])
 def test_a_query_far_behind_sees_what_its_row_of_the_mask_says(name: str) -> None:
-    """Decoding asks for single positions beyond what was grown for, which the formulas must answer."""
+    """Decoding asks for single positions beyond the row from which the rule was read. The formulas must be right
+    there."""
     model = MODELS[name]("sdpa")
     rule = AttentionRule(model)
     rule.grow(300)
@@ -109,7 +111,7 @@ def test_a_query_far_behind_sees_what_its_row_of_the_mask_says(name: str) -> Non
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "window" in name or "chunk" in name])
 def test_no_table_as_long_as_the_text_is_drawn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 131,072 positions it would have 17 billion entries."""
+    """For 131,072 positions, such a table would have 17 billion entries."""
     model, asked = MODELS[name]("sdpa"), []
 
     def note(config, embeds, *more, **named):
@@ -128,7 +130,8 @@ def drawn(length: int, sees) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [1, 2, 6, 7, 127])
 def test_windows_and_chunks_are_recognised_and_drawn_further(size: int) -> None:
-    """A table kept in place of a formula ends where the row asked for ended; one formula taken for the other is wrong."""
+    """A table in place of a formula would end where the row that was asked for ends. The wrong formula would give wrong
+    masks."""
     window = lambda q, kv: (kv <= q) & (kv > q - size)  # noqa: E731
     chunk = lambda q, kv: (kv <= q) & (kv // size == q // size)  # noqa: E731
     for sees in (window, chunk):
@@ -138,14 +141,14 @@ def test_windows_and_chunks_are_recognised_and_drawn_further(size: int) -> None:
 
 
 def test_what_looks_causal_is_known_for_the_row_asked_for_only() -> None:
-    """A window or chunk of 128 and more cannot be told from plain causality in a row of 128."""
+    """A window or chunk of 128 or more looks the same as plain causality in a row of 128."""
     for sees in (lambda q, kv: kv <= q, lambda q, kv: (kv <= q) & (kv > q - 128)):
         kind = _recognise(drawn(128, sees))
         assert (kind.known, kind.window, kind.chunk, kind.table) == (128, None, None, None)
 
 
 def test_a_rule_that_is_neither_stays_a_table() -> None:
-    """Forced into a formula, a pattern such as "every other token" would be drawn wrongly."""
+    """If a pattern such as "every other token" were forced into a formula, its masks would be wrong."""
     odd = drawn(64, lambda q, kv: (kv <= q) & ((q - kv) % 2 == 0))
     kind = _recognise(odd)
     assert kind.known == 64 and torch.equal(drawn(64, kind.sees), odd)

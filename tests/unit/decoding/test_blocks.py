@@ -1,4 +1,4 @@
-"""The block layout: the worked example of the docstring, exactly."""
+"""The block layout must be exactly that of the worked example in the docstring."""
 
 import torch
 
@@ -13,7 +13,7 @@ def example():
 
 
 def test_worked_example() -> None:
-    """An off-by-one in positions or anchors trains the wrong places without any error."""
+    """With positions or anchors that are off by one, the wrong tokens would be trained without any error message."""
     batch = example()
     assert batch.ids.tolist() == [[10, 11, 12, 13, 14, 11, M, M, 13, M]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 1, 2, 3, 3, 4]]
@@ -23,7 +23,7 @@ def test_worked_example() -> None:
 
 
 def test_rule_of_the_worked_example() -> None:
-    """A block that sees the real token at its anchor, or a later one, or another block, is told the answer."""
+    """A block that sees the real token at its anchor, a later one, or another block would be told the answer."""
     expected = [
         "1000000000",
         "1100000000",
@@ -37,20 +37,20 @@ def test_rule_of_the_worked_example() -> None:
         "1110000011",
     ]
     rule = example().rule()[0]
-    causal = torch.ones(10, 10, dtype=torch.bool)
     positions = example().positions[0]
     causal = positions[None, :] <= positions[:, None]
     assert ["".join(str(int(x)) for x in row) for row in (rule & causal)] == expected
 
 
 def test_proposals_stand_where_the_next_masks_were() -> None:
-    """The teacher reads the student's tokens one place on: the proposal for place j is the input of place j + 1."""
+    """The teacher reads the student's tokens shifted by one: the proposal at position j of a block is the input at j +
+    1."""
     proposals = torch.tensor([[50, 51, 52, 60, 61]])
     assert example().with_proposals(proposals).tolist() == [[10, 11, 12, 13, 14, 11, 50, 51, 13, 60]]
 
 
 def test_padding_is_seen_by_nobody() -> None:
-    """Right padding in a batch of unlike lengths must not leak into blocks."""
+    """Right padding in a batch of different lengths must not leak into blocks."""
     tokens = torch.tensor([[10, 11, 12, 0, 0]])
     batch = pack_blocks(tokens, [3], torch.tensor([[2]]), (2,), M)
     assert batch.block.tolist() == [[REAL] * 3 + [PADDING] * 2 + [0, 0]]
@@ -81,7 +81,8 @@ def test_worked_example_of_segments() -> None:
 
 
 def test_rule_of_blocks_without_their_anchors() -> None:
-    """Masks behind a cached prefix see the real token at their anchor, which is not fed again, and none behind it."""
+    """Masks after a cached prefix see the real token at their anchor, which is not fed again, and no real token after
+    it."""
     masks = torch.tensor([6, 7, 9])
     rule = example().rule(masks, torch.cat([torch.arange(5), masks]), anchors_repeated=False)
     assert ["".join(str(int(x)) for x in row) for row in rule[0]] == ["11000100", "11000110", "11110001"]

@@ -1,4 +1,4 @@
-"""The scan against the recurrence that it stands for, one token after the other in float64."""
+"""The scan must equal the recurrence that it replaces, computed one token after the other in float64."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def inputs(tokens: int, groups: int, rows: int = 2, heads: int = 4, keys: int = 
 
 
 def recurrence(query, key, value, g, beta, initial_state):
-    """Outputs, and the state in front of each token and behind the last."""
+    """The outputs, and the states before each token and after the last."""
     heads = value.shape[2]
     query, key = (t.double() / t.double().square().sum(-1, keepdim=True).add(1e-6).sqrt() for t in (query, key))
     query, key = (t.repeat_interleave(heads // t.shape[2], 2) for t in (query * query.shape[-1] ** -0.5, key))
@@ -35,7 +35,8 @@ def recurrence(query, key, value, g, beta, initial_state):
 @pytest.mark.parametrize("groups", [2, 4])
 @pytest.mark.parametrize("tokens", [1, 5, CHUNK, 2 * CHUNK + 9])
 def test_outputs_states_and_gradients_are_those_of_the_recurrence(tokens: int, groups: int) -> None:
-    """The state behind the last token and those behind any: the first and last of a chunk, none, rows more than once."""
+    """The states after the last token and after any others: the first and last of a chunk, no token, rows more than
+    once."""
     given = inputs(tokens, groups)
     behind = torch.tensor([n for n in (tokens, 0, 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3) if n <= tokens])
     rows = torch.arange(len(behind)) % 2

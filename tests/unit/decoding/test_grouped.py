@@ -1,4 +1,4 @@
-"""Attention with grouped heads against transformers' own, which repeats every key for each head of a group."""
+"""Attention with grouped heads must equal transformers' own, which repeats every key for each head of a group."""
 
 import pytest
 import torch
@@ -23,13 +23,13 @@ def inputs(rows: int = 2, heads: int = 6, kept: int = 2, queries: int = 5, keys:
     shapes = [(rows, heads, queries, size), (rows, kept, keys, size), (rows, kept, keys, size)]
     query, key, value = (torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes)
     mask = torch.rand(rows, 1, queries, keys, generator=generator) < 0.6
-    mask[..., 0] = True  # no query sees nothing
+    mask[..., 0] = True  # every query sees at least one key
     return query, key, value, mask
 
 
 @pytest.mark.parametrize("additive", [False, True])
 def test_values_and_gradients_equal_those_of_repeated_keys(additive: bool) -> None:
-    """Queries of one head taken for another's, or a mask repeated in the other order, would show as wrong values."""
+    """Guards against mixing up the queries of two heads, and against a mask repeated in the wrong order."""
     query, key, value, mask = inputs()
     if additive:
         mask = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, -1e9)
@@ -54,7 +54,7 @@ def llama(groups: int) -> LlamaForCausalLM:
 
 
 def test_no_key_is_copied_by_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 8,192 cached tokens the copies take several times as long as the products that they are for."""
+    """At 8,192 cached tokens, the copies take several times as long as the products that need them."""
     model = llama(2)
     copied = []
 
@@ -73,7 +73,7 @@ def test_no_key_is_copied_by_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_models_with_grouped_heads_are_changed() -> None:
-    """A name that a family does not know would change which masks it draws."""
+    """An attention name that a family does not know would change the masks that it builds."""
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, attn_implementation="sdpa"))
     eager = llama(2)
     eager.set_attn_implementation("eager")
@@ -83,7 +83,7 @@ def test_only_models_with_grouped_heads_are_changed() -> None:
 
 
 def test_a_saved_config_says_nothing_of_it(tmp_path) -> None:
-    """Another program would not know the name."""
+    """Another program would not know the name of our attention."""
     model = llama(2)
     AttentionRule(model)
     model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""A draft head's file: what does not fit is refused by name, and what fits comes back as it was."""
+"""A draft head's file: one that does not fit is refused with a clear error, and one that fits loads as it was saved."""
 
 import shutil
 from pathlib import Path
@@ -30,15 +30,15 @@ def test_a_head_of_another_hidden_size_is_refused() -> None:
 
 def test_what_is_no_head_is_refused() -> None:
     state = head_state(DraftHead(12, 4))
-    with pytest.raises(DecodingError, match="is no draft head: it has no matrix 'up'"):
+    with pytest.raises(DecodingError, match="is not a draft head: it has no matrix 'up'"):
         head_of({"weight": torch.zeros(2, 2)}, 12, "head")
-    with pytest.raises(DecodingError, match=r"(?s)is no draft head: .*extra"):
+    with pytest.raises(DecodingError, match=r"(?s)is not a draft head: .*extra"):
         head_of(state | {"extra": torch.zeros(1)}, 12, "head")
 
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    """A copy of the embedded adapter, its base beside it."""
+    """A copy of the embedded adapter, with its base next to it."""
     shutil.copytree(checkpoint("gated"), tmp_path / "gated")
     (tmp_path / "base").symlink_to(checkpoint("base"))
     return tmp_path / "gated"
@@ -51,12 +51,10 @@ def test_a_folder_without_its_head_is_refused(adapter: Path) -> None:
 
 
 def test_a_head_of_another_version_is_refused(adapter: Path) -> None:
-    """Its formula is another: drafts would be rubbish, without a word."""
+    """A head of another version has another formula: without the error, drafts would silently be nonsense."""
     config = adapter / "adapter_config.json"
     config.write_text(config.read_text().replace('"draft_head": 1', '"draft_head": 7'))
-    with pytest.raises(
-        ModelError, match=r"draft head is of version 7; this multitoken reads version 1.*adapt the model"
-    ):
+    with pytest.raises(ModelError, match=r"draft head has version 7; this multitoken reads version 1.*adapt the model"):
         load_causal_lm(adapter)
 
 

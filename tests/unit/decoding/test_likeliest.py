@@ -1,4 +1,4 @@
-"""Looks over the vocabulary say what torch's say."""
+"""Our searches over the vocabulary must give the same results as torch's."""
 
 import torch
 
@@ -7,7 +7,7 @@ from multitoken.decoding.likeliest import argmax, top_and_confidence
 
 def test_top_and_confidence() -> None:
     logits = torch.randn(2, 3, 501)
-    logits[0, 0, 17] = logits[0, 0, 400] = 9.0  # the first of equals
+    logits[0, 0, 17] = logits[0, 0, 400] = 9.0  # the first of equal ones is the top
     logits[1, 2] = torch.nan
     top, confidence = top_and_confidence(logits)
     assert top[0, 0] == 17 and torch.equal(top[:, :2], logits.argmax(-1)[:, :2])

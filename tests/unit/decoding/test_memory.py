@@ -1,4 +1,4 @@
-"""How much memory is left: of the machine, of the container, and of a GPU whose memory PyTorch keeps."""
+"""How much memory is free: on the machine, in the container, and on a GPU whose memory PyTorch keeps."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def group(folder: Path, limit: str, usage: int, files: int, *, version: int) -> 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine with 1,000 MB left, and whatever groups a test puts around the process."""
+    """A machine with 1,000 MB free, and the control groups that a test puts around the process."""
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable: {1000 * 1024} kB\n")
     monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
@@ -40,8 +40,8 @@ def free(machine: Path, cgroup: str = "") -> int:
 
 
 def test_a_container_of_version_2(machine) -> None:
-    """Guards against a cache as large as the machine in a container that is killed at 500 MB. Its own group may have no limit
-    and one around it may."""
+    """Guards against a cache sized for the whole machine in a container that is killed at 500 MB. The process's own
+    group may have no limit while a group around it has one."""
     groups = machine / "cgroup"
     assert free(machine) == 1000
     group(groups / "a" / "b", str(500 * MB), 300 * MB, 100 * MB, version=2)
@@ -55,7 +55,8 @@ def test_a_container_of_version_2(machine) -> None:
 
 
 def test_a_path_that_is_the_hosts(machine) -> None:
-    """In a container /proc may name the host's path, and the container's own group is the root of what it sees."""
+    """In a container, /proc may name the host's path, while the container's own group is the root of the folder that it
+    sees."""
     group(machine / "cgroup", str(200 * MB), 150 * MB, 0, version=2)
     assert free(machine, "0::/docker/0123\n") == 50
 
@@ -67,8 +68,8 @@ def test_a_container_of_version_1(machine) -> None:
 
 
 def test_what_pytorch_keeps_on_a_gpu_is_free(monkeypatch) -> None:
-    """Guards against the same call being refused the second time: blocks of a cache that is gone are kept by PyTorch, and the
-    driver counts them as used."""
+    """Guards against refusing the same call the second time: PyTorch keeps the blocks of a freed cache, and the driver
+    counts them as used."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 80)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)

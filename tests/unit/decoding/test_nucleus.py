@@ -1,4 +1,4 @@
-"""Top-p without a sort: the tokens that are left are those that transformers' warper leaves."""
+"""Top-p without a sort must keep the same tokens as transformers' warper."""
 
 import pytest
 import torch
@@ -16,7 +16,8 @@ def scores_of(spread: float, rows: int = 64, vocabulary: int = 700) -> torch.Ten
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.95, 0.999, 1.0])
 @pytest.mark.parametrize("spread", [0.0, 0.3, 2.0, 6.0, 20.0])
 def test_it_leaves_what_transformers_leaves(spread: float, top_p: float) -> None:
-    """Flat rows (a nucleus larger than what is looked at), ties and peaks: a token too many or too few is another text."""
+    """Covers flat rows (a nucleus larger than the part that is searched), ties and peaks. One token too many or too few
+    gives another text."""
     scores = scores_of(spread)
     expected = TopPLogitsWarper(top_p)(None, scores)  # pyright: ignore[reportArgumentType]
     assert torch.equal(nucleus(scores, torch.full((64,), top_p)), expected)
@@ -30,13 +31,14 @@ def test_each_row_has_a_share_of_its_own() -> None:
 
 
 def test_a_border_that_rounding_decides_is_left_to_the_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten equal tokens and top-p 0.5: whether the fifth or the sixth is the last depends on how a sum is rounded."""
+    """With ten equal tokens and top-p 0.5, it depends on the rounding of a sum whether the fifth or the sixth is the
+    last."""
     seen: list[int] = []
     original = module._sorted
     monkeypatch.setattr(module, "_sorted", lambda s, p: seen.append(len(s)) or original(s, p))
     scores = torch.full((2, 300), -50.0)
     scores[0, :10] = 0.0  # a tie at the border
-    scores[1, :3] = torch.tensor([0.8, 0.15, 0.05]).log()  # clear of 0.5 by far
+    scores[1, :3] = torch.tensor([0.8, 0.15, 0.05]).log()  # far from 0.5
     kept = nucleus(scores, torch.tensor([0.5, 0.5]))
     assert seen == [1]
     assert torch.equal(kept, TopPLogitsWarper(0.5)(None, scores))  # pyright: ignore[reportArgumentType]
@@ -54,7 +56,7 @@ def test_a_row_that_is_not_a_number_leaves_its_neighbours_alone() -> None:
 @pytest.mark.parametrize("spread", [0.3, 6.0, 20.0])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_token_drawn_among_the_candidates_alone_is_the_same(rows: int, spread: float, top_p: float) -> None:
-    """One seed is one text, whichever way its noise is laid over the scores."""
+    """One seed must give one text, whichever way its noise is added to the scores."""
     scores, shares = scores_of(spread, rows), torch.full((rows,), top_p)
     for seed in range(40):
         keys = noise_keys(torch.full((rows,), signed(seed_key(seed, 0))), torch.arange(rows))

@@ -1,4 +1,5 @@
-"""The number of masks, chosen in simulated servers whose costs and luck are known. No clock."""
+"""The choice of the number of masks, in simulated servers whose costs and acceptance rates are known. No clock is
+used."""
 
 import math
 import random
@@ -15,7 +16,8 @@ PLACES, BRANCH = 15, 8
 
 @dataclass
 class Server:
-    """Rows that emit by luck. cost(tokens fed, masks among them) are the seconds of a step; holds: how often a draft holds."""
+    """Rows whose drafts are accepted at random. cost(tokens fed, masks among them): the seconds of a step. holds: how
+    often a draft of each row is accepted."""
 
     cost: Callable[[int, int], float]
     holds: list[float]
@@ -28,8 +30,8 @@ class Server:
         self.drafts = [0] * len(self.holds)
 
     def step(self, masks: list[int], branches: int = 0) -> tuple[int, list[tuple[int, int]], float]:
-        """(tokens, what became of each row's block as (masks fed, drafts that held), seconds). The first drafts are those that are
-        likeliest to be refused, so branches stand there."""
+        """Returns (tokens, each row's block as (masks fed, drafts accepted), seconds). The first drafts are the most
+        likely to be refused, so the branches follow them."""
         fed = sum(1 + d + m + BRANCH * min(branches, d) for d, m in zip(self.drafts, masks, strict=True))
         seconds = self.cost(fed, sum(masks)) * math.exp(
             self.luck.gauss(-(self.noise**2) / 2, self.noise)
@@ -46,7 +48,7 @@ class Server:
 
 
 def paced(server: Server, pace: Pace, records: list[Record], steps: int):
-    """[(tokens, seconds, masks of each row)] of the steps."""
+    """Run some steps. Returns their [(tokens, seconds, masks of each row)]."""
     trace = []
     for _ in range(steps):
         masks = pace.masks(records)
@@ -81,12 +83,13 @@ def steep(fed: int, masks: int) -> float:
 
 
 def costly_first_mask(fed: int, masks: int) -> float:
-    """As measured in vLLM on a CPU, eight requests: one mask a row trebles the time of a step, and fifteen do not double that."""
+    """As measured in vLLM on a CPU with eight requests: one mask per row triples the time of a step, and fifteen masks
+    take less than twice that time."""
     return 0.009 + 0.00008 * fed if masks else 0.003 + 0.00003 * fed
 
 
 def free(fed: int, masks: int) -> float:
-    """A large model on an accelerator, few requests: its weights are read once a step, whatever is fed."""
+    """A large model on an accelerator with few requests: its weights are read once per step, whatever is fed."""
     return 0.01
 
 
@@ -102,8 +105,8 @@ CASES = {
 
 
 def share_of_the_best(cost: Callable[[int, int], float], holds: list[float], branches: int, seeds: int = 8) -> float:
-    """Of the best constant choice's tokens a second, after 200 steps. Mean over seeds: one run of 1,000 steps scatters by more than
-    the bounds."""
+    """Tokens per second as a share of the best constant choice's, after 200 steps. It is a mean over seeds, because
+    single runs of 1,000 steps differ by more than the bounds."""
     found = []
     for seed in range(seeds):
         pace, records = Pace(PLACES, branches), [Record() for _ in holds]
@@ -118,7 +121,7 @@ def test_near_the_best_constant_choice_after_200_steps(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_near_it_with_one_choice_more(name: str) -> None:
-    """Branches pay in none of these, and a step with masks shows it before they have a trial."""
+    """Branches pay off in none of these cases, and a step with masks shows this before branches have a trial."""
     assert share_of_the_best(*CASES[name], branches=PACED) > 0.95
 
 
@@ -130,7 +133,7 @@ def test_near_the_best_where_tokens_are_free(holds: list[float]) -> None:
 @pytest.mark.parametrize("branches", [0, PACED])
 @pytest.mark.parametrize("name", CASES)
 def test_never_below_plain_decoding(name: str, branches: int) -> None:
-    """Two hundredths over 1,000 steps, trials and first steps included."""
+    """At most two hundredths below plain decoding over 1,000 steps, including trials and the first steps."""
     cost, holds = CASES[name]
     plain = constant(Server(cost, holds, noise=0), 0)
     found = [
@@ -142,7 +145,7 @@ def test_never_below_plain_decoding(name: str, branches: int) -> None:
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_costs_that_change_in_the_middle(factor: float) -> None:
-    """Masks become costly, or cheap, while the server runs: what was measured before is wrong by then."""
+    """Masks become expensive or cheap while the server runs, so that earlier measurements are wrong."""
     state = {"factor": 1.0}
 
     def cost(fed: int, masks: int) -> float:
@@ -160,7 +163,7 @@ def test_costs_that_change_in_the_middle(factor: float) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(0.9, 0.05), (0.05, 0.9)])
 def test_acceptance_that_jumps(before: float, after: float) -> None:
-    """Another kind of text: masks stop paying, or begin to."""
+    """The kind of text changes: masks stop paying off, or begin to."""
     found = []
     for seed in range(8):
         server, pace, records = Server(steep, [before] * 4, seed), Pace(PLACES), [Record() for _ in range(4)]
@@ -171,7 +174,7 @@ def test_acceptance_that_jumps(before: float, after: float) -> None:
 
 
 def test_a_machine_that_stalls() -> None:
-    """One step in fifty takes thirty times as long, whatever it feeds: it must not decide."""
+    """One step in fifty takes thirty times as long, whatever it feeds. Such steps must not determine the choice."""
     rng = random.Random(1)
 
     def cost(fed: int, masks: int) -> float:
@@ -185,7 +188,7 @@ def test_a_machine_that_stalls() -> None:
 
 @pytest.mark.parametrize("rows", [1, 8])
 def test_a_machine_that_is_busy_at_first(rows: int) -> None:
-    """What was measured beside other work must not keep for ever what was slow then from what is fast now."""
+    """Measurements from when the machine was busy must not exclude for ever a level that is fast now."""
     found = []
     for seed in range(8):
         state = {"factor": 5.0}
@@ -205,7 +208,7 @@ def test_a_machine_that_is_busy_at_first(rows: int) -> None:
 
 
 def test_rows_that_differ() -> None:
-    """Of eight rows two reason and six count: each is fed what its own blocks are worth."""
+    """Of eight rows two reason and six count. Each must be fed as many masks as its own blocks are worth."""
     holds = [0.9, 0.9] + [0.02] * 6
 
     def cost(fed: int, masks: int) -> float:
@@ -219,7 +222,8 @@ def test_rows_that_differ() -> None:
 
 
 def test_rows_that_come_and_go() -> None:
-    """Short answers at sizes that change all the time: what one size has learnt serves the next."""
+    """Short answers in batches whose size changes all the time: what is learned at one size must be used at the
+    next."""
     rng, pace = random.Random(0), Pace(PLACES)
     total = {"tokens": 0, "seconds": 0.0}
     for answer in range(60):
@@ -235,7 +239,7 @@ def test_rows_that_come_and_go() -> None:
 
 @pytest.mark.parametrize("cost", [costly_first_mask, steep])
 def test_requests_that_drain_through_all_sizes(cost: Callable[[int, int], float]) -> None:
-    """Waves of requests: what each size of the batch may lose must not add up to more than one may."""
+    """Waves of requests: the losses allowed at each batch size must not add up to more than is allowed at one."""
     plain = {rows: 1 / constant(Server(cost, [0.3] * rows, noise=0), 0, 100) for rows in (32, 20, 12, 6, 3, 1)}
     found = []
     for seed in range(8):
@@ -260,13 +264,13 @@ def test_branches_where_they_pay(cost: Callable[[int, int], float], used: bool) 
 
 
 def test_a_block_too_short_for_branches_has_none() -> None:
-    """Each stands behind a draft of its own."""
+    """Each branch follows a draft of its own."""
     assert [Pace(places, 4).most_branches for places in (3, 4, 5, 15)] == [0, 0, 4, 4]
     assert Pace(15).most_branches == 0
 
 
 def test_the_first_answer_is_fed_all_masks() -> None:
-    """An answer of a few steps must not be spent on trials."""
+    """The few steps of a short answer must not be spent on trials."""
     pace = Pace(PLACES)
     fed = []
     for _ in range(6):

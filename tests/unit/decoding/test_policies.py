@@ -37,12 +37,12 @@ BLOCK = [0.95, 0.9, 0.4, 0.99]
     ],
 )
 def test_kept(policy, kept: int) -> None:
-    """Guards the rule itself: the longest confident *prefix*, not every confident place (0.99 stands behind 0.4)."""
+    """Guards the rule itself: the longest confident *prefix*, not every confident position (0.99 comes after 0.4)."""
     assert policy.kept(BLOCK) == kept
 
 
 def test_unsure_anchor_is_emitted_alone_by_confadapt_and_never_tested_by_exact() -> None:
-    """An unsure next token is still the next token; only ConfAdapt lets it stop what stands behind it."""
+    """A next token of low confidence is still the next token. Only under ConfAdapt does it stop the tokens after it."""
     block = [0.1, 0.99, 0.99]
     assert ConfAdapt(0.9).kept(block) == 1
     assert Exact(0.9).kept(block) == 3
@@ -51,13 +51,13 @@ def test_unsure_anchor_is_emitted_alone_by_confadapt_and_never_tested_by_exact()
 @pytest.mark.parametrize("threshold", [-0.1, 1.7, float("nan"), "high", True])
 @pytest.mark.parametrize("policy", [ConfAdapt, Exact])
 def test_bad_thresholds_are_refused_by_value(policy, threshold) -> None:
-    """A threshold of 1.7 would silently decode one token a step."""
+    """A threshold of 1.7 would silently decode one token per step."""
     with pytest.raises(DecodingError, match=f"threshold is {threshold!r}"):
         policy(threshold)
 
 
 def test_options_that_a_policy_does_not_have_are_refused() -> None:
-    """A swallowed option lets a user believe it did something."""
+    """An option that is silently ignored lets a user believe that it had an effect."""
     with pytest.raises(DecodingError, match="next-token policy has no threshold"):
         make_policy("next-token", threshold=0.5)
     with pytest.raises(DecodingError, match="static policy needs k"):
@@ -69,7 +69,7 @@ def test_options_that_a_policy_does_not_have_are_refused() -> None:
 
 
 def test_trained_k_is_filled_in_and_is_a_ceiling() -> None:
-    """Masks beyond what was trained would be fed to a model that never saw so many."""
+    """More masks than in training would be fed to a model that never saw that many."""
     assert with_trained_k(Exact(0.5), 8) == Exact(0.5, 8)
     assert with_trained_k(StaticK(3), 8) == StaticK(3)
     with pytest.raises(DecodingError, match=r"k is 9.*up to 8; choose k <= 8"):
@@ -100,8 +100,8 @@ def test_trained_k_is_filled_in_and_is_a_ceiling() -> None:
     )
 )
 def test_kept_many_is_kept(rows) -> None:
-    """The rule is written twice, once for a batch of blocks of several policies: they must not part. float32 0.9 is less
-    than 0.9, so a threshold that were rounded to float32 would accept what `kept` refuses."""
+    """The rule is written twice, the second time for a batch of blocks under several policies, and both must agree. 0.9
+    in float32 is less than 0.9, so a threshold rounded to float32 would accept what `kept` refuses."""
     confidences = torch.full((len(rows), 5), -1.0)
     for i, (_, block) in enumerate(rows):
         confidences[i, : len(block)] = torch.tensor(block)
@@ -112,7 +112,7 @@ def test_kept_many_is_kept(rows) -> None:
 
 
 def test_a_default_is_varied_by_what_is_given() -> None:
-    """Another policy's threshold is not this one's, and what nobody says stays."""
+    """The threshold of one policy does not carry over to another, and options that are not given stay as they are."""
     default = Exact(0.6, k=8)
     assert varied(default) == default
     assert varied(default, threshold=0.8) == Exact(0.8, k=8)

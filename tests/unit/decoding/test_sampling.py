@@ -1,4 +1,4 @@
-"""Position-keyed noise: the right distribution, and one text per seed."""
+"""Noise keyed by position: the right distribution, and one text per seed."""
 
 import pytest
 import torch
@@ -37,8 +37,8 @@ def chi_square(tokens: list[int], expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
 def test_frequencies_are_the_softmax(temperature: float) -> None:
-    """Noise that is a little wrong still looks random: compare with the exact probabilities, chi-square under 21
-    (three degrees of freedom, one in ten thousand)."""
+    """Noise that is a little wrong still looks random, so frequencies are compared with the exact probabilities:
+    chi-square under 21 (three degrees of freedom, one in ten thousand)."""
     tokens = drawn(Sampling(temperature, seed=1), 20_000)
     assert chi_square(tokens, (LOGITS / temperature).softmax(-1)) < 21
 
@@ -48,13 +48,13 @@ def test_frequencies_are_the_softmax(temperature: float) -> None:
     [({"top_k": 2}, 2), ({"top_p": 0.9}, 3), ({"min_p": 0.2}, 2), ({"top_k": 3, "top_p": 0.6}, 1)],
 )
 def test_frequencies_are_those_of_the_tokens_that_are_left(options: dict, left: int) -> None:
-    """top-k, top-p and min-p leave out tokens and no more: the rest keep their proportions."""
+    """top-k, top-p and min-p only remove tokens: the rest keep their proportions."""
     expected = torch.where(torch.arange(5) < left, LOGITS, -torch.inf).softmax(-1)
     assert chi_square(drawn(Sampling(seed=3, **options), 20_000), expected) < 21
 
 
 def test_noise_of_neighbours_is_independent() -> None:
-    """A hash with a pattern would tie tokens, positions or rows to each other: correlations under 4.5 / sqrt(n)."""
+    """A hash with a pattern would correlate tokens, positions or rows. Correlations must be under 4.5 / sqrt(n)."""
     n = 40_000
     noise = gumbel([noise_key(0, 0, i) for i in range(n)], torch.arange(3).expand(n, -1))
     other_row = gumbel([noise_key(0, 1, i) for i in range(n)], torch.zeros(n, 1, dtype=torch.long))
@@ -66,7 +66,8 @@ def test_noise_of_neighbours_is_independent() -> None:
 
 
 def test_a_token_s_noise_does_not_depend_on_what_else_is_drawn() -> None:
-    """Top-k of one row of a batch may leave other tokens than of another; each token's noise is its own."""
+    """Top-k may leave different tokens in different rows of a batch. A token's noise must not depend on the other
+    tokens."""
     keys = [noise_key(5, 2, 9)]
     whole = gumbel(keys, torch.arange(1000)[None])
     assert torch.equal(gumbel(keys, torch.tensor([[7, 999, 0]])), whole[:, [7, 999, 0]])
@@ -81,7 +82,7 @@ def test_noise_depends_on_seed_row_and_position() -> None:
 
 
 def test_processors_that_look_at_the_prefix_and_those_that_do_not_choose_alike() -> None:
-    """All positions at once, or one by one: the same tokens, or the fast way would be another sampler."""
+    """Whether all positions are processed at once or one by one, the chosen tokens must be the same."""
     blind = drawn(Sampling(seed=9), 50, processors=[TopKLogitsWarper(3)])
     looking = drawn(Sampling(seed=9), 50, processors=[TopKLogitsWarper(3), NoBadWordsLogitsProcessor([[4, 4]])])
     assert blind == looking
@@ -89,7 +90,7 @@ def test_processors_that_look_at_the_prefix_and_those_that_do_not_choose_alike()
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), "warm", True])
 def test_bad_temperatures_are_refused(temperature) -> None:
-    """Zero is greedy by another name: it must not become a division by zero."""
+    """Zero is another name for greedy decoding. It must not become a division by zero."""
     with pytest.raises(DecodingError, match="temperature is"):
         Sampling(temperature)
 
@@ -106,13 +107,14 @@ def test_bad_temperatures_are_refused(temperature) -> None:
     ],
 )
 def test_bad_options_are_refused(options: dict, message: str) -> None:
-    """Named at once, not when the first token is drawn."""
+    """The option is refused at once and by name, not when the first token is drawn."""
     with pytest.raises(DecodingError, match=message):
         Sampling(**options)
 
 
 def test_noise_keys_of_a_batch_are_those_of_single_positions() -> None:
-    """One hash in Python's integers and in torch's, which wrap around: a batch must not get other noise than a row."""
+    """The hash is computed in Python's integers and in torch's, which wrap around. A batch must get the same noise as a
+    row."""
     cases = [(0, 0, 0), (5, 2, 9), (2**63 - 1, 1, 100_000), (-3, 0, 7)]
     seeds = torch.tensor([signed(seed_key(seed, row)) for seed, row, _ in cases])
     keys = noise_keys(seeds, torch.tensor([position for *_, position in cases]))
@@ -122,7 +124,7 @@ def test_noise_keys_of_a_batch_are_those_of_single_positions() -> None:
 
 
 class OnMps(torch.Tensor):
-    """As if it lay on Apple's GPU, which has no float64."""
+    """A tensor that behaves as if it were on Apple's GPU, which has no float64."""
 
     device = torch.device("mps")
 
@@ -135,7 +137,7 @@ class OnMps(torch.Tensor):
 
 @pytest.mark.parametrize("left", [5, 40])
 def test_a_device_without_float64_draws_the_same_tokens(left, monkeypatch) -> None:
-    """Sampling failed there; noise in float32 would draw another text from the same seed."""
+    """Sampling used to fail there. With noise in float32, the same seed would draw another text."""
     real = torch.Tensor.to
     monkeypatch.setattr(torch.Tensor, "to", lambda t, *a, **k: t if a == (OnMps.device,) else real(t, *a, **k))
     scores = torch.randn(64, 40, generator=torch.Generator().manual_seed(0))
@@ -147,7 +149,7 @@ def test_a_device_without_float64_draws_the_same_tokens(left, monkeypatch) -> No
 
 @pytest.mark.parametrize("left", [64, 63, 5, 4, 1])
 def test_however_many_tokens_are_left_the_noise_is_theirs(left: int) -> None:
-    """A search among few tokens, and noise for all of them, draw the same."""
+    """A search among the few tokens that are left must draw the same token as noise for all tokens."""
     generator = torch.Generator().manual_seed(left)
     scores = torch.randn(50, 64, generator=generator)
     gone = torch.rand(50, 64, generator=generator).argsort(-1)[:, left:]

@@ -1,4 +1,4 @@
-"""The scan against the recurrence that it stands for, one token after the other in float64."""
+"""The scan must equal the recurrence that it replaces, computed one token after the other in float64."""
 
 import pytest
 import torch
@@ -33,7 +33,8 @@ def recurrence(x, dt, A, B, C, D, bias, start, limit):
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("tokens", [1, 2, 17, CHUNK, CHUNK + 1, 2 * CHUNK + 30])
 def test_outputs_states_and_gradients_are_those_of_the_recurrence(tokens: int, groups: int) -> None:
-    """A head that reads another group's B, or a chunk that forgets the state before it, would show as numbers of their own size."""
+    """Guards against a head that reads another group's B, and a chunk that loses the state before it: these errors
+    would be as large as the numbers themselves."""
     given, limit = inputs(tokens, groups), (0.05, 1.5)
     x, dt, A, B, C, D, bias, start = given
     ours = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, dt_limit=limit)[:2]
@@ -49,7 +50,7 @@ def test_outputs_states_and_gradients_are_those_of_the_recurrence(tokens: int, g
 
 @pytest.mark.parametrize("tokens", [17, CHUNK + 9])
 def test_without_the_last_state_the_outputs_are_the_same(tokens: int) -> None:
-    """The states between chunks are needed all the same."""
+    """The states between chunks are still needed."""
     x, dt, A, B, C, D, bias, start = (t.detach() for t in inputs(tokens, 2))
     whole = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True)[0]
     alone = scan(x, dt, A, B, C, D=D, dt_bias=bias, initial_states=start, dt_softplus=True, leaves_last=False)
@@ -59,7 +60,8 @@ def test_without_the_last_state_the_outputs_are_the_same(tokens: int) -> None:
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("tokens", [5, CHUNK, 2 * CHUNK + 9])
 def test_the_states_behind_any_tokens_are_those_of_shorter_rows(tokens: int, groups: int) -> None:
-    """The first and the last of a chunk, none at all, rows in any order and more than once; gradients, too."""
+    """States after the first and the last token of a chunk, after no token, of rows in any order and more than once;
+    gradients, too."""
     given = inputs(tokens, groups)
     x, dt, A, B, C, D, bias, start = given
     named = {"D": D, "dt_bias": bias, "dt_softplus": True}
@@ -82,7 +84,8 @@ def test_the_states_behind_any_tokens_are_those_of_shorter_rows(tokens: int, gro
 
 
 def test_a_long_row_of_strong_decays_stays_finite_and_right() -> None:
-    """Sums of logarithms grow with the row; exponentials of their differences must not overflow, nor lose the last digits."""
+    """Sums of logarithms grow with the row. Exponentials of their differences must not overflow or lose the last
+    digits."""
     given = inputs(200, 1)
     given[2] = torch.full_like(given[2], -60.0)
     x, dt, A, B, C, D, bias, start = (t.detach() for t in given)

@@ -1,4 +1,4 @@
-"""Rows with sensible numbers."""
+"""Result rows with plausible numbers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from multitoken.evaluation.statistics import Interval
 
 @pytest.fixture
 def make_row() -> Callable[..., Row]:
-    """Builds the original's row; name what differs."""
+    """Builds a row of the original model. Keyword arguments replace its values."""
 
     def make(**changes: Any) -> Row:
         usual: dict[str, Any] = {

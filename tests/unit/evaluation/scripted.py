@@ -1,4 +1,4 @@
-"""Scripted models, which answer what the test wrote."""
+"""Scripted models, whose answers are written in the test."""
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ Script = Mapping[tuple[str, str], Sequence[Sequence[int]]]
 
 
 class ScriptedLM(torch.nn.Module):
-    """The "Hugging Face model" behind a `ScriptedModel`: after any prefix the logits are the ones given."""
+    """The "Hugging Face model" inside a `ScriptedModel`. After every prefix, its logits are the given ones."""
 
     def __init__(self, logits: Sequence[float] = (0.0,) * 10, positions: int = 64) -> None:
         super().__init__()
@@ -30,9 +30,9 @@ class ScriptedLM(torch.nn.Module):
 
 
 class ScriptedModel:
-    """Answers by script, one second a forward pass divided by `speed`; writes down every call.
+    """Answers by the script and records every call. A forward pass takes 1 / `speed` seconds.
 
-    A prompt of n letters has the ids 1 to n; an answer's text is its ids, joined by spaces.
+    A prompt of n letters has the ids 1 to n. The text of an answer is its ids, joined by spaces.
     """
 
     def __init__(

@@ -33,8 +33,9 @@ ADAPTED = {
 
 
 def test_every_number_of_a_row() -> None:
-    """Guards against each slip that makes a measurement a lie: averaging per-prompt rates, counting prefill tokens as
-    steps, dropping EOS, grading against the wrong prompt, comparing with the wrong model. All by hand."""
+    """Guards against mistakes that make a measurement wrong: averaging per-prompt rates, counting prefill tokens as
+    steps, dropping EOS, grading against the wrong prompt, comparing with the wrong model. The expected values are
+    computed by hand."""
     models = {"original": ScriptedModel(ORIGINAL), "adapted": ScriptedModel(ADAPTED, k=8, speed=2.0)}
     policies = {"mild": ConfAdapt(threshold=0.8), "exact 0.5": Exact(threshold=0.5, k=4)}
     original, own, confadapt, exact = evaluate(models, TASK, policies)
@@ -50,7 +51,7 @@ def test_every_number_of_a_row() -> None:
     assert own.accuracy_change == -0.5
 
     assert (confadapt.label, confadapt.policy, confadapt.threshold, confadapt.k) == ("mild", "confadapt", 0.8, 8)
-    # a: 3 4 | 8 EOS and bb: 6 EOS |, so 6 tokens, 4 of them in prefills; 3 passes, 2 of them prefills.
+    # a: 3 4 | 8 EOS and bb: 6 EOS |. That is 6 tokens, 4 of them in prefills, in 3 passes, 2 of them prefills.
     assert (confadapt.tokens, confadapt.forward_passes, confadapt.tokens_per_step) == (6, 3, 2.0)
     assert (confadapt.seconds, confadapt.tokens_per_second) == (1.5, 4.0)
     assert (confadapt.accuracy, confadapt.identical_to_original, confadapt.identical_to_own_next_token) == (0.5, 1, 0)
@@ -65,8 +66,8 @@ def test_every_number_of_a_row() -> None:
 
 
 def test_combinations_take_turns_and_warm_up_once() -> None:
-    """Guards against running one model after the other, so that a machine that slows down decides who is faster, and
-    against counting the first, cold answer or warming up with a whole one."""
+    """The combinations must be interleaved: if one model ran after the other, a machine that slows down would decide
+    which is faster. The first, cold answer must not count, and the warm-up must not be a whole answer."""
     order: list[str] = []
 
     class Noted(ScriptedModel):
@@ -88,8 +89,9 @@ def test_combinations_take_turns_and_warm_up_once() -> None:
 
 
 def test_every_combination_samples_a_question_with_the_same_seed() -> None:
-    """Guards against policies that are given other noise, so that nothing could be identical, and against all questions
-    sharing one seed's noise. top_k is said, lest transformers sample among 50."""
+    """Guards against policies that get different noise, so that no outputs could be identical, and against all
+    questions sharing the noise of one seed. top_k is given explicitly, because transformers would otherwise sample
+    among 50 tokens."""
     models = {"original": ScriptedModel(ORIGINAL), "adapted": ScriptedModel(ADAPTED, k=8)}
     rows = evaluate(models, TASK, {"e": Exact()}, sampling=Sampling(0.8, seed=7, top_p=0.9))
     for model in models.values():
@@ -125,7 +127,7 @@ def test_an_ungraded_task_has_speeds_and_no_accuracy() -> None:
 
 
 def test_a_model_without_a_mask_token_runs_next_token_only() -> None:
-    """Guards against feeding masks to the original, and against next-token decoding counted twice when also asked for."""
+    """Guards against feeding masks to the original, which has no mask token."""
     original = ScriptedModel(ORIGINAL)
     rows = evaluate({"original": original, "adapted": ScriptedModel(ADAPTED, k=8)}, TASK, {"e": Exact()})
     assert [(row.model, row.policy) for row in rows] == [
@@ -144,8 +146,8 @@ def test_an_answer_that_ends_in_its_prefill_has_no_steps() -> None:
 
 
 def test_bad_prompts_are_found_before_anything_runs() -> None:
-    """Guards against an hour of measurement lost to prompt 1,400, and against a prompt that silently ran past the
-    model's last position."""
+    """Guards against losing an hour of measurement to a bad prompt 1,400, and against a prompt that silently runs past
+    the model's last position."""
     model = ScriptedModel(ORIGINAL, hf=ScriptedLM(positions=22))
     with pytest.raises(DataError, match=r"question 2 of sums, original model: 3 prompt tokens and 20 new ones are 23"):
         evaluate({"original": model}, make_task(("a", "1"), ("ccc", "1")), {})
@@ -159,27 +161,28 @@ def test_bad_prompts_are_found_before_anything_runs() -> None:
 
 
 def test_models_that_cannot_be_compared_are_refused() -> None:
-    """Guards against token ids compared across two tokenizers, and against a baseline picked by chance."""
+    """Guards against comparing token ids of two tokenizers, and against an arbitrary choice of the baseline."""
 
     class Other(ScriptedModel):
         def encode(self, prompt: str) -> list[int]:
             return [1, *super().encode(prompt)]
 
-    with pytest.raises(UsageError, match="question 1 of sums has other token ids in the adapted model"):
+    with pytest.raises(UsageError, match="question 1 of sums has different token ids in the adapted model"):
         evaluate({"original": ScriptedModel(ORIGINAL), "adapted": Other(ADAPTED, k=8)}, TASK, {})
     with pytest.raises(UsageError, match="expected one of them to be labelled 'original'"):
         evaluate({"a": ScriptedModel(ORIGINAL), "b": ScriptedModel(ADAPTED, k=8)}, TASK, {})
 
 
 def test_parts_are_one_observation_of_the_clock_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against an interval that takes every answer of a part for a measurement of its own, and against a part that is paid for
-    once an answer. Two parts of 2 and 1 questions; a part takes as long as its slowest answer."""
+    """Guards against an interval that treats every answer of a part as an independent measurement, and against counting
+    a part's time once per answer. There are two parts, of 2 and 1 questions. A part takes as long as its slowest
+    answer."""
     monkeypatch.setattr(answers, "_PART", 1)
     task = make_task(("a", "3 4 5 2"), ("bb", "6 2"), ("a", "3 4 5 2"))
     models = {"original": ScriptedModel(ORIGINAL), "adapted": ScriptedModel(ADAPTED, k=8, speed=2.0)}
     original, _, exact = evaluate(models, task, {"e": Exact()}, batch_size=2)
     assert (original.batch_size, original.seconds, original.tokens_per_second) == (2, 8.0, 10 / 8)
-    # e: the first batch takes 2 passes at half a second, the second one too.
+    # e: the first batch takes 2 passes of half a second each, and so does the second.
     assert (exact.seconds, exact.speedup, exact.speedup_interval) == (2.0, 4.0, None)
     assert exact.heading == "sums, 3 prompts, batches of 2"
     with pytest.raises(UsageError, match="batch_size is 0"):
@@ -187,7 +190,7 @@ def test_parts_are_one_observation_of_the_clock_each(monkeypatch: pytest.MonkeyP
 
 
 def test_few_questions_are_shared_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a process that answers all of them, side by side in one part, while the other ones wait."""
+    """Guards against one process that answers all questions in one part while the other processes wait."""
     names = ("a", "bb", "ccc", "dddd", "eeeee")
     task = make_task(*((name, "3") for name in names))
     asked: list[list[str]] = []
@@ -205,7 +208,8 @@ def test_few_questions_are_shared_out_evenly(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_answers_without_a_grader_have_a_perplexity_under_the_original() -> None:
-    """Guards against the adapted model judging itself. The original gives token 3 half of all chance, and 4 and EOS a quarter each."""
+    """Guards against the adapted model judging itself. The original gives token 3 a probability of one half, and 4 and
+    EOS one quarter each."""
     logits = [-1e9] * 10
     logits[3], logits[4], logits[2] = 2.0, 2.0 - 0.6931471805599453, 2.0 - 0.6931471805599453
     original = ScriptedModel({("next-token", "a"): [[3], [EOS]]}, hf=ScriptedLM(logits))

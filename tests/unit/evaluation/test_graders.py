@@ -25,23 +25,23 @@ from multitoken.evaluation.graders import grade, grader_named, is_numeric_answer
         ("USD1,234", "1234"),
         ("the numbers 3, 400", "400"),
         ("1,234,567 in all", "1234567"),
-        ("1234,567", "567"),  # no thousands: two numbers
+        ("1234,567", "567"),  # not a thousands separator: two numbers
         ("0.75", "0.75"),
     ],
 )
 def test_last_number_reads_what_people_and_gsm8k_write(text: str, number: str) -> None:
-    """Guards against a grader that marks right answers wrong for a comma, a dollar sign, a full stop or a minus."""
+    """Guards against marking right answers wrong because of a comma, a dollar sign, a full stop or a minus."""
     assert last_number(text) == Decimal(number)
 
 
 @pytest.mark.parametrize("text", ["", "no number here", "5 + 3 = 8\nAnswer:", "#### none"])
 def test_an_answer_that_was_never_given_is_none(text: str) -> None:
-    """Guards against crediting a number of the working when the answer itself was cut off."""
+    """Guards against taking a number of the calculation as the answer when the answer itself was cut off."""
     assert last_number(text) is None
 
 
 def test_last_number_grades_by_value() -> None:
-    """Guards against comparing strings, where 18 is not 18.0, and against None equal to None counting as right."""
+    """Guards against comparing strings, where 18 is not 18.0, and against counting two missing numbers as equal."""
     grade = grader_named("last-number").grade
     assert grade("Answer: 18", "She makes 9 * 2 = 18.\n#### 18.0") is True
     assert grade("Answer: 1,800", "1800") is True
@@ -50,7 +50,8 @@ def test_last_number_grades_by_value() -> None:
 
 
 def test_the_other_graders() -> None:
-    """Guards against an ungraded task that counts as wrong, and against `exact` minding the space around an answer."""
+    """Guards against counting an ungraded task as wrong, and against an `exact` that depends on spaces around an
+    answer."""
     assert grader_named("exact").grade(" 1 2 3\n", "1 2 3") is True
     assert grader_named("exact").grade("1 2 3 4", "1 2 3") is False
     assert grader_named("contains").grade("it is Paris, of course", " Paris ") is True
@@ -63,7 +64,7 @@ def test_the_other_graders() -> None:
     [("18", True), (" $1,000. ", True), ("2 + 2 = 4\n#### 4", True), ("#### four", False), ("18 apples", False)],
 )
 def test_numeric_answers_are_told_from_text(answer: str, numeric: bool) -> None:
-    """Guards against grading "18 apples or 20" by a number that only happens to stand in it."""
+    """Guards against grading "18 apples or 20" by a number that only happens to be in the text."""
     assert is_numeric_answer(answer) is numeric
 
 
@@ -82,7 +83,8 @@ def test_regex_and_rouge() -> None:
 
 
 def test_a_grader_of_ones_own(tmp_path, monkeypatch) -> None:
-    """Guards against a grader whose error loses the whole measurement without a word about the question, or whose nonsense counts."""
+    """Guards against a user's grader whose error ends the whole measurement without naming the question, and against
+    counting an invalid grade."""
     (tmp_path / "my_graders.py").write_text(
         "def half(text, expected): return 0.5\ndef bad(text, expected): raise KeyError('x')\n"
         "def two(text, expected): return 2\nnumber = 3\n"
@@ -92,7 +94,7 @@ def test_a_grader_of_ones_own(tmp_path, monkeypatch) -> None:
     assert grade(grader_named("my_graders:half"), "a", "b", "question 1") == 0.5
     with pytest.raises(DataError, match=r"question 3: the grader 'my_graders:bad' raises KeyError: 'x'"):
         grade(grader_named("my_graders:bad"), "a", "b", "question 3")
-    with pytest.raises(DataError, match="says 2; expected True, False, 0 to 1, or None"):
+    with pytest.raises(DataError, match="returns 2; expected True, False, 0 to 1, or None"):
         grade(grader_named("my_graders:two"), "a", "b", "question 3")
     with pytest.raises(UsageError, match="'my_graders:number' is 3; expected a function"):
         grader_named("my_graders:number")

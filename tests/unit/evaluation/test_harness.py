@@ -1,4 +1,5 @@
-"""The harness's model: next-token answers what the harness's own `hf` model answers, Exact the same in fewer passes."""
+"""The model class for the harness. Under next-token it gives the answers of the harness's own `hf` model, and under
+Exact the same ones in fewer passes."""
 
 import json
 from pathlib import Path
@@ -19,7 +20,7 @@ from multitoken.quickstart.embedded import checkpoint, embedded_task  # noqa: E4
 from tests.e2e.command import run as command  # noqa: E402
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::Warning"),  # the harness's and its libraries'
+    pytest.mark.filterwarnings("ignore::Warning"),  # warnings of the harness and its libraries
     pytest.mark.slow,
 ]
 
@@ -117,7 +118,8 @@ def test_an_unknown_argument_is_refused_before_anything_is_loaded(tmp_path: Path
 
 
 def test_the_harness_s_own_hf_model_decodes_an_export(tasks: TaskManager, reference: tuple, tmp_path: Path) -> None:
-    """Guards against an export that only this project's model class can evaluate: `--model hf` with `trust_remote_code=True`."""
+    """Guards against an export that only this project's model class can evaluate. It must work with `--model hf` and
+    `trust_remote_code=True`."""
     export(checkpoint("gated"), tmp_path / "exported")
     model = HFLM(
         pretrained=str(tmp_path / "exported"), trust_remote_code=True, dtype="float32", device="cpu", batch_size=4
@@ -126,11 +128,12 @@ def test_the_harness_s_own_hf_model_decodes_an_export(tasks: TaskManager, refere
     model.model.register_forward_hook(lambda *_: passes.append(1))
     _, responses = run(model, tasks, "sums-local")
     assert responses["sums-local"] == reference[1]["sums-local"]
-    assert len(passes) < 80  # of more than 200 that next-token decoding takes
+    assert len(passes) < 80  # next-token decoding takes more than 200
 
 
 def test_gold_answers_are_right_by_the_harness_s_own_filters(tmp_path: Path) -> None:
-    """Guards against a way in that loses part of an answer or shows the filters another text; all of GSM8K: benchmarks/harness_gold.py."""
+    """Guards against losing part of an answer before it reaches the harness's filters, or changing its text.
+    benchmarks/harness_gold.py does the same with all of GSM8K."""
     solved = "He has {0} * 2 = <<{0}*2={1}>>{1} apples.\nThat is ${1},000 or so.\n#### {1}"
     rows = [{"question": f"Number {n}?", "answer": solved.format(n, 2 * n)} for n in range(8)]
     for split in ("train", "test"):

@@ -15,14 +15,14 @@ def never(before: Sequence[int], ours: int, reference: int) -> float:
 
 
 def test_equal_outputs_are_identical_without_a_judge() -> None:
-    """Guards against a float64 copy of the model for nothing: the common case must cost nothing."""
+    """Guards against making a float64 copy of the model for nothing: the common case must be free."""
     assert compare([5, 7, 2], (5, 7, 2), gap=never) is Identity.IDENTICAL
     assert compare([], [], gap=never) is Identity.IDENTICAL
 
 
 @pytest.mark.parametrize(("ours", "reference"), [([5, 7], [5, 7, 2]), ([5, 7, 2, 2], [5, 7, 2]), ([], [5])])
 def test_an_output_that_stops_elsewhere_is_different(ours: list[int], reference: list[int]) -> None:
-    """Guards against `zip`, which would call a lost end-of-text token identical."""
+    """Guards against a plain `zip`, which would call outputs identical if only the end-of-text token is lost."""
     assert compare(ours, reference, gap=never) is Identity.DIFFERENT
 
 
@@ -31,7 +31,8 @@ def test_an_output_that_stops_elsewhere_is_different(ours: list[int], reference:
     [(0.0, Identity.TIE), (0.99e-4, Identity.TIE), (1e-4, Identity.DIFFERENT), (3.0, Identity.DIFFERENT)],
 )
 def test_the_first_difference_decides(gap: float, verdict: Identity) -> None:
-    """Guards against excusing a gap of 1e-4 or more, asking at a later difference, or showing the judge our own token."""
+    """Guards against excusing a gap of 1e-4 or more, judging a later difference, or including our own token in the
+    judge's prefix."""
     asked = []
 
     def judge(before: Sequence[int], ours: int, reference: int) -> float:
@@ -50,15 +51,16 @@ def test_a_third_token_is_not_excused_by_the_tie_of_two_others() -> None:
 
 
 def test_the_mask_token_is_out_of_the_running() -> None:
-    """Guards against a mask token with the top logit, which would make every near tie look like a clear defeat."""
+    """Guards against a mask token with the top logit, which would make every near tie look like a clear difference."""
     model = ScriptedLM([1.0, 3.0, 3.0, 9.0])
     assert Judge(model, mask_token_id=3).after([1])([], 1, 2) == 0.0
     assert Judge(model).after([1])([], 1, 2) == 6.0
 
 
 def test_a_sampled_tie_is_one_of_the_scores_with_their_noise() -> None:
-    """Guards against judging a sampled difference by bare logits, or by another position's noise: the token that decoding
-    draws lies nothing under the top, one outside of top-k infinitely far, and any other by the gap of the sums."""
+    """Guards against judging a sampled difference by logits without noise, or with the noise of another position. The
+    gap of the token that decoding draws is 0, that of a token outside top-k is infinite, and that of any other token is
+    the difference between the sums of score and noise."""
     logits = torch.randn(20, generator=torch.Generator().manual_seed(0)).double()
     judge = Judge(ScriptedLM(logits.tolist()))
     for seed in range(8):
@@ -66,7 +68,7 @@ def test_a_sampled_tie_is_one_of_the_scores_with_their_noise() -> None:
         scores = sampling.processors()(torch.zeros(1, 1, dtype=torch.long), logits[None])
         key = torch.tensor(
             [signed(noise_key(seed, 2, 4))]
-        )  # row 2; three tokens of prompt and one of output are before it
+        )  # row 2; three prompt tokens and one output token come before it
         drawn = int(with_noise(scores, key))
         gap = judge.after([1, 2, 3], sampling, row=2)
         assert gap([5], drawn, drawn) == 0.0
@@ -87,7 +89,8 @@ def test_the_judge_reads_prompt_and_common_output_in_float64() -> None:
 
 
 def test_the_copy_is_made_late_and_a_question_is_answered_once() -> None:
-    """Guards against doubling the memory of runs without a difference, and a forward pass for each policy's same one."""
+    """Guards against doubling the memory of runs without a difference, and against repeating a forward pass for each
+    policy that has the same difference."""
     judge = Judge(ScriptedLM())
     assert judge._twin is None
     for _ in range(3):
@@ -108,15 +111,17 @@ def test_the_copy_is_made_late_and_a_question_is_answered_once() -> None:
     ],
 )
 def test_a_tie_of_a_16_bit_type_is_one_step_of_it(dtype, top, below, beyond) -> None:
-    """Guards against calling every difference of a bf16 run an error, and against excusing one that the type can tell."""
+    """Guards against calling every difference of a bf16 run an error, and against excusing one that the type can
+    represent."""
     model = ScriptedLM([top, top - below, 0.0]).to(dtype)
     judge = Judge(model)
-    judge._twin = ScriptedLM([top, top - below, 0.0])  # what float32 weights would say
+    judge._twin = ScriptedLM([top, top - below, 0.0])  # the logits in float32
     assert judge.after([1])([], 1, 0) == pytest.approx(beyond, abs=1e-6)
 
 
 def test_a_deep_model_is_excused_by_what_its_type_errs_by_and_no_more() -> None:
-    """Rounding of many layers adds up to more than the last one's step: a random model of 24 layers erred by seven of them."""
+    """The rounding errors of many layers add up to more than one step of the type: a random model of 24 layers was off
+    by seven steps."""
     for apart, beyond in ((0.4, 0.0), (0.7, 0.2)):
         judge = Judge(ScriptedLM([4.0, 4.0 - apart, 0.25]).to(torch.bfloat16))
         judge._twin = ScriptedLM([4.0, 4.0 - apart, 0.0])
@@ -124,8 +129,8 @@ def test_a_deep_model_is_excused_by_what_its_type_errs_by_and_no_more() -> None:
 
 
 def test_a_16_bit_model_is_judged_in_float32() -> None:
-    """Twice its memory is enough; its weights stay as they were rounded."""
+    """float32 needs only twice the memory of the model. The weights keep their rounded values."""
     model = tiny_llama(tiny_tokenizer(20), dtype=torch.bfloat16)
-    judge = Judge(model, mask_token_id=20)  # beyond the vocabulary, as a gate's may be
+    judge = Judge(model, mask_token_id=20)  # beyond the vocabulary, as the mask id of a gated adapter may be
     judge.after([4, 5])([6], 7, 8)
     assert judge._twin.dtype == torch.float32 and model.dtype == torch.bfloat16

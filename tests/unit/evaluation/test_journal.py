@@ -1,4 +1,4 @@
-"""A measurement that was interrupted goes on, and nothing is answered twice."""
+"""An interrupted measurement can be resumed, and no question is answered twice."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ SCRIPT = {(policy, p): [[3], [2]] for policy in ("next-token", "exact") for p in
 
 
 class Fragile(ScriptedModel):
-    """Dies when it is asked once too often."""
+    """A model that is interrupted after `allowed` answers."""
 
     allowed = 100
 
@@ -30,7 +30,8 @@ class Fragile(ScriptedModel):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_an_interrupted_measurement_goes_on(tmp_path: Path, batch_size: int) -> None:
-    """Guards against losing hours of answers, answering them again, and rows that differ from an undisturbed run's."""
+    """Guards against losing hours of answers, answering them again, and rows that differ from those of an uninterrupted
+    run."""
     whole = evaluate({"adapted": ScriptedModel(SCRIPT, k=4)}, TASK, {"e": Exact()}, batch_size=batch_size)
     dying = Fragile(SCRIPT, k=4)
     dying.allowed = 6
@@ -39,7 +40,7 @@ def test_an_interrupted_measurement_goes_on(tmp_path: Path, batch_size: int) -> 
     kept = len((tmp_path / NAME).read_text().splitlines()) - 1
     assert kept == 4
     with (tmp_path / NAME).open("a") as file:
-        file.write('{"run": "adapted: e", "question": 3, "tok')  # killed while it wrote
+        file.write('{"run": "adapted: e", "question": 3, "tok')  # killed while it was writing
     second = ScriptedModel(SCRIPT, k=4)
     journal = Journal(tmp_path, {"x": 1})
     assert evaluate({"adapted": second}, TASK, {"e": Exact()}, batch_size=batch_size, journal=journal) == whole
@@ -58,13 +59,14 @@ def test_answers_of_another_measurement_are_not_taken(tmp_path: Path) -> None:
 
 
 def test_an_output_folder_is_never_mixed(tmp_path: Path) -> None:
-    """Guards against old answers beside new numbers, and against replacing what nobody said may go."""
+    """Guards against old answers next to new numbers, and against replacing files that the user did not ask to
+    replace."""
     folder = tmp_path / "out"
     with pytest.raises(UsageError, match=r"nothing to resume: .*out has no answers\.jsonl"):
         prepare_output(folder, overwrite=False, resume=True)
     prepare_output(folder, overwrite=False, resume=False)
     Journal(folder, {})
-    with pytest.raises(OutputError, match="go on with it by --resume"):
+    with pytest.raises(OutputError, match="continue it with --resume"):
         prepare_output(folder, overwrite=False, resume=False)
     prepare_output(folder, overwrite=False, resume=True)
     assert (folder / NAME).exists()

@@ -16,7 +16,7 @@ MakeRow = Callable[..., Row]
 
 
 def graded(make_row: MakeRow) -> list[Row]:
-    """Two lines that run into each other, with points nearer than their labels are wide."""
+    """Two lines that almost overlap, with points closer together than their labels are wide."""
     points = [
         ("exact", 0.9, 4.4, 0.95),
         ("exact", 0.5, 4.5, 0.95),
@@ -40,7 +40,7 @@ def drawn(rows: list[Row]) -> Figure:
 
 
 def test_graded_rows_make_a_png_of_the_promised_size(make_row: MakeRow, tmp_path: Path) -> None:
-    """Guards against an empty or half-written file, and a temporary one left behind."""
+    """Guards against an empty or half-written file, and against a temporary file left behind."""
     tradeoff_picture(graded(make_row), tmp_path / "tradeoff.png")
     image = imread(tmp_path / "tradeoff.png")
     assert image.shape[:2] == (1000, 1600)
@@ -49,7 +49,7 @@ def test_graded_rows_make_a_png_of_the_promised_size(make_row: MakeRow, tmp_path
 
 
 def test_every_policy_has_a_line_and_every_threshold_a_label(make_row: MakeRow) -> None:
-    """Guards against a model or policy that is measured and not drawn, or drawn at another policy's place."""
+    """Guards against a model or policy that is measured but not drawn, or drawn with the values of another policy."""
     axes = drawn(graded(make_row)).axes[0]
     lines = {line.get_label(): list(line.get_xdata()) for line in axes.get_lines() if line.get_label()[0] != "_"}
     assert lines == {

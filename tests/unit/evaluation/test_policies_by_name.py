@@ -1,4 +1,4 @@
-"""Policies as a command line says them, and as tables name them."""
+"""Policies as written on a command line, and as named in tables."""
 
 import pytest
 
@@ -27,8 +27,8 @@ def test_what_is_said_is_what_is_named(text: str, policy, label: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("exact:high", "'high' is no number"),
-        ("exact:0.5:many", "'0.5:many' is no number"),
+        ("exact:high", "'high' is not a number"),
+        ("exact:0.5:many", "'0.5:many' is not a number"),
         ("confadapt:0.9:2", "confadapt policy has no branches"),
         ("exact:0.5:-1", "branches is -1"),
     ],
@@ -39,6 +39,6 @@ def test_what_cannot_be_says_why(text: str, says: str) -> None:
 
 
 def test_no_branches_are_not_written_down() -> None:
-    """Checkpoints of policies without them are read by what was before them."""
+    """Versions from before branches must be able to read the checkpoints of policies without them."""
     assert "branches" not in as_options(Exact(0.5))
     assert as_options(Exact(0.5, branches=2))["branches"] == 2

@@ -49,7 +49,8 @@ def page(path: Path, make_row: MakeRow, **parts: object) -> str:
 
 
 def test_nothing_that_was_written_by_others_runs(make_row: MakeRow, tmp_path: Path) -> None:
-    """Guards against a prompt or an answer that is markup: in text, in a tooltip, in a label, in the provenance."""
+    """Guards against a prompt or an answer that acts as markup: in text, in a tooltip, in a label, in the
+    provenance."""
     race = [RaceEntry(EVIL, EVIL, generation(1.0, (EVIL, 2)))]
     rows = [make_row(label=EVIL, task=EVIL, model=EVIL)]
     html = page(
@@ -64,7 +65,7 @@ def test_nothing_that_was_written_by_others_runs(make_row: MakeRow, tmp_path: Pa
 
 
 def test_the_page_needs_nothing_else(make_row: MakeRow, tmp_path: Path) -> None:
-    """Guards against a font, style or picture that is fetched: the report is mailed, and read offline."""
+    """Guards against a font, style or picture that must be fetched: reports are sent by mail and read offline."""
     (tmp_path / "p.png").write_bytes(b"\x89PNG picture")
     html = page(tmp_path / "r.html", make_row, picture=tmp_path / "p.png")
     assert 'src="data:image/png;base64,iVBORyBwaWN0dXJl"' in html
@@ -72,7 +73,7 @@ def test_the_page_needs_nothing_else(make_row: MakeRow, tmp_path: Path) -> None:
 
 
 def test_chunks_stand_in_their_lanes_with_their_tooltips(make_row: MakeRow, tmp_path: Path) -> None:
-    """Guards against colours that do not follow forward passes, lost spaces, and prompts mixed in one race."""
+    """Guards against chunks that do not match the forward passes, lost spaces, and prompts mixed in one race."""
     race = [
         RaceEntry("count", "next token", generation(2.0, ("1", 1), (" 2", 1), ("", 1))),
         RaceEntry("count", "exact", generation(0.5, ("1", 1), (" 2", 2))),
@@ -90,7 +91,7 @@ def test_chunks_stand_in_their_lanes_with_their_tooltips(make_row: MakeRow, tmp_
     assert html.count('class="race"') == 2
     assert "2.00 tokens per step · 3 tokens in 2 forward passes · 0.50 s" in html
     assert "Replay 3.0 times slower than measured" in html
-    assert "--share: 0.250; --last: 1.500" in html  # a quarter of the slowest lane's time, of 6 s
+    assert "--share: 0.250; --last: 1.500" in html  # a quarter of the slowest lane's time, which is replayed in 6 s
 
 
 def test_headlines_are_the_default_thresholds(make_row: MakeRow) -> None:
@@ -112,7 +113,7 @@ def test_headlines_are_the_default_thresholds(make_row: MakeRow) -> None:
         Headline(
             "4.00", "tokens per step, confadapt 0.95", "1.00× the original's tokens per second (95%: 0.98 to 1.02)"
         ),
-        Headline("95.0%", "answers right, confadapt 0.95", "+0.0 points against the original (95%: −1.0 to +1.0)"),
+        Headline("95.0%", "correct answers, confadapt 0.95", "+0.0 points against the original (95%: −1.0 to +1.0)"),
     ]
     assert headlines_of([make_row()]) == headlines_of([]) == []
 
@@ -126,7 +127,8 @@ def test_each_task_has_its_table(make_row: MakeRow, tmp_path: Path) -> None:
 
 
 def test_how_many_tokens_steps_write(make_row: MakeRow, tmp_path: Path) -> None:
-    """Guards against shares of steps where shares of tokens are meant: 6 steps of one token and 2 of three write 12 tokens."""
+    """Guards against shares of steps where shares of tokens are meant: 6 steps of one token and 2 steps of three tokens
+    write 12 tokens."""
     rows = [make_row(), make_row(model="adapted", label="exact 0.5", steps_by_length=(6, 0, 2), tokens_per_step=1.5)]
     html = page(tmp_path / "r.html", make_row, rows=rows)
     assert html.count('class="bar"') == 1
@@ -145,7 +147,7 @@ def test_length_and_repetition_stand_beside_the_original_s(make_row: MakeRow, tm
 
 
 def test_text_that_differs_from_the_first_answer_is_marked(make_row: MakeRow, tmp_path: Path) -> None:
-    """Guards against marking equal text because its chunks have other borders, and against leaving a shorter answer unmarked."""
+    """Guards against marking equal text because it is divided into other chunks."""
     first = Generation(
         "abc", (1, 2, 3), (Chunk(0, (1,), (1.0,), "a"), Chunk(0, (2,), (1.0,), "b"), Chunk(0, (3,), (1.0,), "c")), 1.0
     )
@@ -154,5 +156,5 @@ def test_text_that_differs_from_the_first_answer_is_marked(make_row: MakeRow, tm
     race = [RaceEntry("p", name, answer) for name, answer in {"first": first, "same": same, "other": other}.items()]
     html = page(tmp_path / "r.html", make_row, race=race)
     assert re.findall(r'class="chunk c\d other"[^>]*>([^<]*)<', html) == ["d"]
-    assert html.count("another text from token 3 on") == 1
+    assert html.count("differs from token 3 on") == 1
     assert "--sure: 0.50" in html

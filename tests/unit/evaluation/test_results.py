@@ -9,7 +9,7 @@ from rich.console import Console
 from multitoken.evaluation.results import markdown_table, results_table, write_results
 from multitoken.evaluation.rows import Row
 
-# The contract of results.json: other people's scripts read these.
+# The contract of results.json: other people's scripts read these fields.
 PROMISED = {
     "task", "model", "policy", "threshold", "k", "prompts", "accuracy", "identical_to_original", "tokens_per_step",
     "tokens_per_second", "forward_passes",
@@ -17,7 +17,7 @@ PROMISED = {
 
 
 def test_results_json_holds_what_was_promised(make_row: Callable[..., Row], tmp_path: Path) -> None:
-    """Guards against a renamed field, NaN (no JSON), and an interval that does not survive the file."""
+    """Guards against a renamed field, and against an interval or a missing value that the file changes."""
     rows = [make_row(), make_row(policy="exact", threshold=0.5, k=16, accuracy=None, speedup_interval=None)]
     write_results(tmp_path / "results.json", rows, {"command": "multitoken demo"})
     read = json.loads((tmp_path / "results.json").read_text())
@@ -41,7 +41,8 @@ def test_the_terminal_table_is_whole(make_row: Callable[..., Row], width: int) -
 
 
 def test_the_markdown_table(make_row: Callable[..., Row]) -> None:
-    """Guards against a table that does not render: a row of other length, or a bar in a label that opens a column."""
+    """Guards against a table that does not render: a row with another number of cells, or a `|` in a label that starts
+    a column."""
     rows = [make_row(), make_row(model="adapted", label="a|b", accuracy=None, ties=1)]
     assert markdown_table(rows) == (
         "| model | policy | accuracy (95%) | identical to original | identical to own k=1 | tokens per step |"

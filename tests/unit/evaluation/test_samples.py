@@ -20,8 +20,8 @@ SCRIPT = (
 POLICIES = {"Exact 0.5": Exact(), "ConfAdapt 0.9": ConfAdapt(), "ConfAdapt 0.8": ConfAdapt(0.8)}
 
 
-def test_answers_that_differ_are_shown_first(tmp_path: Path) -> None:
-    """Guards against a report whose examples are all alike while the table says that answers differ."""
+def test_answers_that_differ_are_chosen_first(tmp_path: Path) -> None:
+    """Guards against a report whose examples are all identical while its table says that answers differ."""
     task = Task("sums", tuple(Question(prompt, "") for prompt in PROMPTS), grader_named("none"), 20)
     models = {"original": ScriptedModel(PLAIN), "adapted": ScriptedModel(SCRIPT, k=4)}
     journal = Journal(tmp_path, {"x": 1})

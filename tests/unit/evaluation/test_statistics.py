@@ -15,7 +15,8 @@ from multitoken.evaluation.statistics import (
 
 
 def test_wilson_against_published_values() -> None:
-    """Guards against a slip in the formula. Newcombe (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
+    """Guards against a mistake in the formula. From Newcombe (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of
+    29."""
     for successes, total, low, high in [
         (81, 263, 0.2553, 0.3662),
         (15, 148, 0.0624, 0.1605),
@@ -26,7 +27,8 @@ def test_wilson_against_published_values() -> None:
 
 
 def test_wilson_stays_honest_at_the_ends() -> None:
-    """Guards against "0 errors of 100: 0% ± 0%", the interval of the textbook formula, and against -1e-18 or 1 + 1e-16."""
+    """Guards against "0 errors of 100: 0% ± 0%", the interval of the textbook formula, and against bounds of -1e-18 or
+    1 + 1e-16."""
     assert proportion_interval(0, 100).low == 0.0
     assert proportion_interval(0, 100).high == pytest.approx(0.0370, abs=5e-5)
     assert proportion_interval(100, 100).high == 1.0
@@ -35,14 +37,15 @@ def test_wilson_stays_honest_at_the_ends() -> None:
 
 
 def test_ratio_is_the_median_of_pairs_and_not_of_sums() -> None:
-    """Guards against dividing totals: one pair that met a busy machine would move the result from 2 to 1.1."""
+    """Guards against dividing totals: one pair measured on a busy machine would change the result from 2 to 0.88."""
     pairs = [(2.0, 1.0)] * 14 + [(2.0, 20.0)]
     assert ratio_interval(pairs) == (2.0, Interval(2.0, 2.0))
 
 
 @pytest.mark.parametrize("n", [6, 7, 15, 20, 61])
 def test_ratio_interval_covers_the_median_with_95_percent_and_no_wider(n: int) -> None:
-    """Guards against an index off by one: the exact chance that the true median lies outside is two binomial tails."""
+    """Guards against an index that is off by one. The exact probability that the true median is outside is two binomial
+    tails."""
     interval = ratio_interval([(float(i), 1.0) for i in range(1, n + 1)]).interval
     assert interval is not None
     d = int(interval.low)
@@ -53,7 +56,8 @@ def test_ratio_interval_covers_the_median_with_95_percent_and_no_wider(n: int) -
 
 
 def test_ratio_interval_of_thousands_of_pairs() -> None:
-    """2**n is no float for n > 1023: a measurement of an hour ended in an overflow. Normal: 750 - 0.98 * sqrt(1500)."""
+    """2**n does not fit a float for n > 1023, and a measurement of an hour ended in an overflow. The normal
+    approximation is 750 - 0.98 * sqrt(1500)."""
     interval = ratio_interval([(float(i), 1.0) for i in range(1, 1501)]).interval
     assert interval == Interval(712.0, 789.0)
 
@@ -66,7 +70,8 @@ def test_ratio_of_few_pairs_has_no_interval() -> None:
 
 
 def test_paired_difference_counts_changes_only() -> None:
-    """Guards against the unpaired interval, which 1,400 prompts right both times would make nearly twice as wide."""
+    """Guards against the unpaired interval, which would be nearly twice as wide because of 1,400 prompts right both
+    times."""
     before = [True] * 1400 + [True] * 20 + [False] * 10 + [False] * 70
     after = [True] * 1400 + [False] * 20 + [True] * 10 + [False] * 70
     difference = paired_difference(before, after)
@@ -85,7 +90,7 @@ def test_paired_difference_without_a_change_still_has_a_width() -> None:
 
 
 def test_paired_difference_stays_within_its_range() -> None:
-    """Guards against an interval beyond ±1, or one that leaves its own estimate out, on every tiny sample."""
+    """Guards against an interval that goes beyond ±1 or does not contain its own estimate, on every tiny sample."""
     for n in (1, 2, 3):
         for grades in product([False, True], repeat=2 * n):
             value, (low, high) = paired_difference(grades[:n], grades[n:])
@@ -93,8 +98,9 @@ def test_paired_difference_stays_within_its_range() -> None:
 
 
 def test_ratio_of_sums_weighs_prompts_by_their_steps() -> None:
-    """Guards against the mean of rates, which a two-token answer would pull as far as a long one, and against an interval that
-    changes from run to run. Twenty prompts of 3 tokens in 1 step and 40 in 20: 860 / 420."""
+    """Guards against the mean of rates, in which a two-token answer counts as much as a long one, and against an
+    interval that changes from run to run. Twenty prompts have 3 tokens in 1 step, and twenty have 40 tokens in 20
+    steps: 860 / 420."""
     pairs = [(3.0, 1.0)] * 20 + [(40.0, 20.0)] * 20
     low, high = ratio_of_sums_interval(pairs)
     assert low < 860 / 420 < high < 2.2
@@ -105,7 +111,8 @@ def test_ratio_of_sums_weighs_prompts_by_their_steps() -> None:
 
 
 def test_scores_between_0_and_1_are_resampled() -> None:
-    """Guards against a formula for shares on scores that are none, and against an interval that changes from run to run."""
+    """Guards against a formula for proportions on scores other than 0 and 1, and against an interval that changes from
+    run to run."""
     before, after = [0.5, 0.25] * 50, [0.5, 0.5] * 50
     difference = paired_difference(before, after)
     assert difference.value == pytest.approx(0.125)

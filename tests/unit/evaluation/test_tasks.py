@@ -14,7 +14,7 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def test_every_form_of_prompt_loads(tmp_path: Path) -> None:
-    """Guards against a key that is documented and not read, and against blank lines shifting or breaking rows."""
+    """Guards against a key that is documented but not read, and against blank lines that shift or break rows."""
     chat = [{"role": "user", "content": "1 + 1?"}]
     path = write(
         tmp_path / "sums.jsonl",
@@ -40,7 +40,7 @@ def test_the_answers_choose_the_grader(tmp_path: Path, answers: list[str | None]
 
 
 def test_a_named_grader_wins(tmp_path: Path) -> None:
-    """Guards against an explicit grader that the inference overrides."""
+    """Guards against an inferred grader that overrides the one given explicitly."""
     path = write(tmp_path / "t.jsonl", {"prompt": "p", "answer": "5"})
     assert load_task(path, grader="contains").grader.name == "contains"
     assert load_task(path, grader="none").grader.name == "none"
@@ -100,7 +100,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_arguments_that_cannot_be(tmp_path: Path) -> None:
-    """Guards against measuring fewer prompts than asked for, or none, without a word."""
+    """Guards against measuring fewer prompts than asked for, or none, without an error."""
     path = write(tmp_path / "t.jsonl", {"prompt": "a"})
     with pytest.raises(DataError, match=r"5 questions asked for, but .* holds 1; ask for 1"):
         load_task(path, 5)

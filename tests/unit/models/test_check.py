@@ -1,4 +1,4 @@
-"""`multitoken check`: what passes, what fails and says why, and a config that is asked before its weights are there."""
+"""`multitoken check`: what passes, what fails with a reason, and checks of a config alone, without its weights."""
 
 import json
 
@@ -19,7 +19,7 @@ EVERYTHING = ["trained", "decoded", "exact", "batched", "sampled", "gated", "exp
 
 
 def test_a_family_that_works_passes_everything() -> None:
-    """A refusal of what works would send users away for nothing."""
+    """Refusing a family that works would send users away for nothing."""
     findings = check_model(tiny_model("lfm2"), MASK)
     assert dict(uses(findings)) == dict.fromkeys(EVERYTHING, True)
     assert all(found.difference is not None and found.difference < 1e-3 for found in findings)
@@ -32,7 +32,7 @@ def test_what_would_decode_wrongly_fails_with_its_reason() -> None:
 
 
 def test_a_model_that_is_wrong_in_batches_only_is_found_out(monkeypatch) -> None:
-    """A position that is off by one where rows are padded: single rows are right, and so is training."""
+    """Positions are off by one where rows are padded. Single rows are right, and so is training."""
     model = tiny_model("llama")
     forward = model.forward
 

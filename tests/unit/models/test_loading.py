@@ -24,7 +24,7 @@ from tests.tiny import tiny_gpt2, tiny_llama, tiny_qwen3, tiny_tokenizer
 
 @pytest.fixture
 def folder(tmp_path):
-    """A whole tiny checkpoint, to be broken."""
+    """A complete tiny checkpoint, which the tests damage."""
     tokenizer = tiny_tokenizer(60)
     tiny_llama(tokenizer).save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
@@ -38,7 +38,8 @@ def edit_config(folder, **change):
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_qwen3, tiny_gpt2])
 def test_a_folder_loads_in_eval_mode_and_the_asked_dtype(build, tmp_path):
-    """Guards against dropout left on, the file's dtype in place of the asked one, and a path as the model's name."""
+    """Guards against dropout left on, the file's dtype in place of the requested one, and a path as the model's
+    name."""
     tokenizer = tiny_tokenizer(60)
     model = build(tokenizer, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "tiny")
@@ -66,12 +67,12 @@ def test_what_is_not_there_is_named(folder, tmp_path):
 
 
 def test_a_hub_name_without_network(monkeypatch):
-    """Guards against a traceback of the hub client where the mend is a spelling, the network or a folder."""
+    """Guards against a traceback of the hub client where the fix is the spelling, the network or a folder."""
 
     def offline(*arguments, **keywords):
         raise OSError("We couldn't connect to 'https://huggingface.co'\nmore lines")
 
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries again and again
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # otherwise it tries again and again
     monkeypatch.setattr(AutoConfig, "from_pretrained", offline)
     with pytest.raises(ModelError, match=r"'some/model' from the Hugging Face hub: We couldn't connect .* network"):
         load_causal_lm("some/model")
@@ -85,7 +86,7 @@ def test_a_corrupt_config(folder):
 
 
 def test_a_broken_mtp_block_is_found_before_the_weights(folder, monkeypatch):
-    """Guards against minutes of loading before a refusal that config.json alone decides."""
+    """Guards against minutes of loading before a refusal for which config.json alone is enough."""
     edit_config(folder, mtp={"k": 1})
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: pytest.fail("weights were read"))
     with pytest.raises(ModelError, match="mtp lacks"):
@@ -93,7 +94,7 @@ def test_a_broken_mtp_block_is_found_before_the_weights(folder, monkeypatch):
 
 
 def test_a_tokenizer_of_another_checkpoint(folder):
-    """Guards against masks under an id that the tokenizer gives to a word."""
+    """Guards against a mask token whose id the tokenizer gives to a word."""
     block = {"k": 2, "mask_token_id": 7, "mask_token": "w8", "method": "full", "base_name": "b", "base_hash": "h"}
     edit_config(folder, mtp=block | {"format_version": 1})
     with pytest.raises(ModelError, match="gives 'w8' the id 8"):
@@ -117,7 +118,7 @@ def test_weights_cut_short(folder):
 
 
 def test_missing_weights_are_not_random_ones(folder):
-    """Guards against transformers' habit to warn and go on with random numbers."""
+    """Guards against what transformers does here: it warns and continues with random numbers."""
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -126,14 +127,14 @@ def test_missing_weights_are_not_random_ones(folder):
 
 
 def test_weights_of_another_shape(folder):
-    """Guards against a config and weights of two models."""
+    """Guards against a config and weights of two different models."""
     edit_config(folder, intermediate_size=48)
     with pytest.raises(ModelError, match="cannot read the weights"):
         load_causal_lm(folder)
 
 
 def test_pickled_weights_are_refused(folder):
-    """Guards against weight files that run code when they are read."""
+    """Guards against weight files that run code when they are loaded."""
     torch.save({}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no \*\.safetensors file \(found pytorch_model\.bin"):
@@ -145,7 +146,7 @@ def test_pickled_weights_are_refused(folder):
     [
         (T5Config(architectures=["T5ForConditionalGeneration"]), "T5ForConditionalGeneration, an encoder-decoder"),
         (BertConfig(architectures=["BertForMaskedLM"]), "BertForMaskedLM, an encoder whose tokens see their future"),
-        (ViTConfig(), "vit: transformers knows no causal language model"),
+        (ViTConfig(), "vit: transformers has no causal language model"),
         (Gemma3Config(architectures=["Gemma3ForConditionalGeneration"]), "Gemma3ForConditionalGeneration, which wraps"),
         (Qwen3_5Config(), "qwen3_5, which wraps a language model .* text-only checkpoints are supported"),
     ],
@@ -159,8 +160,8 @@ def test_other_kinds_of_model_are_refused_from_their_config(config, says, folder
 
 
 def test_attention_that_takes_no_block_mask(folder, monkeypatch, caplog):
-    """Guards against flash attention, which drops the mask, flex attention, which adds a boolean one as 0 and 1, and against a
-    silent change of the kernel."""
+    """Guards against flash attention, which drops the mask, against flex attention, which adds a boolean mask as 0 and
+    1, and against a silent change of the kernel."""
     with pytest.raises(UsageError, match="'flash_attention_2'; expected one of sdpa, eager"):
         load_causal_lm(folder, attn_implementation="flash_attention_2")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Which token becomes the mask, which id it gets, and what its row holds."""
+"""Which token becomes the mask token, which id it gets, and what its embedding row holds."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def typed(tokenizer, text):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_padded_row_is_taken_and_nothing_else_moves(tied, dtype):
-    """Guards against a resize, or a change to any other row, where a padded row was free."""
+    """Guards against a resize, or a change to any other row, where a padded row is free."""
     tokenizer = tiny_tokenizer(60)
     model = tiny_llama(tokenizer, vocab_size=64, tie_word_embeddings=tied, dtype=dtype)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
@@ -39,7 +39,7 @@ def test_a_padded_row_is_taken_and_nothing_else_moves(tied, dtype):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_full_matrix_grows_by_one_row(build, tied, dtype):
-    """Guards against an output head or config left at the old height, weights untied by the resize, another dtype."""
+    """Guards against an output head or config left at the old size, weights untied by the resize, and another dtype."""
     tokenizer = tiny_tokenizer(60)
     model = build(tokenizer, tie_word_embeddings=tied, dtype=dtype)
     ids = torch.tensor([[5, 6, 7]])
@@ -51,7 +51,7 @@ def test_a_full_matrix_grows_by_one_row(build, tied, dtype):
     assert (source is target) == tied and source.dtype == target.dtype == dtype
     after = model(torch.cat([ids, torch.tensor([[60]])], 1)).logits
     assert after.shape[-1] == 61
-    # A matrix of another height may be summed in another order: bf16 keeps 8 bits.
+    # With another number of rows, sums may be taken in another order, and bf16 keeps only 8 bits.
     torch.testing.assert_close(after[:, :3, :60], before, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=2e-2)
 
 
@@ -70,7 +70,7 @@ def test_its_text_becomes_its_id_also_after_a_reload(tmp_path):
 
 @pytest.mark.parametrize("rows", [64, 56])
 def test_holes_in_the_ids_do_not_collide(rows, tmp_path):
-    """Guards against the id len(tokenizer), which added tokens get and which a word holds if ids have holes."""
+    """Guards against using the id len(tokenizer), which added tokens get: a word may have it if ids have holes."""
     tokenizer = tiny_tokenizer(50, at={"far": 51, "farther": 55})  # 52 tokens: the id 52 is a hole, 51 is a word
     colliding = tiny_tokenizer(50, at={"far": 51})  # 51 tokens: an added token would get the id of "far"
     for one, expected in ((tokenizer, 56), (colliding, 52)):
@@ -83,7 +83,7 @@ def test_holes_in_the_ids_do_not_collide(rows, tmp_path):
 
 
 def test_a_row_that_the_config_names_is_not_free():
-    """Guards against the pad or EOS row of a generation config whose tokens the tokenizer does not know."""
+    """Guards against taking the row of a pad or EOS token that a config names but the tokenizer does not know."""
     tokenizer = tiny_tokenizer(60)
     model = tiny_llama(tokenizer, vocab_size=64, pad_token_id=60)
     model.generation_config.eos_token_id = [2, 61]
@@ -92,7 +92,8 @@ def test_a_row_that_the_config_names_is_not_free():
 
 
 def test_the_highest_free_reserved_token_is_taken():
-    """Guards against a needless resize; fine-tunes that use reserved tokens start with the lowest."""
+    """Guards against a needless resize. Fine-tunes that use reserved tokens start with the lowest, so the highest is
+    taken."""
     tokenizer = tiny_tokenizer(60, extra=[RESERVED_0, RESERVED_1])
     model = tiny_llama(tokenizer)
     mask = add_mask_token(model, tokenizer)
@@ -141,7 +142,7 @@ def test_a_foreign_mtp_token_keeps_its_meaning():
 
 
 def test_the_row_has_mean_and_spread_of_the_used_rows():
-    """Guards against a row of zeros or of another scale, and against counting padded rows (zeros) in."""
+    """Guards against a row of zeros or of another scale, and against counting padded rows (zeros)."""
     tokenizer = tiny_tokenizer(1000)
     model = tiny_llama(tokenizer, vocab_size=2000, hidden_size=512, tie_word_embeddings=False)
     with torch.no_grad():
@@ -184,7 +185,7 @@ def test_a_model_without_output_embeddings_is_refused():
 
 
 def test_matrices_of_unlike_height_are_refused():
-    """Guards against a mask id that one matrix has and the other lacks."""
+    """Guards against a mask id that one matrix has a row for and the other does not."""
     tokenizer = tiny_tokenizer(60)
     model = tiny_llama(tokenizer, tie_word_embeddings=False)
     model.lm_head = torch.nn.Linear(32, 50, bias=False)

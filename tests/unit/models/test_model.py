@@ -1,4 +1,4 @@
-"""`Model`: texts of chunks."""
+"""`Model`: the texts of chunks, and what answers and errors say."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def in_chunks(ids: list[int], size: int) -> list[Chunk]:
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("ended", [True, False])
 def test_texts_of_chunks_end_to_end_are_the_answer(base, size: int, ended: bool) -> None:
-    """A character may be spread over tokens, and tokens over chunks; shown early, its bytes would be garbage."""
+    """A character may be spread over tokens, and tokens over chunks. Shown too early, its bytes would be garbage."""
     ids = base.tokenizer("für 😀 漢字, ok 😀", add_special_tokens=False).input_ids
     ids = [*ids, base.tokenizer.eos_token_id] if ended else ids
     chunks = list(base._with_text(in_chunks(ids, size)))
@@ -32,14 +32,14 @@ def test_texts_of_chunks_end_to_end_are_the_answer(base, size: int, ended: bool)
 
 
 def test_a_character_cut_by_max_new_tokens_is_shown_as_cut(base) -> None:
-    """Silence would hide that something is missing, and generate and stream would differ."""
+    """Leaving the character out would hide that something is missing, and generate and stream would differ."""
     ids = base.tokenizer("ok 😀", add_special_tokens=False).input_ids[:-1]
     chunks = list(base._with_text(in_chunks(ids, 1)))
     assert "".join(c.text for c in chunks) == base.tokenizer.decode(ids) == "ok \ufffd"
 
 
 def test_answers_say_how_they_ended_and_how_long_each_took(base) -> None:
-    """In a batch a short answer is there before the last one is."""
+    """In a batch, a short answer is finished before the last one."""
     prompts = ["Count from 5 to 7.", "Count from 5 to 60."]
     short, cut = base.generate(prompts, max_new_tokens=40)
     assert cut.finish_reason == "length" and len(cut.token_ids) == 40
@@ -50,8 +50,8 @@ def test_answers_say_how_they_ended_and_how_long_each_took(base) -> None:
 
 
 def test_logprobs_are_the_model_s_own(base, caplog) -> None:
-    """Against one plain forward pass over the whole text; temperature does not enter. Nobody is warned of flags that he did not
-    give."""
+    """Log probabilities must equal those of one plain forward pass over the whole text; the temperature does not change
+    them. There must be no warning about flags that the user did not give."""
     ids = base.encode("Count from 5 to 9.")
     transformers.logging.enable_propagation()
     try:
@@ -68,7 +68,7 @@ def test_logprobs_are_the_model_s_own(base, caplog) -> None:
 
 
 def test_token_ids_are_a_prompt_and_lists_of_them_a_batch(base) -> None:
-    """One list of whole numbers is not a batch of one-token prompts."""
+    """A list of whole numbers is one prompt, not a batch of one-token prompts."""
     ids = base.encode("Count from 5 to 9.")
     answer = base.generate("Count from 5 to 9.", max_new_tokens=8)
     assert base.generate(ids, max_new_tokens=8).token_ids == answer.token_ids
@@ -76,7 +76,7 @@ def test_token_ids_are_a_prompt_and_lists_of_them_a_batch(base) -> None:
 
 
 def test_a_length_that_nobody_asked_for_is_shortened_where_room_ends(base) -> None:
-    """A long prompt is no mistake; only a length that was asked for is refused."""
+    """A long prompt is not an error. Only a length that was asked for and does not fit is refused."""
     ids = [10] * (2048 - 6)
     assert len(base.generate(ids, eos_token_id=2047).token_ids) == 6
     with pytest.raises(mt.DecodingError, match="2048 positions"):
@@ -84,7 +84,7 @@ def test_a_length_that_nobody_asked_for_is_shortened_where_room_ends(base) -> No
 
 
 def test_every_error_is_a_multitoken_error() -> None:
-    """One except clause is enough."""
+    """One except clause must be enough for all errors."""
     for name in mt.__all__:
         thing = getattr(mt, name)
         if isinstance(thing, type) and issubclass(thing, Exception):
@@ -93,7 +93,8 @@ def test_every_error_is_a_multitoken_error() -> None:
 
 
 def test_a_batch_size_bounds_how_many_prompts_run_side_by_side(base, monkeypatch) -> None:
-    """Guards against a list of a thousand prompts that wants a cache of a thousand rows, and against answers in another order."""
+    """Guards against a list of a thousand prompts that needs a cache of a thousand rows, and against answers in the
+    wrong order."""
     most = []
     run = Engine.step
     monkeypatch.setattr(Engine, "step", lambda engine: (run(engine), most.append(engine.running))[0])
@@ -106,7 +107,8 @@ def test_a_batch_size_bounds_how_many_prompts_run_side_by_side(base, monkeypatch
 
 
 def test_no_bar_goes_into_a_log(capfd) -> None:
-    """transformers draws one over the loaded tensors, into pipes and files too. What a user has chosen stays."""
+    """transformers shows a progress bar while it loads tensors, even into pipes and files. The user's own setting must
+    stay."""
     logging = transformers.utils.logging
     before = logging.is_progress_bar_enabled()
     for enable, chosen in ((logging.enable_progress_bar, True), (logging.disable_progress_bar, False)):

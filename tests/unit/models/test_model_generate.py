@@ -1,4 +1,4 @@
-"""`Model.generate` and `Model.stream`: transformers' arguments at the text end of the library."""
+"""`Model.generate` and `Model.stream`: transformers' arguments in the interface that takes and returns text."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def ids(answers) -> list[tuple[int, ...]]:
 
 
 class NoTwice(LogitsProcessor):
-    """No token of the prefix again, padding included if it were shown any: 0 is a token like others here."""
+    """Forbids all tokens of the prefix. If it saw padding, it would forbid 0, which is a token like others here."""
 
     def __call__(self, input_ids, scores):
         return scores.scatter(1, input_ids, -torch.inf)
@@ -49,10 +49,11 @@ class NoTwice(LogitsProcessor):
     ids=lambda options: ", ".join(options),
 )
 def test_prompts_side_by_side_equal_one_by_one(model: Model, options: dict) -> None:
-    """Rows of a batch have unlike lengths: what counts from the prompt's end, or sees padding, would differ."""
+    """Rows of a batch have different lengths. An option that miscounts from the prompt's end, or sees padding, would
+    change answers."""
     model.hf.generation_config.suppress_tokens = None
     with torch.no_grad():
-        model.hf.lm_head.weight[0] *= 1.2  # the padding's id should be written now and then
+        model.hf.lm_head.weight[0] *= 1.2  # so that the padding's id is written now and then
     together = model.generate(PROMPTS, **HOW, **options)
     assert ids(together) == [model.generate(prompt, **HOW, **options).token_ids for prompt in PROMPTS]
     if options:
@@ -63,7 +64,7 @@ def test_prompts_side_by_side_equal_one_by_one(model: Model, options: dict) -> N
     "options", [{}, {"seed": 4, "temperature": 3.0}, {"stop_strings": "a", "repetition_penalty": 1.2}], ids=str
 )
 def test_stream_writes_what_generate_writes(model: Model, options: dict) -> None:
-    """Two ways to one text: chunk texts end to end are the answer's."""
+    """The texts of the chunks, joined, must be the text of the answer."""
     answer = model.generate(PROMPTS[0], **HOW, **options)
     chunks = list(model.stream(PROMPTS[0], **HOW, **options))
     assert (
@@ -76,7 +77,8 @@ def test_stream_writes_what_generate_writes(model: Model, options: dict) -> None
 
 
 def test_it_is_greedy_unless_asked(model: Model) -> None:
-    """A checkpoint that samples by default must not make evaluations random; its penalties are part of the checkpoint."""
+    """A checkpoint that samples by default must not make evaluations random. Its penalties are part of the checkpoint
+    and apply."""
     greedy = model.generate(PROMPTS[0], **HOW)
     model.hf.generation_config.do_sample, model.hf.generation_config.temperature = True, 5.0
     for options in (
@@ -93,7 +95,7 @@ def test_it_is_greedy_unless_asked(model: Model) -> None:
 
 
 def test_a_seed_fixes_the_text_under_every_exact_policy(model: Model) -> None:
-    """The default temperature is 1, not a checkpoint's leftovers of another call."""
+    """With one seed, next-token decoding and Exact, adaptive or not, batched or alone, must give the same text."""
     options = {"seed": 9, "temperature": 2.0, "top_k": 0, "max_new_tokens": 20, "adaptive": False}
     plain = ids(model.generate(PROMPTS, policy=mt.NextToken(), **options))
     assert ids(model.generate(PROMPTS, policy=mt.Exact(0.0), **options)) == plain
@@ -103,7 +105,7 @@ def test_a_seed_fixes_the_text_under_every_exact_policy(model: Model) -> None:
 
 
 def test_return_sequences_follow_each_other_and_all_differ(model: Model) -> None:
-    """Two prompts that drew the same noise, or two answers of one, would look like luck."""
+    """Guards against two equal prompts, or two answers to one prompt, that get the same noise."""
     options = {"seed": 9, "temperature": 5.0, "num_return_sequences": 3, "top_k": 0}
     answers = model.generate([PROMPTS[0], PROMPTS[0]], **HOW, **options)
     assert len(answers) == 6 and len(set(ids(answers))) == 6
@@ -113,7 +115,7 @@ def test_return_sequences_follow_each_other_and_all_differ(model: Model) -> None
 
 
 def test_a_generation_config_says_what_the_call_leaves_out(model: Model) -> None:
-    """Its length and its sampling must not be overridden by defaults of ours."""
+    """The length and the sampling of a generation config must not be overridden by our own defaults."""
     how = {"policy": mt.Exact(0.0), "adaptive": False}
     config = GenerationConfig(max_new_tokens=7, eos_token_id=[94])
     answer = model.generate(PROMPTS[0], generation_config=config, **how)
@@ -127,7 +129,7 @@ def test_a_generation_config_says_what_the_call_leaves_out(model: Model) -> None
 
 
 def test_stop_strings_across_chunks(model: Model) -> None:
-    """Chunks of three end in the middle of a stop string; the text ends with it, whole."""
+    """Chunks of three tokens end in the middle of a stop string. The text must end with the whole stop string."""
     how = {**HOW, "policy": mt.StaticK(3)}
     text = model.generate(PROMPTS[0], **how).text
     for start in range(8):
@@ -138,7 +140,7 @@ def test_stop_strings_across_chunks(model: Model) -> None:
 
 
 def test_scores_and_streamers_pass_through(model: Model, capsys) -> None:
-    """Accepted and then not done would be worse than refused."""
+    """An argument that is accepted and has no effect would be worse than a refused one."""
     answer = model.generate(
         PROMPTS[0], output_scores=True, streamer=TextStreamer(TOKENIZER, True, skip_special_tokens=True), **HOW
     )
@@ -152,7 +154,7 @@ def test_scores_and_streamers_pass_through(model: Model, capsys) -> None:
     [
         ({"attention_mask": torch.ones(1, 3)}, "attention_mask is not an argument here"),
         ({"input_ids": torch.ones(1, 3)}, "input_ids is not an argument here"),
-        ({"max_length": 30}, "max_length is not an argument here; its part is played by max_new_tokens"),
+        ({"max_length": 30}, "max_length is not an argument here; it is replaced by max_new_tokens"),
         ({"return_dict_in_generate": True}, "return_dict_in_generate is not an argument here"),
         ({"mtp": {"policy": "exact"}}, "mtp is not an argument here"),
         ({"num_beams": 3}, "num_beams=3 is not supported"),
@@ -167,7 +169,7 @@ def test_scores_and_streamers_pass_through(model: Model, capsys) -> None:
     ],
 )
 def test_what_cannot_be_is_refused_by_name(model: Model, options: dict, message: str) -> None:
-    """Nothing is silently ignored, and nothing but our own error comes out."""
+    """Nothing is silently ignored, and no error other than our own is raised."""
     with pytest.raises(DecodingError, match=message):
         model.generate(PROMPTS[0], **{**HOW, **options})
     with pytest.raises(DecodingError, match="a streamer takes one prompt, found 3"):
@@ -175,7 +177,7 @@ def test_what_cannot_be_is_refused_by_name(model: Model, options: dict, message:
 
 
 class BreaksFor(LogitsProcessor):
-    """Fails in the row whose prompt ends so."""
+    """Fails in the rows that have the token `end` among their first three tokens."""
 
     def __init__(self, end: int) -> None:
         self.end = end
@@ -187,7 +189,8 @@ class BreaksFor(LogitsProcessor):
 
 
 def test_finished_answers_survive_one_that_fails(model: Model) -> None:
-    """Guards against an hour's answers lost for one row: the error carries those that were finished, in their places."""
+    """Guards against losing an hour's answers because of one row: the error carries the finished ones, in their
+    places."""
     whole = model.generate(PROMPTS, **HOW)
     broken = LogitsProcessorList([BreaksFor(model.encode("xyz")[0])])
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""What the `mtp` block of config.json means, and what a broken one says."""
+"""What the `mtp` block of config.json means, and the errors for a broken one."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_round_trip_through_config_json(tmp_path):
 
 
 def test_a_block_of_the_first_format_has_no_head():
-    """Checkpoints from before the draft head decode as they did."""
+    """Checkpoints from before the draft head must decode as they did."""
     assert "draft_head" not in BLOCK
     mtp = MtpConfig.from_hf(config_with(BLOCK))
     assert mtp is not None and mtp.draft_head == 0

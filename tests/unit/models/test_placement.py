@@ -1,4 +1,4 @@
-"""Where a model goes, in which type, and what is said before a large one is read."""
+"""On which device and in which type a model is loaded, and which errors come before a large one is read."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def see(monkeypatch, *devices: str) -> None:
-    """Have torch see these accelerators, which are none."""
+    """Make torch report these accelerators, which do not exist."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: bool(devices))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: len(devices))
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(devices[0]))
@@ -76,7 +76,8 @@ def test_a_device_that_is_not_there(folder, monkeypatch) -> None:
     ],
 )
 def test_the_type_by_default(file, numbers, device, loaded, monkeypatch, caplog) -> None:
-    """The checkpoint's own on an accelerator, where a large one in float32 is halved and says so; float32 on a CPU."""
+    """The checkpoint's own type on an accelerator, where a large float32 one is halved with a message; float32 on a
+    CPU."""
     see(monkeypatch, "cuda")
     assert find_dtype("auto", device, [stored(file, numbers), stored("I64", 10**10)], "it") == loaded
     assert ("it: its float32 weights are held in bfloat16" in caplog.text) == (numbers > 10)
@@ -95,7 +96,7 @@ def test_a_type_that_cannot_be(folder, monkeypatch) -> None:
 
 
 def test_too_little_memory_is_said_before_loading(folder, monkeypatch) -> None:
-    """Guards against a machine that swaps or kills, and says what would fit."""
+    """Guards against a machine that swaps or kills the process. The error says what would fit."""
     size = folder.joinpath("model.safetensors").stat().st_size
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: pytest.fail("weights were read"))
     monkeypatch.setattr(placement, "available_memory", lambda device: int(1.5 * size))
@@ -110,8 +111,8 @@ def test_too_little_memory_is_said_before_loading(folder, monkeypatch) -> None:
 
 @pytest.mark.parametrize("where", ["auto", "disk"])
 def test_a_spread_model_decodes_as_one_in_one_place(where, tmp_path) -> None:
-    """Some layers wait on the disk and come when they are needed: accelerate puts a forward of its own on them, and the gate's
-    must go around that and lie where the layer computes."""
+    """Some layers are on the disk and are loaded when they are needed. accelerate gives them a forward of its own. The
+    gate's forward must wrap that one, and its weights must be on the device where the layer computes."""
     project = make_project(tmp_path, PROMPTS)
     run(project, "adapter", method="gated", rank=4, steps=2, max_new_tokens=8)
     layers = {"model.embed_tokens": "cpu", "model.layers.0": "disk", "model.layers.1": "cpu", "model.norm": "cpu"}
@@ -127,7 +128,8 @@ def test_a_spread_model_decodes_as_one_in_one_place(where, tmp_path) -> None:
 
 @pytest.mark.parametrize("method", ["gated", "lora"])
 def test_a_frozen_base_trains_in_its_own_type(method, tmp_path) -> None:
-    """Guards against a second, float32 size of every weight that never changes; what trains is float32."""
+    """Guards against holding weights that never change in float32, at twice the size. The trained weights are
+    float32."""
     from rich.console import Console
 
     from multitoken.config import make_config
@@ -154,7 +156,7 @@ def test_a_frozen_base_trains_in_its_own_type(method, tmp_path) -> None:
 
 
 def test_a_cpu_that_is_slow_in_a_type_is_named_where_it_is_to_decode(folder, monkeypatch, caplog) -> None:
-    """Not where weights only pass through, as in an export."""
+    """The warning must not appear where weights are only read and written, as in an export."""
     monkeypatch.setattr(placement, "cpu_gains_by_bf16", lambda: False)
     load_causal_lm(folder, dtype="bfloat16")
     mt.load(folder)

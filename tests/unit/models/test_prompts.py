@@ -1,4 +1,4 @@
-"""Prompts become the ids that transformers itself would feed, with BOS once and no EOS behind them."""
+"""Prompts become the ids that transformers itself would feed, with BOS once and no EOS after them."""
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -27,7 +27,7 @@ def byte_tokenizer(single: str = "<s> $A </s>", chat_template: str | None = None
 
 
 def space_prefixing_tokenizer() -> PreTrainedTokenizerFast:
-    """Like Llama 2's: a space is written before every text."""
+    """A tokenizer like Llama 2's, which puts a space before every text."""
     words = ["<unk>", "▁", "\n", *"abcdefgh"]
     tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -35,7 +35,7 @@ def space_prefixing_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_plain_prompt_has_bos_and_no_eos():
-    """A tokenizer that closes every text with EOS would make the model answer a finished document."""
+    """A tokenizer that ends every text with EOS would make the model continue a finished document."""
     tokenizer = byte_tokenizer()
     ids = encode_prompt("hi", tokenizer)
     assert ids[0] == BOS and EOS not in ids
@@ -43,13 +43,13 @@ def test_plain_prompt_has_bos_and_no_eos():
 
 
 def test_no_bos_where_the_tokenizer_adds_none():
-    """`bos_token` may be set without being put before texts (Qwen): looking at the name alone would add it."""
+    """`bos_token` may be set without being put before texts (Qwen). A check of the name alone would add it."""
     tokenizer = byte_tokenizer(single="$A")
     assert encode_prompt("hi", tokenizer) == tokenize("hi", tokenizer)
 
 
 def test_typed_bos_is_not_doubled():
-    """Prompts copied from a rendered template begin with BOS; two of them change the output of many models."""
+    """Prompts copied from a rendered template begin with BOS. A second BOS changes the output of many models."""
     tokenizer = byte_tokenizer()
     assert encode_prompt("<s>hi", tokenizer) == encode_prompt("hi", tokenizer)
 
@@ -76,7 +76,8 @@ def test_chat_false_feeds_the_bare_text():
 
 
 def test_messages_need_a_template():
-    """Without one there is no right way to join messages: guessing would feed the model a foreign format."""
+    """Without a template there is no right way to join messages. A guess would feed the model a format that it does not
+    know."""
     with pytest.raises(ModelError, match="no chat template"):
         encode_prompt([{"role": "user", "content": "hi"}], byte_tokenizer())
     with pytest.raises(ModelError, match="no chat template"):
@@ -101,14 +102,14 @@ def test_messages_that_cannot_be(messages: list, complaint: str):
 
 
 def test_the_assistant_s_message_goes_on():
-    """A prefill: its turn must stay open, and no second one be begun."""
+    """A last message of the assistant is a prefill: its turn must stay open, and no second one may begin."""
     tokenizer = byte_tokenizer(chat_template=CHAT)
     ids = encode_prompt([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenizer)
     assert tokenizer.decode(ids) == "<s>[user]a[assistant]b"
 
 
 def test_keywords_reach_the_template():
-    """Such as enable_thinking, which decides what a reasoning model does."""
+    """One of them is enable_thinking, which decides what a reasoning model does."""
     tokenizer = byte_tokenizer(
         chat_template=CHAT + "{% if enable_thinking is defined %}({{ enable_thinking }}){% endif %}"
     )
@@ -119,10 +120,10 @@ def test_keywords_reach_the_template():
 
 
 def test_token_ids_are_taken_as_they_are():
-    """Whoever has rendered a prompt must not have it rendered again."""
+    """A prompt that the user has already rendered must not be rendered again."""
     tokenizer = byte_tokenizer(chat_template=CHAT)
     assert encode_prompt([5, 6, 7], tokenizer) == [5, 6, 7]
-    with pytest.raises(UsageError, match="rendered already"):
+    with pytest.raises(UsageError, match="already rendered"):
         encode_prompt([5, 6, 7], tokenizer, chat=True)
 
 
@@ -132,14 +133,14 @@ def test_contradiction_is_refused():
 
 
 def test_empty_prompt_starts_from_bos_or_is_refused():
-    """A model cannot be asked to continue nothing at all."""
+    """A model cannot continue an empty sequence."""
     assert encode_prompt("", byte_tokenizer()) == [BOS]
     with pytest.raises(UsageError, match="prompt is empty"):
         encode_prompt("", byte_tokenizer(single="$A"))
 
 
 def test_continuation_gets_no_space_of_its_own():
-    """A response tokenised like a text of its own would teach the model two spaces, or one inside a word."""
+    """A response tokenised like a separate text would teach the model two spaces, or a space inside a word."""
     tokenizer = space_prefixing_tokenizer()
     assert tokenizer.convert_ids_to_tokens(tokenize("ab", tokenizer)) == ["▁", "a", "b"]
     assert tokenizer.convert_ids_to_tokens(tokenize_continuation("ab", tokenizer)) == ["a", "b"]
@@ -147,7 +148,7 @@ def test_continuation_gets_no_space_of_its_own():
 
 
 def test_continuation_equals_the_text_where_no_space_is_added():
-    """Byte-level tokenizers need no care: the detour over a line break must not change what they say."""
+    """Byte-level tokenizers need no care: tokenising with a line break in front must not change their result."""
     tokenizer = byte_tokenizer()
     for text in ("ab", " ab", "\nab", ""):
         assert tokenize_continuation(text, tokenizer) == tokenize(text, tokenizer)

@@ -1,4 +1,4 @@
-"""What the self-test of a model lets pass and what it refuses, in every type, and how far positions reach."""
+"""What the self-test of a model accepts and what it refuses, in every type, and how many positions a model has."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ ORIGINAL, NAMED = 32, 128
 
 
 def roped(kind: str) -> LlamaForCausalLM:
-    """Frequencies that change beyond so many positions, by much."""
+    """A model whose rotary frequencies change strongly beyond a number of positions."""
     parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
     if kind == "longrope":
         parameters |= {"short_factor": [1.0] * 6, "long_factor": [8.0] * 6}
@@ -37,8 +37,8 @@ def texts(decoder: Decoder, prompts: list[list[int]], policy, new: int) -> list[
 
 
 def test_longrope_ends_where_its_frequencies_change() -> None:
-    """A long neighbour, or masks beyond the threshold, turned every token of the pass by other frequencies: another text,
-    without a word. Up to the threshold every row says what it says alone."""
+    """A long row in the same batch, or masks beyond the threshold, gave every token of the pass other frequencies, and
+    silently another text. Up to the threshold, every row must write what it writes alone."""
     model = roped("longrope")
     assert position_limit(model) == ORIGINAL
     check_blocks(model, MASK)
@@ -53,7 +53,7 @@ def test_longrope_ends_where_its_frequencies_change() -> None:
 
 
 def test_the_self_test_sees_frequencies_that_follow_the_pass(monkeypatch) -> None:
-    """48 positions could not show it: a token at the last position that may be fed is put beside them."""
+    """48 positions could not show it, so the self-test adds a token at the last position that may be fed."""
     model = roped("longrope")
     monkeypatch.setattr(selftest, "position_limit", lambda model: NAMED)
     with pytest.raises(UnsupportedModelError, match="logits for tokens in front of a far one differ"):
@@ -61,8 +61,8 @@ def test_the_self_test_sees_frequencies_that_follow_the_pass(monkeypatch) -> Non
 
 
 def test_dynamic_rope_changes_nothing_within_its_positions() -> None:
-    """Its frequencies grow beyond max_position_embeddings only, where nothing is fed: a row beside one that ends at the last
-    position says what it says alone."""
+    """Its frequencies grow only beyond max_position_embeddings, where nothing is fed. A row in a batch with one that
+    ends at the last position must write what it writes alone."""
     model = roped("dynamic")
     assert position_limit(model) == NAMED
     check_blocks(model, MASK)
@@ -73,7 +73,7 @@ def test_dynamic_rope_changes_nothing_within_its_positions() -> None:
 
 
 def test_a_kind_of_layers_of_its_own() -> None:
-    """Rotary parameters by kind of layer, as Gemma 3 has them."""
+    """Each kind of layer has its own rotary parameters, as in Gemma 3."""
     model = SUPPORTED["gemma3, sliding and full"]()
     kinds = model.config.rope_parameters
     kinds["full_attention"] |= {"rope_type": "longrope", "original_max_position_embeddings": 40}
@@ -81,7 +81,8 @@ def test_a_kind_of_layers_of_its_own() -> None:
 
 
 def in_type(dtype: torch.dtype, offset: float = 0.0) -> LlamaForCausalLM:
-    """Large logits that differ little: large models have them at 16 to 32, where a step of bf16 is 0.125."""
+    """A model with large logits that differ little. Large models have logits of 16 to 32, where a step of bf16 is
+    0.125."""
     model = SUPPORTED["llama"]()
     with torch.no_grad():
         model.lm_head.weight *= 0.04
@@ -99,7 +100,8 @@ def in_type(dtype: torch.dtype, offset: float = 0.0) -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rounding_is_no_fault(dtype) -> None:
-    """One step of the type at a large logit is more than a tenth of a small spread: such models were refused for nothing."""
+    """One step of the type at a large logit is more than a tenth of a small spread, and such models were refused for
+    nothing."""
     model = in_type(dtype, 24.0)
     ids = torch.arange(6, 46)[None]
     with torch.no_grad():
@@ -110,7 +112,7 @@ def test_rounding_is_no_fault(dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_wrong_mask_is_a_fault_in_every_type(dtype, monkeypatch) -> None:
-    """One visible position too many, of some forty, is far outside of rounding."""
+    """One visible position too many, out of about forty, causes errors far larger than rounding."""
     look_up = AttentionRule.look_up
     monkeypatch.setattr(AttentionRule, "look_up", lambda rule, q, kv, allowed=None: look_up(rule, q + 1, kv, allowed))
     with pytest.raises(UnsupportedModelError, match="would decode wrongly"):

@@ -1,4 +1,5 @@
-"""Texts of chunks: their sum is the whole text, and what is decoded for them grows with it and not with its square."""
+"""Texts of chunks: joined, they are the whole text, and the work to decode them grows with its length, not with the
+square."""
 
 import random
 
@@ -10,7 +11,7 @@ from tests.unit.training.conftest import make_byte_tokenizer
 
 
 def metaspace():
-    """A SentencePiece-like tokenizer, which drops the space in front of a text's first word; falls back to bytes."""
+    """A tokenizer like SentencePiece's, which drops the space before a text's first word and falls back to bytes."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -33,12 +34,12 @@ def embedded():
 def test_pieces_are_the_whole(make) -> None:
     """Random ids are the worst case: broken characters, special tokens in between, words that begin anywhere."""
     tokenizer = make()
-    # Without lone bytes of a fallback: one that is no character turns those before it, which were shown, into bad ones.
+    # Without single fallback bytes: an invalid byte would also make bytes before it invalid that were already shown.
     words = [i for i in range(len(tokenizer)) if not tokenizer.convert_ids_to_tokens(i).startswith("<0x")]
     draw = random.Random(0)
     for trial in range(60):
         ids = [draw.choice(words) for _ in range(draw.randrange(1, 150))]
-        if trial % 3 == 0:  # long runs of what shows no text
+        if trial % 3 == 0:  # long runs of tokens without text
             ids[20:60] = [tokenizer.eos_token_id] * 40
         if trial % 3 == 1:
             ids = tokenizer("Zoë paid 5 € — 猫が好き 🦜🦜.", add_special_tokens=False)["input_ids"] * 3
@@ -53,7 +54,7 @@ def test_pieces_are_the_whole(make) -> None:
 
 
 def test_what_is_decoded_is_linear_in_the_text() -> None:
-    """Decoding all over again for each chunk is 4 million ids for an answer of 2,000."""
+    """Decoding the whole text again for each chunk would decode 2 million ids for an answer of 2,000."""
     decoded = []
 
     def decode(ids: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""Which weights a checkpoint holds, by its files: whole or not, how large, and their hash."""
+"""The weight files of a checkpoint: whether they are complete, how large they are, and their hash."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Of several shards."""
+    """A tiny checkpoint of several shards."""
     tokenizer = tiny_tokenizer(60)
     tiny_llama(tokenizer).save_pretrained(tmp_path / "tiny", max_shard_size="20KB")
     tokenizer.save_pretrained(tmp_path / "tiny")
@@ -38,8 +38,9 @@ def write(folder, tensors) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_one_hash_for_one_set_of_weights(folder, tmp_path, monkeypatch) -> None:
-    """Guards against a hash that depends on the type of the file, on how it is sharded, or on the size of the pieces read."""
+def test_one_hash_for_one_set_of_weights(folder, tmp_path) -> None:
+    """Guards against a hash that depends on the type of the file or on how it is sharded, or that misses a changed
+    weight."""
     whole = {name: t for file in weight_files(str(folder)) for name, t in load_file(file).items()}
     write(tmp_path / "one", whole)
     write(tmp_path / "half", {name: t.bfloat16() for name, t in whole.items()})
@@ -58,7 +59,7 @@ def test_one_hash_for_one_set_of_weights(folder, tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("piece", [7, 64, 2**25])
 def test_pieces_cover_every_number(piece, tmp_path, monkeypatch) -> None:
-    """Guards against an end that is left out where a tensor is no multiple of a piece."""
+    """Guards against leaving out the end of a tensor whose size is not a multiple of a piece."""
     monkeypatch.setattr(weights, "_PIECE", piece)
     numbers = {"a": torch.randn(5, 13), "b": torch.tensor(3.0), "c": torch.arange(9)}
     write(tmp_path / "before", numbers)
@@ -73,7 +74,8 @@ def test_pieces_cover_every_number(piece, tmp_path, monkeypatch) -> None:
 
 
 def test_a_base_in_fp16_is_the_same_base(folder, tmp_path) -> None:
-    """bf16 weights under 6e-8 are zero in float16: a hash of the loaded model differed, and said to give another base."""
+    """bf16 weights below 6e-8 are zero in float16. A hash of the loaded model differed, and the error asked for another
+    base."""
     small = {name: t.bfloat16() * 1e-9 for f in weight_files(str(folder)) for name, t in load_file(f).items()}
     shutil.copytree(
         folder,
@@ -86,7 +88,7 @@ def test_a_base_in_fp16_is_the_same_base(folder, tmp_path) -> None:
 
 
 def test_a_hash_is_remembered_while_files_stay(folder, cache, monkeypatch) -> None:
-    """The second time costs nothing, and a file that was written since is read again."""
+    """The second time costs nothing, and a file that has been written since is read again."""
     monkeypatch.setattr(weights, "_SETTLED", -1.0)
     before = hash_of(folder)
     assert len(list(cache.rglob("weight-hashes/*"))) == 1
@@ -99,7 +101,7 @@ def test_a_hash_is_remembered_while_files_stay(folder, cache, monkeypatch) -> No
 
 
 def test_a_file_of_this_moment_is_not_remembered(folder, cache) -> None:
-    """Its time does not yet tell it from what it may become within the same tick of the clock."""
+    """A new file can still change within the same tick of the clock, and its time stamp would not show it."""
     hash_of(folder)
     assert not list(cache.rglob("weight-hashes/*"))
 
@@ -111,7 +113,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(folder, cache, monkeypatch) 
 
 
 def test_half_a_checkpoint(folder) -> None:
-    """Guards against minutes of loading before the shard that is not there, or not all there."""
+    """Guards against minutes of loading before a missing or incomplete shard is reported."""
     first, second, *_ = weight_files(str(folder))
     content = second.read_bytes()
     second.write_bytes(content[:-100])
@@ -128,7 +130,7 @@ def test_half_a_checkpoint(folder) -> None:
 
 
 def test_checkpoints_of_before_are_still_known(folder, tmp_path) -> None:
-    """Their hash is of a loaded model's parameters, in bf16."""
+    """Older checkpoints have a hash of a loaded model's parameters, in bf16."""
     loaded = load_causal_lm(folder)
     old = parameter_hash(loaded.model)
     assert old.startswith("sha256:") and old == parameter_hash(load_causal_lm(folder, dtype="bfloat16").model)

@@ -1,4 +1,5 @@
-"""Continuing the base: the stages of a curriculum, conversations, and a run that ends in a model and goes on where it was."""
+"""Training the base further: the stages of a curriculum, conversations, and a run that ends with a model and can be
+resumed."""
 
 import json
 import random
@@ -37,7 +38,7 @@ def test_stages_follow_each_other_to_the_end() -> None:
 
 
 def test_joined_turns_lose_nothing() -> None:
-    """A conversation is whole examples one behind the other; its weights stay with their tokens."""
+    """A conversation is a series of whole examples, and the weights stay with their tokens."""
     rows = [([i] * n, [float(i)] * n) for i, n in enumerate(random.Random(0).choices(range(5, 200), k=300))]
     joined = join_turns(rows, 0.5, random.Random(1))
     assert len(joined) < 300
@@ -65,7 +66,7 @@ def test_batches_hold_the_stage_s_examples_and_its_end_weight(tokenizer, monkeyp
 
 @pytest.mark.slow
 def test_a_run_ends_in_a_model_and_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
-    """A killed run loses the minutes since its last look, not the hour."""
+    """A killed run loses the minutes since its last validation, not the whole hour."""
     monkeypatch.setattr(module, "JUDGED", ("counting",))
     monkeypatch.setattr(module, "POOL", 16)
 

@@ -1,4 +1,4 @@
-"""The thread that owns the engine: orders, failures, and the end."""
+"""The thread that owns the engine: requests, failures and the end."""
 
 import queue
 import time
@@ -21,7 +21,7 @@ def decoder() -> Decoder:
 
 
 class Harness:
-    """A driver whose pieces land in a queue."""
+    """A driver whose pieces are put into a queue."""
 
     def __init__(self, decoder: Decoder, **options: Any) -> None:
         self.engine = decoder.engine(**options)
@@ -34,7 +34,7 @@ class Harness:
         return RowJob(request, AnswerText(TOKENIZER), lambda piece: None)
 
     def answers(self, *jobs: RowJob) -> list[list[int] | Exception]:
-        """The tokens of each, or its error."""
+        """The tokens of each job, or its error."""
         tokens: dict[int, list[int]] = {id(job): [] for job in jobs}
         ended: dict[int, Any] = {}
         while len(ended) < len(jobs):
@@ -63,7 +63,7 @@ def alone(decoder: Decoder, job: RowJob) -> list[int]:
 
 
 def test_rows_that_join_at_any_time_equal_each_alone(decoder: Decoder) -> None:
-    """More rows than the batch has lines, of two policies, submitted while others are at work."""
+    """More rows than the batch has lines, under two policies, submitted while others are being decoded."""
     harness = Harness(decoder, max_rows=3)
     jobs = [harness.job([4 + i, 9, 5], 5 + 7 * i % 20, [Exact(0.0), NextToken()][i % 2]) for i in range(12)]
     expected = [alone(decoder, job) for job in jobs]
@@ -80,7 +80,7 @@ def test_a_cancelled_row_is_silent_and_its_line_free(harness: Harness) -> None:
     harness.driver.submit([leaves, stays])
     harness.found.get(timeout=20)
     harness.driver.cancel([leaves])
-    harness.driver.cancel([leaves])  # once more: it is gone
+    harness.driver.cancel([leaves])  # a second time, when it is already gone
     harness.answers(stays)
     after = harness.job([4], 3)
     harness.driver.submit([after])
@@ -91,7 +91,7 @@ def test_a_cancelled_row_is_silent_and_its_line_free(harness: Harness) -> None:
 
 
 def test_a_pass_that_raises_loses_its_rows_alone(harness: Harness, decoder: Decoder, monkeypatch) -> None:
-    """Out of memory must not end the thread; requests that wait, and those that come, are answered as if nothing was."""
+    """An out-of-memory error must not end the thread. Requests that wait, and later ones, are answered as usual."""
     expected = alone(decoder, harness.job([4, 5, 6]))
     forward, trouble = decoder.model.forward, [2]
 

@@ -19,7 +19,7 @@ def gated() -> Model:
 
 
 def talk(model: Model, *lines: str, **options) -> tuple[str, Chat]:
-    """What is on the screen after these lines."""
+    """What is on the screen after these lines of input, and the chat."""
     screen, left = io.StringIO(), iter(lines)
 
     def read(prompt: str) -> str:
@@ -44,7 +44,7 @@ def test_it_answers_and_remembers(gated: Model) -> None:
 
 
 def test_policies_change_on_the_way(gated: Model) -> None:
-    """A threshold belongs to its policy; one that is refused changes nothing."""
+    """A threshold belongs to its policy. A value that is refused changes nothing."""
     screen, chat = talk(gated, "/threshold 0.7", "/k 4", "/policy")
     assert chat.policy == mt.Exact(0.7, 4) and "exact threshold 0.7 k 4" in screen
     _, chat = talk(gated, "/threshold 0.7", "/policy confadapt")

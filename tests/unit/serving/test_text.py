@@ -1,4 +1,4 @@
-"""Text as it comes, against the text of the whole."""
+"""The streamed text must be the text of the whole answer."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def byte_fallback() -> PreTrainedTokenizerFast:
-    """As in Llama 2: words with a mark for the space before them, and bytes for what is no word."""
+    """As in Llama 2: words with a mark for the space before them, and bytes for everything else."""
     words = ["<unk>", "▁a", "▁bc", "d", "▁", *(f"<0x{i:02X}>" for i in range(256))]
     backend = Tokenizer(
         models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True, unk_token="<unk>")
@@ -59,7 +59,7 @@ def pieces_of(name: str, ids: Sequence[int], size: int, stops: Sequence[str] = (
     size=st.integers(1, 5),
 )
 def test_never_half_a_character(name: str, text: str, size: int) -> None:
-    """Bytes of a character come in several tokens, and these in several chunks."""
+    """The bytes of a character may come in several tokens, and the tokens in several chunks."""
     ids = ids_of(name, text)
     pieces, _ = pieces_of(name, ids, size)
     assert "".join(pieces) == TOKENIZERS[name].decode(ids)
@@ -68,14 +68,15 @@ def test_never_half_a_character(name: str, text: str, size: int) -> None:
 
 @given(ids=st.lists(st.integers(0, 255), max_size=40), size=st.integers(1, 5))
 def test_whatever_the_bytes_the_pieces_are_the_whole(ids: list[int], size: int) -> None:
-    """A model may write bytes that are no character."""
+    """A model may write bytes that are not a character."""
     pieces, _ = pieces_of("bytes", ids, size)
     assert "".join(pieces) == TOKENIZERS["bytes"].decode(ids)
 
 
 @given(ids=st.lists(st.integers(0, 4), max_size=20), size=st.integers(1, 5))
 def test_words_keep_the_space_before_them(ids: list[int], size: int) -> None:
-    """Such a tokenizer takes a space off the beginning of whatever it decodes; <unk>, which is skipped, is no beginning."""
+    """Such a tokenizer removes a space at the beginning of everything that it decodes. A skipped <unk> is not a
+    beginning."""
     pieces, _ = pieces_of("fallback", ids, size)
     assert "".join(pieces) == TOKENIZERS["fallback"].decode(ids, skip_special_tokens=True)
 
@@ -84,13 +85,13 @@ def test_words_keep_the_space_before_them(ids: list[int], size: int) -> None:
 @given(
     text=st.text("abc \u00e9\U0001f600", max_size=30),
     stops=st.lists(st.text("abc \u00e9\U0001f600", min_size=1, max_size=4), min_size=1, max_size=3),
-    size=st.integers(1, 1),
 )
-def test_stop_strings_cut_and_never_show(name: str, text: str, stops: list[str], size: int) -> None:
-    """Token by token, the text ends before the stop string that is complete first; what might begin one waits."""
+def test_stop_strings_cut_and_never_show(name: str, text: str, stops: list[str]) -> None:
+    """Fed token by token, the text ends before the stop string that is complete first. What might begin one is held
+    back."""
     ids = ids_of(name, text)
     whole = TOKENIZERS[name].decode(ids)
-    pieces, stream = pieces_of(name, ids, size, stops)
+    pieces, stream = pieces_of(name, ids, 1, stops)
     ends = [(whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole]
     if not ends:
         assert "".join(pieces) == whole and not stream.stopped
@@ -101,7 +102,8 @@ def test_stop_strings_cut_and_never_show(name: str, text: str, stops: list[str],
 
 
 def test_a_text_that_looks_like_a_stop_string_goes_on() -> None:
-    """What is held back must come after all: `ab` of `abc`, when `d` follows."""
+    """Text that was held back must be shown in the end: here `ab`, which could begin `abc`, once another letter
+    follows."""
     stream = AnswerText(TOKENIZERS["bytes"], ["abc"])
     shown = [stream.push(ids_of("bytes", letter)) for letter in "xababd"]
     assert shown == ["x", "", "", "ab", "", "abd"]

@@ -1,4 +1,4 @@
-"""The cores that a server computes on."""
+"""How many cores a server computes on."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from multitoken.serving.run import leave_a_core
 def test_one_core_is_left_to_http(
     monkeypatch: pytest.MonkeyPatch, device: str, variable: str | None, before: int, after: int
 ) -> None:
-    """With all cores at work on the model one stream fell from 530 to 418 tokens a second."""
+    """With all cores busy with the model, one stream fell from 530 to 418 tokens per second."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)

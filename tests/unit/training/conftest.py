@@ -1,4 +1,4 @@
-"""Tiny tokenizers: one token a byte, so that ids can be read in the tests as text."""
+"""Tiny tokenizers with one token per byte, so that tests can read ids as text."""
 
 from collections.abc import Callable
 
@@ -17,13 +17,13 @@ MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
 def make_byte_tokenizer(
     *, chat_template: str | None = None, bos: bool = True, eos: bool = True, merges: tuple[tuple[str, str], ...] = ()
 ) -> PreTrainedTokenizerFast:
-    """<s>, </s> and <MTP> (0, 1, 2), then the bytes, then the merges."""
+    """The vocabulary is <s>, </s> and <MTP> (ids 0, 1, 2), then the bytes, then the merges."""
     letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
     words = ["<s>", "</s>", "<MTP>", *letters]
     tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    # Puts </s> after every text as well, as some tokenizers do: our code must not let it end a prompt.
+    # Also puts </s> after every text, as some tokenizers do. Our code must not let it end a prompt.
     single = " ".join(["<s>"] * bos + ["$A"] + ["</s>"] * eos)
     special = [(word, i) for word, i in (("<s>", 0), ("</s>", 1)) if word in single]
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)

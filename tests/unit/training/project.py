@@ -1,4 +1,4 @@
-"""A tiny base model in a folder with data beside it, and a short run of adapt over them."""
+"""A folder with a tiny base model and data, and a short run of adapt with them."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,10 @@ PROMPTS = [{"prompt": pair["prompt"]} for pair in PAIRS]
 
 
 def make_project(folder: Path, rows: list[dict] = PAIRS, *, vocab_size: int = 64) -> Path:
-    """`base`, of `vocab_size` rows for 60 tokens, and `data.jsonl`."""
+    """Write `base`, a model with `vocab_size` embedding rows for 60 tokens, and `data.jsonl`."""
     tokenizer = tiny_tokenizer()
     base = tiny_llama(tokenizer, vocab_size=vocab_size)
-    base.get_output_embeddings().weight.data[60:] = 0  # as in a trained model, a row that nothing uses is never chosen
+    base.get_output_embeddings().weight.data[60:] = 0  # as in a trained model, an unused row is never chosen
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

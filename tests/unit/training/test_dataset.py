@@ -1,4 +1,4 @@
-"""Records -> train and validation samples, with the missing responses written and everything counted."""
+"""From records to train and validation samples: missing responses are written, and everything is counted."""
 
 import random
 
@@ -26,7 +26,7 @@ def prepare(records: list[Record], tokenizer, write=never, **options: object) ->
 
 
 def test_missing_responses_are_written_and_the_order_kept(plain_tokenizer):
-    """Each written response must land behind its own prompt, between the records that needed none."""
+    """Each written response must follow its own prompt, and stay in order with the records that needed none."""
     asked: list[list[int]] = []
 
     def write(prompts: list[list[int]]) -> list[Written]:
@@ -53,21 +53,21 @@ def test_rewrite_has_every_response_written(plain_tokenizer):
 
 
 def test_bad_record_is_found_before_anything_is_written(plain_tokenizer):
-    """Hours of the teacher's writing must not end in a complaint about the last row."""
+    """Guards against an error about the last row after the teacher has written responses for hours."""
     records = [Record(prompt="a"), Record(prompt="<MTP>", where="x.jsonl, line 2")]
     with pytest.raises(DataError, match=r"x\.jsonl, line 2"):
         prepare(records, plain_tokenizer)
 
 
 def test_written_response_is_cut_at_max_length(plain_tokenizer):
-    """With its EOS cut off it has not ended any more."""
+    """A response whose EOS is cut off no longer counts as ended."""
     data = prepare([Record(prompt="abc")], plain_tokenizer, lambda _: [([9] * 12 + [EOS], True)])
     assert len(data.train[0].prompt_ids + data.train[0].response_ids) == 16
     assert not data.train[0].ended and data.report.cut == 1 and data.report.unfinished == 0
 
 
 def test_everything_that_is_dropped_is_counted(plain_tokenizer):
-    """Silently dropped rows look like training on data that was never seen."""
+    """Guards against silently dropped rows: the run would seem to train on data that it never sees."""
     records = [
         Record(prompt="a", response="xyz"),
         Record(prompt="a" * 14, response="xyz"),  # 15 with BOS: no room for two tokens
@@ -85,7 +85,8 @@ def test_everything_that_is_dropped_is_counted(plain_tokenizer):
 
 
 def test_conversations_whose_earlier_turns_are_lost_are_counted(make_tokenizer):
-    """A data set of which two thirds of the turns are silently left out looks like one that was trained on."""
+    """A data set of which two thirds of the turns are silently left out would look like one that is trained on as a
+    whole."""
     template = (
         "{% for m in messages %}[{{ m['role'][0] }}]{% if m['role'] != 'assistant' or loop.last %}{{ m['content'] }}"
         "{% endif %}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
@@ -97,7 +98,7 @@ def test_conversations_whose_earlier_turns_are_lost_are_counted(make_tokenizer):
 
 
 def test_train_on_all_counts_prompt_tokens(plain_tokenizer):
-    """A one-token answer behind a long question is enough where the question is trained on as well."""
+    """A one-token answer after a long question is enough if the question is trained on as well."""
     records = [Record(prompt="abc", response="x"), Record(prompt="abc")]
 
     def ends(prompts: list[list[int]]) -> list[Written]:
@@ -117,7 +118,7 @@ def test_nothing_left_is_an_error_with_the_counts(plain_tokenizer):
 
 
 def test_split_is_by_prompt_and_not_by_order(plain_tokenizer):
-    """The same prompt in both lists leaks the validation data; a split by position changes when a file is shuffled."""
+    """A prompt in both lists would leak validation data. A split by position would change when a file is shuffled."""
     records = [Record(prompt=f"p{i % 50}", response=f"r{i}") for i in range(150)]
     data = prepare(records, plain_tokenizer, validation_share=0.2)
     prompts = [{sample.prompt_ids for sample in part} for part in (data.train, data.validation)]
@@ -129,14 +130,14 @@ def test_split_is_by_prompt_and_not_by_order(plain_tokenizer):
 
 
 def test_texts_are_split_by_what_they_say(plain_tokenizer):
-    """All plain texts share the prompt 'BOS': split by it, they would all fall on one side."""
+    """All plain texts have the same prompt, 'BOS'. Split by their prompt, they would all be in the same list."""
     data = prepare([Record(text=f"text {i}") for i in range(20)], plain_tokenizer, validation_share=0.25)
     assert (len(data.train), len(data.validation)) == (15, 5)
 
 
 @pytest.mark.parametrize(("prompts", "share", "validation"), [(1, 0.5, 0), (2, 0.9, 1), (10, 0.01, 1), (10, 0.0, 0)])
 def test_small_data_keeps_something_on_either_side(plain_tokenizer, prompts: int, share: float, validation: int):
-    """Rounding must neither empty the training data nor the validation data that was asked for."""
+    """Rounding must leave neither the training data nor requested validation data empty."""
     records = [Record(prompt=str(i), response="xyz") for i in range(prompts)]
     data = prepare(records, plain_tokenizer, validation_share=share)
     assert (len(data.train), len(data.validation)) == (prompts - validation, validation)

@@ -3,11 +3,11 @@ import torch
 
 from multitoken.training.denormals import are_flushed, flushed_denormals
 
-MANY = 1_000_000  # so many numbers are shared out among threads
+MANY = 1_000_000  # enough numbers that they are divided among threads
 
 
 def zeros() -> int:
-    """How many of so many denormals are zero once they were computed with, in whatever thread."""
+    """How many of `MANY` denormals are zero after a multiplication, in all threads together."""
     return int((torch.full((MANY,), 1e-39) * 0.7 == 0).sum())
 
 
@@ -15,7 +15,7 @@ def zeros() -> int:
 def two_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    zeros()  # the other thread begins, and knows nothing of what is set later
+    zeros()  # starts the other thread, which does not see what is set later
     yield
     torch.set_num_threads(before)
 
@@ -41,7 +41,7 @@ def test_they_come_back_behind_an_error(two_threads) -> None:
 
 
 def test_training_flushes_them(monkeypatch) -> None:
-    """A step of training on a CPU takes up to three times as long with them."""
+    """With denormals, a training step on a CPU takes up to three times as long."""
     from transformers import Trainer
 
     from multitoken.training.trainer import BlockTrainer

@@ -1,4 +1,5 @@
-"""Two processes are one: same data, same gradients, one voice, one output folder; a model may be split over them."""
+"""Two processes equal one: same data, same gradients, output printed once, one output folder. A model may be split over
+them."""
 
 import json
 import os
@@ -24,7 +25,7 @@ OPTIONS |= {"loss_weights": "even", "optimizer": "adamw", "max_new_tokens": 12, 
 
 
 def start(project: Path, name: str, processes: int = 2, **options) -> subprocess.Popen[str]:
-    """`torchrun` on `processes` processes of the CPU. True is a flag."""
+    """Start `torchrun` with `processes` processes on the CPU. An option that is True becomes a flag without a value."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", "multitoken.cli", "adapt", str(project / "base"), "--data", str(project / "data.jsonl")]
     command += ["--output", str(project / name), "--device", "cpu", "--report-to", "none"]
@@ -57,8 +58,8 @@ def logged(folder: Path) -> list[dict[str, float]]:
     ids=["full", "gated", "full, split", "gated, split"],
 )
 def test_two_processes_equal_one(tmp_path, method: str, more: dict) -> None:
-    """Rows given twice, gradients of the wrong mean, a part that is not gathered or a second writer would each train another
-    model."""
+    """Guards against rows that are trained on twice, a wrong mean of gradients, a part that is not gathered, and a
+    second process that writes. Each would give another model."""
     project = make_project(tmp_path, PROMPTS)
     options = OPTIONS | {"method": method} | {name: value for name, value in more.items() if name != "shard"}
     run(project, "one", batch_size=4, **options)
@@ -67,7 +68,7 @@ def test_two_processes_equal_one(tmp_path, method: str, more: dict) -> None:
     assert largest_difference(weights(project / "one"), weights(project / "two")) < 1e-4
     assert not (project / "two.training").exists()
     one, two = logged(project / "one"), logged(project / "two")
-    # AdamW would forgive gradients of another scale; the norm does not.
+    # AdamW hides a wrong scale of the gradients; their norm shows it.
     assert [entry["grad_norm"] for entry in one] == pytest.approx([entry["grad_norm"] for entry in two], rel=1e-3)
     assert [entry["loss"] for entry in one] == pytest.approx([entry["loss"] for entry in two], rel=1e-3)
 
@@ -81,8 +82,8 @@ def wait_for(condition, seconds: float = 120) -> None:
 
 @pytest.mark.parametrize("shard", [False, True], ids=["", "split"])
 def test_a_process_that_dies_ends_the_others_and_one_process_goes_on(tmp_path, shard: bool) -> None:
-    """A rank that is killed must not leave the others waiting; what goes on from the checkpoint, with another number of processes
-    and unsplit, is the run that nothing disturbed."""
+    """A killed rank must not leave the others waiting. If the run is resumed from the checkpoint, unsplit and with
+    another number of processes, it must end like an uninterrupted run."""
     project = make_project(tmp_path, PROMPTS)
     options = {"method": "full", "steps": 12, "next_token_weight": 1.0, "checkpoint_every": 1}
     run(project, "one", **(OPTIONS | options | {"batch_size": 4}))
@@ -99,14 +100,15 @@ def test_a_process_that_dies_ends_the_others_and_one_process_goes_on(tmp_path, s
 
 
 def test_a_dry_run_of_a_split_model_is_refused(tmp_path) -> None:
-    """It would print the memory of one process as that of all."""
+    """A dry run would print the memory of one process as that of all."""
     config = make_config(model="m", data="d", output=tmp_path / "out", method="gated", shard=True)
     with pytest.raises(UsageError, match="leave shard out"):
         plan(config, Console(quiet=True))
 
 
 def test_other_rows_are_no_continuation(tmp_path) -> None:
-    """Twice the rows of a step are another run: said by the number that changed and what makes it; as many in two halves are not."""
+    """Twice as many rows per step are another run, and the error names the number that changed and how it is computed.
+    The same number of rows in two halves is not another run."""
     config = {"model": "m", "data": "d", "output": tmp_path / "out", "resume": True, "steps": 4}
     open_run_folder(tmp_path / "work", make_config(**(config | {"resume": False, "batch_size": 4})))
     assert open_run_folder(tmp_path / "work", make_config(**config, batch_size=2, gradient_accumulation=2)) is None

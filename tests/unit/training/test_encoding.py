@@ -1,4 +1,4 @@
-"""Records become prompt and response ids: apart, EOS where the response ended, BOS once."""
+"""From records to prompt and response ids: tokenised separately, with EOS where the response ended, and BOS once."""
 
 import pytest
 
@@ -10,7 +10,8 @@ BOS, EOS, MASK = 0, 1, 2
 
 
 def test_prompt_and_response_are_tokenised_apart(make_tokenizer):
-    """A merge across the seam ('a' + 'b' -> 'ab') gives training ids that decoding behind the prompt never meets."""
+    """A merge across the border ('a' + 'b' -> 'ab') would give training ids that never occur when decoding after the
+    prompt."""
     tokenizer = make_tokenizer(merges=(("a", "b"),))
     sample = encode_record(Record(prompt="xa", response="bx"), tokenizer, 64)
     assert isinstance(sample, Sample) and sample.ended
@@ -19,7 +20,7 @@ def test_prompt_and_response_are_tokenised_apart(make_tokenizer):
 
 
 def test_template_renders_both_and_its_eos_is_the_only_one(chat_tokenizer):
-    """A second EOS, or the template's line break behind it, would be supervised though no model ever emits it."""
+    """A second EOS, or the template's line break after EOS, would be trained on although no model ever emits it."""
     sample = encode_record(Record(prompt="hi", response="ho"), chat_tokenizer, 64)
     assert isinstance(sample, Sample) and sample.ended
     assert chat_tokenizer.decode(sample.prompt_ids) == "<s>[user]hi[assistant]"
@@ -28,7 +29,7 @@ def test_template_renders_both_and_its_eos_is_the_only_one(chat_tokenizer):
 
 
 def test_eos_is_appended_where_the_template_has_none(make_tokenizer):
-    """Without it the adapted model would never learn to stop."""
+    """Without EOS, the adapted model would never learn to stop."""
     template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
     template += "{% if add_generation_prompt %}[assistant]{% endif %}"
     tokenizer = make_tokenizer(chat_template=template)
@@ -38,7 +39,7 @@ def test_eos_is_appended_where_the_template_has_none(make_tokenizer):
 
 
 def test_chat_model_with_a_second_end_token(make_tokenizer):
-    """Gemma's turns end in a token that is not tokenizer.eos_token: a second, other EOS must not be appended."""
+    """Gemma's turns end with a token that is not tokenizer.eos_token. A second, different EOS must not be appended."""
     template = (
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% if m['role'] == 'assistant' %}!\n{% endif %}"
     )
@@ -51,7 +52,7 @@ def test_chat_model_with_a_second_end_token(make_tokenizer):
 
 
 def test_a_conversation_that_the_user_ends_is_a_prompt(chat_tokenizer):
-    """Its last word waits for a reply: the earlier reply is history."""
+    """The user's last message waits for a reply. The earlier reply is part of the prompt."""
     chat = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})
     asked = encode_record(Record(messages=chat), chat_tokenizer, 64)
     assert isinstance(asked, Prompt)
@@ -59,7 +60,8 @@ def test_a_conversation_that_the_user_ends_is_a_prompt(chat_tokenizer):
 
 
 def test_template_whose_prompt_is_no_prefix_is_refused(make_tokenizer):
-    """Templates that open a reasoning turn only in the prompt (DeepSeek R1): a blind cut would be at a wrong place."""
+    """Some templates open a reasoning turn only in the prompt (DeepSeek R1). A cut after the prompt's length would be
+    wrong."""
     template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
     tokenizer = make_tokenizer(chat_template=template + "{% if add_generation_prompt %}[assistant]<think>{% endif %}")
     with pytest.raises(DataError, match=r"chats.jsonl, line 3: the chat template renders the prompt differently"):
@@ -70,7 +72,7 @@ def test_template_whose_prompt_is_no_prefix_is_refused(make_tokenizer):
     ("max_length", "response", "ended"), [(6, "abc</s>", True), (5, "abc", False), (4, "ab", False)]
 )
 def test_cut_response_has_no_eos(plain_tokenizer, max_length: int, response: str, ended: bool):
-    """An EOS behind a cut response teaches the model to stop in mid-sentence; EOS itself needs room as well."""
+    """An EOS after a cut response would teach the model to stop in mid-sentence. EOS itself needs room as well."""
     sample = encode_record(Record(prompt="p", response="abc"), plain_tokenizer, max_length)
     assert isinstance(sample, Sample)
     assert plain_tokenizer.decode(sample.response_ids) == response
@@ -78,7 +80,7 @@ def test_cut_response_has_no_eos(plain_tokenizer, max_length: int, response: str
 
 
 def test_prompt_longer_than_max_length_leaves_an_empty_response(plain_tokenizer):
-    """A negative slice would silently take the response's tail away instead of all of it."""
+    """Guards against a negative slice, which would silently remove the end of the response instead of all of it."""
     sample = encode_record(Record(prompt="pppppp", response="abcdef"), plain_tokenizer, 5)
     assert isinstance(sample, Sample)
     assert sample.response_ids == () and not sample.ended
@@ -111,7 +113,7 @@ def test_bad_chat_names_the_record(chat_tokenizer):
 
 
 def test_fingerprint_tells_ids_and_salts_apart():
-    """Joined without a separator, [1, 23] and [12, 3] would share a cached response."""
+    """If ids were joined without a separator, [1, 23] and [12, 3] would share a cached response."""
     assert fingerprint([1, 23]) != fingerprint([12, 3])
     assert fingerprint([1], salt="a") != fingerprint([1], salt="b")
     assert fingerprint((1, 2)) == fingerprint([1, 2])

@@ -1,4 +1,4 @@
-"""Gated adaptation end to end: the base is what it was, the adapter is small, says what it belongs to, and resumes."""
+"""Gated adaptation end to end: the base is unchanged; the adapter is small, names its base, and can be resumed."""
 
 import json
 import shutil
@@ -35,7 +35,8 @@ def adapter_weights(folder):
 
 
 def test_nothing_of_the_original_is_lost(project) -> None:
-    """Exact decoding of the adapted model must be the original's next-token decoding, from folders alone."""
+    """Exact decoding of the adapted model must equal the original's next-token decoding, both loaded from their
+    folders."""
     before = load_causal_lm(project / "base")
     run(project, "adapter", steps=30)
     model, base = mt.load(project / "adapter"), mt.load(project / "base")
@@ -54,7 +55,7 @@ def test_nothing_of_the_original_is_lost(project) -> None:
 
 
 def test_a_run_goes_on_with_an_adapter_and_its_head(project) -> None:
-    """An untrained head behind a trained adapter would draft worse than before, and nobody would know why."""
+    """An untrained draft head with a trained adapter would draft worse than before, for no visible reason."""
     run(project, "first", steps=6)
     run(project, "next", steps=1, learning_rate=1e-9, start_from=str(project / "first"))
     for file in ("adapter_model.safetensors", "mtp_head/draft_head.safetensors"):
@@ -66,7 +67,8 @@ def test_a_run_goes_on_with_an_adapter_and_its_head(project) -> None:
 
 
 def test_an_adapter_grows_in_rank_and_drafts_as_before(project) -> None:
-    """What a smaller rank has learned is kept to the number; the directions that come with the larger one add nothing yet, and learn."""
+    """What the smaller rank has learned is kept exactly. The new directions of the larger rank add nothing at first,
+    and they are trained."""
     run(project, "small", steps=6)
     run(project, "same", steps=1, rank=12, learning_rate=1e-12, start_from=str(project / "small"))
     small, same = mt.load(project / "small"), mt.load(project / "same")
@@ -84,7 +86,7 @@ def test_an_adapter_grows_in_rank_and_drafts_as_before(project) -> None:
 
 
 def test_adapter_moves_with_its_base_and_refuses_another(project) -> None:
-    """A copied pair must work where it lands; other weights under the same name must not."""
+    """A copied base and adapter must work in their new folder. Other weights under the same name must be refused."""
     run(project, "adapter", steps=1)
     moved = project / "elsewhere"
     shutil.copytree(project / "base", moved / "base")
@@ -100,13 +102,16 @@ def test_adapter_moves_with_its_base_and_refuses_another(project) -> None:
     other.save_pretrained(project / "other")
     with pytest.raises(ModelError, match="was made for base with the weights tensors:"):
         mt.load(alone, base=project / "other")
-    with pytest.raises(UsageError, match="is no adapter"):
+    with pytest.raises(UsageError, match="is not an adapter"):
         mt.load(project / "base", base=project / "other")
 
 
-@pytest.mark.parametrize("broken", ["mtp", "weights", "layers"])
-def test_a_damaged_adapter_is_named(project, broken: str) -> None:
-    """Half an adapter would decode, and draft rubbish."""
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [("mtp", "mtp block"), ("weights", "cannot read .*adapter_model"), ("layers", "which belongs to no layer")],
+)
+def test_a_damaged_adapter_is_named(project, broken: str, message: str) -> None:
+    """Guards against an incomplete adapter, which would decode but draft nonsense."""
     run(project, "adapter", steps=1)
     config = project / "adapter" / "adapter_config.json"
     settings = json.loads(config.read_text())
@@ -118,12 +123,12 @@ def test_a_damaged_adapter_is_named(project, broken: str) -> None:
         weights = project / "adapter" / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-40])
     config.write_text(json.dumps(settings))
-    with pytest.raises(ModelError, match=r"mtp block|cannot read .*adapter_model|which belongs to no layer"):
+    with pytest.raises(ModelError, match=message):
         mt.load(project / "adapter")
 
 
 def test_resume_is_bit_identical(project, monkeypatch) -> None:
-    """Only the adapter is in a checkpoint; everything else must come back as it was."""
+    """A checkpoint holds only the adapter. Everything else must be restored as it was."""
     run(project, "whole")
     plain, seen = BlockTrainer.compute_loss, []
 
@@ -143,7 +148,7 @@ def test_resume_is_bit_identical(project, monkeypatch) -> None:
 
 
 def test_options_that_would_do_nothing_are_refused() -> None:
-    """Their author expects an effect."""
+    """Whoever gives an option expects an effect."""
     given = {"model": "m", "data": "d", "output": "o"}
     with pytest.raises(UsageError, match="next_token_weight needs method=full or lora"):
         make_config(**given, method="gated", next_token_weight=0.5)
@@ -152,14 +157,16 @@ def test_options_that_would_do_nothing_are_refused() -> None:
 
 
 def test_a_pattern_that_matches_no_layer_is_refused_with_those_there_are(project) -> None:
-    """It would train a mask's vector alone."""
-    with pytest.raises(UsageError, match=r"no layer of LlamaForCausalLM matches 'query'; those that could: .*q_proj"):
+    """With such a pattern, the mask vector alone would be trained."""
+    with pytest.raises(
+        UsageError, match=r"no layer of LlamaForCausalLM matches 'query'; layers that can be adapted: .*q_proj"
+    ):
         run(project, "adapter", layers="query")
 
 
 @pytest.mark.parametrize(("kind", "weight"), [("int8", "Int8Tensor"), ("nf4", "Params4bit")])
 def test_a_quantised_base_keeps_its_own_next_tokens(project, kind: str, weight: str) -> None:
-    """The adapter is trained on the rounded weights and promises the rounded model's text."""
+    """The adapter is trained on the quantised weights, and Exact promises the text of the quantised model."""
     run(project, "adapter", steps=10, quantize=kind)
     plain = mt.load(project / "base", quantize=kind)
     model = mt.load(project / "adapter", quantize=kind)
@@ -174,17 +181,18 @@ def test_a_quantised_base_keeps_its_own_next_tokens(project, kind: str, weight: 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_quantised_base_is_packed_as_it_is_read(project, kind: str, monkeypatch) -> None:
-    """A model that only fits when packed is loaded, and what cannot be packed is refused before a weight is read."""
+    """A model that fits in memory only when quantised can be loaded. What cannot be quantised is refused before any
+    weight is read."""
     whole = sum(parameter.numel() * 4 for parameter in mt.load(project / "base").hf.parameters())
     monkeypatch.setattr(placement, "available_memory", lambda device: int(0.9 * whole))
     with pytest.raises(mt.MultitokenError, match="takes"):
         mt.load(project / "base", dtype="float32")
     mt.load(project / "base", dtype="float32", quantize=kind)
     config = tiny_config("gpt2")
-    with pytest.raises(UsageError, match="is not for GPT2LMHeadModel: none of its layers is a"):
+    with pytest.raises(UsageError, match="does not work with GPT2LMHeadModel: none of its layers is a"):
         Quantization(kind).spared(config, torch.float32, trust_remote_code=False)
     if kind == "nf4":
-        with pytest.raises(UsageError, match="quantize=nf4 is not for Mamba2ForCausalLM"):
+        with pytest.raises(UsageError, match="quantize=nf4 does not work with Mamba2ForCausalLM"):
             Quantization(kind).spared(tiny_config("mamba2"), torch.float32, trust_remote_code=False)
     monkeypatch.setattr(quantize, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"install it: pip install 'multitoken\[quantize\]'"):

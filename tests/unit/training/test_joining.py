@@ -1,4 +1,4 @@
-"""Joined rows: what stands where, and that blocks behind earlier samples learn what the original would say there."""
+"""Joined rows: their layout, and that blocks after earlier samples learn what the original would write there."""
 
 import math
 
@@ -18,7 +18,8 @@ def stream(share: float, room: int = 100) -> BlockStream:
 
 
 def test_samples_of_a_joined_step_stand_in_one_line() -> None:
-    """One segment, so that each sees the earlier ones and positions run on; anchors, ends and places move along."""
+    """The samples form one segment, so that each sees the earlier ones and positions continue. Anchors, ends and places
+    are shifted with their sample."""
     plain, joined = stream(0.0), stream(1.0)
     rows = [plain[i] for i in range(4)]
     batch = collate([joined[i] for i in range(4)])
@@ -30,12 +31,13 @@ def test_samples_of_a_joined_step_stand_in_one_line() -> None:
     assert batch["trainable"][0].nonzero().flatten().tolist() == [
         8 * i + p for i, row in enumerate(rows) for p in row["places"]
     ]
-    # The first text stands where it was written; the others were written without what now stands in front of them.
+    # The first text still has its own prefix. The others were written without the text that is now in front of them.
     assert batch["sampled"].tolist() == [[False, False, *[True] * 6]]
 
 
 def test_rows_are_joined_as_far_as_there_is_room() -> None:
-    """A model has so many positions: pairs where four do not fit, and nothing where not even two do."""
+    """The number of positions of a model is limited: rows are joined in pairs where four do not fit, and not at all
+    where two do not fit."""
     for room, rows in ((32, 1), (31, 2), (16, 2), (15, 4)):
         s = stream(1.0, room)
         assert len(collate([s[i] for i in range(4)])["tokens"]) == rows
@@ -54,7 +56,8 @@ def test_joined_steps_are_spread_evenly() -> None:
 
 @pytest.mark.parametrize("options", [{"method": "full"}, {"method": "gated"}, {"method": "full", "labels": "online"}])
 def test_every_method_trains_on_joined_rows(tmp_path, options: dict) -> None:
-    """Other ways lead to the teacher's distribution in each: from the gate's own prefix, and by a pass of the copy."""
+    """Each method computes the teacher's distribution in another way: from the gate's own prefix, or by a pass of the
+    copy."""
     given = {"labels": "data", "steps": 3, "loss_weights": "reach", "next_token_weight": None}
     done = run(make_project(tmp_path), "adapted", **given | options, join_share=1.0)
     losses = [entry["loss"] for entry in done.log if "loss" in entry]

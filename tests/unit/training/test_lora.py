@@ -1,4 +1,4 @@
-"""LoRA: the teacher is the very original, and what is saved is what was trained."""
+"""LoRA: the teacher is exactly the original, and the saved weights are those that were trained."""
 
 import copy
 
@@ -26,7 +26,7 @@ def project(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_teacher_is_the_original_and_merging_keeps_the_student(family: str) -> None:
-    """Fused experts and transposed matrices are where adapters are passed by, or merged wrongly."""
+    """With fused experts and transposed matrices, adapters are easily skipped or merged wrongly."""
     model = SUPPORTED[family]().requires_grad_(False)
     bare = copy.deepcopy(model)
     rule = AttentionRule(model)
@@ -49,7 +49,7 @@ def test_teacher_is_the_original_and_merging_keeps_the_student(family: str) -> N
 
 
 def test_an_adapted_checkpoint_is_an_ordinary_one(project) -> None:
-    """Merged weights, the mask's row in the matrix, and no trace of PEFT."""
+    """The checkpoint has merged weights and the mask token's row in the matrix, and no trace of PEFT."""
     before = load_causal_lm(project / "base").weight_hash
     run(project, "adapted", method="lora", rank=4, steps=10)
     names = {path.name for path in (project / "adapted").iterdir()}
@@ -60,8 +60,10 @@ def test_an_adapted_checkpoint_is_an_ordinary_one(project) -> None:
     assert ours.keys() == theirs.keys()
     changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
     assert any("q_proj" in name for name in changed)
-    assert not any("norm" in name or "lm_head" in name for name in changed - {"lm_head.weight"})
-    rows = (ours["model.embed_tokens.weight"] != theirs["model.embed_tokens.weight"]).any(1).nonzero()[:, 0]
-    assert rows.tolist() == [model.mtp.mask_token_id]
+    assert not any("norm" in name for name in changed)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        rows = (ours[name] != theirs[name]).any(1).nonzero()[:, 0] if name in ours else []
+        assert {int(row) for row in rows} <= {model.mtp.mask_token_id}, name
+    assert "model.embed_tokens.weight" in changed
     exact = model.generate("w7 w8", policy=mt.Exact(0.0), max_new_tokens=12)
     assert exact.token_ids == model.generate("w7 w8", policy=mt.NextToken(), max_new_tokens=12).token_ids

@@ -1,4 +1,5 @@
-"""Adapters that see random tokens where others see a mask vector: trained, saved, read again, given to UNO and taken from it."""
+"""Adapters with random tokens (noise) in place of a mask vector: trained, saved, loaded, and converted to and from
+UNO's format."""
 
 import json
 from pathlib import Path
@@ -34,7 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_noise_is_even_and_by_position() -> None:
-    """Guards against neighbours that resemble each other, and against ids that a small vocabulary does not have."""
+    """Guards against neighbouring positions with similar noise, and against ids that a small vocabulary does not
+    have."""
     ids = noise_ids(torch.arange(100_000), 50)
     counts = torch.bincount(ids, minlength=50)
     assert counts.min() > 1800 and counts.max() < 2200
@@ -44,8 +46,8 @@ def test_noise_is_even_and_by_position() -> None:
 
 
 def test_a_trained_one_drafts_and_changes_nothing(folder: Path) -> None:
-    """Guards against masks that are embedded as token 0, under which training would still seem to work, and against an adapter that a
-    new load reads otherwise than it was trained."""
+    """Guards against masks that are embedded as token 0, with which training would still seem to work, and against an
+    adapter that behaves differently after loading than it did in training."""
     assert MASK_VECTOR not in load_file(folder / WEIGHTS)
     model, plain = Model.load(folder, device="cpu"), Model.load(checkpoint("base"), device="cpu")
     ours = model.generate(PROMPTS, policy=Exact(0.3), max_new_tokens=40, adaptive=False)
@@ -64,7 +66,8 @@ def test_an_exported_checkpoint_drafts_alike(folder: Path, tmp_path: Path) -> No
 
 
 def test_there_and_back_through_uno_s_format(folder: Path, tmp_path: Path) -> None:
-    """Guards against names, scales and layers that SGLang's loader would not find: PEFT's, and nothing else."""
+    """Guards against names, scales and layers that SGLang's loader would not find. The file must follow PEFT's format,
+    with nothing else in it."""
     command = export_uno(folder, tmp_path / "uno")
     assert "--speculative-algorithm UNO" in command and "--speculative-num-draft-tokens 8" in command
     settings = json.loads((tmp_path / "uno" / "adapter_config.json").read_text())
@@ -84,7 +87,8 @@ def test_there_and_back_through_uno_s_format(folder: Path, tmp_path: Path) -> No
 
 
 def test_another_trainer_s_adapter_has_its_own_names_and_scale(folder: Path, tmp_path: Path) -> None:
-    """PEFT writes the ends of layers' names and a scale of alpha / r; rank-stabilised ones divide by the root."""
+    """PEFT writes only the ends of layer names, and a scale of alpha / r. Rank-stabilised adapters divide by the square
+    root of r."""
     export_uno(folder, tmp_path / "uno")
     settings_file = tmp_path / "uno" / "adapter_config.json"
     settings = json.loads(settings_file.read_text())
@@ -116,5 +120,5 @@ def test_what_uno_cannot_serve_is_refused(folder: Path, tmp_path: Path) -> None:
         export_uno(checkpoint("gated"), tmp_path / "uno")
     with pytest.raises(ModelError, match="multitoken wrote; load it without uno"):
         Model.load(folder, uno=True, device="cpu")
-    with pytest.raises(UsageError, match="is no adapter; leave uno out"):
+    with pytest.raises(UsageError, match="is not an adapter; leave uno out"):
         Model.load(checkpoint("base"), uno=True, device="cpu")

@@ -1,4 +1,5 @@
-"""The objective: the paper's two examples as an exact test, what counts, and the values against slow references."""
+"""The objective: the paper's two examples as an exact test, which positions count, and values against slow
+references."""
 
 import pytest
 import torch
@@ -23,8 +24,8 @@ NEXT = {None: [0.5, 0.5, 0.0, 0.0], PANDA: [0, 0, 1.0, 0], LION: [0, 0, 0, 1.0]}
 
 
 def learn_pairs(online: bool, seed: int) -> tuple[int, torch.Tensor]:
-    """Train a student that knows nothing but one logit vector per place (k = 2), then read it:
-    its first token, and its distribution at the second place."""
+    """Train a student that is only one logit vector per position of the block (k = 2). Returns its first token, and its
+    distribution at the second position."""
     torch.manual_seed(seed)
     logits = nn.Parameter(torch.randn(1, 2, 4) * 0.01)
     optimizer = torch.optim.Adam([logits], lr=0.05)
@@ -35,7 +36,7 @@ def learn_pairs(online: bool, seed: int) -> tuple[int, torch.Tensor]:
         if online:  # the teacher reads the student's own first token
             teacher = torch.tensor([[NEXT[None], NEXT[first]]])
             labels = teacher.argmax(-1)
-        else:  # the text says panda bamboo and lion meat in turn
+        else:  # the text alternates between panda bamboo and lion meat
             labels = torch.tensor([[[PANDA, BAMBOO], [LION, MEAT]][step % 2]])
         counted = supervised_places(proposals, labels, no_eos)
         optimizer.zero_grad()
@@ -51,8 +52,8 @@ def supervised_places(proposals, labels, eos):
 
 
 def test_online_labels_give_pairs_that_fit_and_offline_labels_a_mixture() -> None:
-    """The panda and the lion: offline labels teach the second place half bamboo and half meat, whatever stands first;
-    the online objective makes it certain of the word that fits the student's own first one."""
+    """The panda and the lion: offline labels teach the second position half bamboo and half meat, whatever the first
+    token is. The online objective makes it certain of the word that fits the student's own first token."""
     fits = {PANDA: BAMBOO, LION: MEAT}
     for seed in range(4):
         first, second = learn_pairs(online=True, seed=seed)
@@ -66,7 +67,7 @@ def batch_of_blocks(ks=(3, 3)):
 
 
 def test_places_behind_the_first_eos_do_not_count() -> None:
-    """What a student says behind its own end of text, or behind the teacher's, is never decoded."""
+    """Proposals after the student's own end of text, or after the teacher's, are never decoded."""
     proposals = torch.tensor([[4, 9, 4, 4, 4, 4]])
     labels = torch.tensor([[4, 4, 4, 9, 4, 4]])
     counted = supervised(batch_of_blocks(), proposals, labels, EOS, until_disagreement=False)
@@ -74,7 +75,8 @@ def test_places_behind_the_first_eos_do_not_count() -> None:
 
 
 def test_until_disagreement_keeps_the_first_wrong_place_and_nothing_behind_it() -> None:
-    """The first wrong place is where there is most to learn; behind it the label answers a prefix never kept."""
+    """At the first wrong position there is most to learn. After it, labels belong to a prefix that decoding never
+    keeps."""
     proposals = torch.tensor([[4, 5, 4, 6, 4, 4]])
     labels = torch.tensor([[4, 4, 4, 4, 4, 4]])
     counted = supervised(batch_of_blocks(), proposals, labels, EOS, until_disagreement=True)
@@ -82,7 +84,7 @@ def test_until_disagreement_keeps_the_first_wrong_place_and_nothing_behind_it() 
 
 
 def test_labels_of_the_data_end_with_the_data() -> None:
-    """A label from the padding, or from the next row, would teach rubbish."""
+    """A label from the padding, or from the next row, would teach nonsense."""
     tokens = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 0, 0]])
     batch = pack_blocks(tokens, [5, 3], torch.tensor([[0, 3], [0, 1]]), (3, 3), 7)
     labels = data_labels(batch).masked_fill(~within_turns(batch, torch.tensor([[5, 5], [3, 3]])), -100)
@@ -90,8 +92,8 @@ def test_labels_of_the_data_end_with_the_data() -> None:
 
 
 def test_a_block_ends_with_its_turn() -> None:
-    """Anchor 1 stands in a turn that ends before 4, anchor 2 in one that goes on: behind a turn's end stand the user's
-    words, which no model is to write."""
+    """Anchor 1 is in a turn that ends before 4, anchor 2 in one that goes on. After the end of a turn come the user's
+    words, which the model must not learn to write."""
     batch = pack_blocks(torch.tensor([[1, 2, 3, 4, 5, 6]]), [6], torch.tensor([[1, 2]]), (3, 3), 7)
     assert within_turns(batch, torch.tensor([[4, 6]])).tolist() == [[True, True, False, True, True, True]]
 
@@ -118,8 +120,9 @@ def unit(vector):
 
 
 def slow_moves(head: DraftHead, model, state, hidden, before):
-    """(state, what is added to the logits) of one place, as the formula in `draft_head` says. hidden [D], before: a token."""
-    fed = head.token @ unit(model.get_input_embeddings().weight[before].detach())
+    """(state, what is added to the logits) of one position, by the formula in `draft_head`. hidden [D], before: a
+    token."""
+    fed = head.token @ unit(model.get_input_embeddings().weight[before])
     state = (fed + head.mask @ unit(hidden) + head.bias + head.state @ state).tanh()
     return state, model.get_output_embeddings().weight.float() @ head.up @ state
 
@@ -127,7 +130,7 @@ def slow_moves(head: DraftHead, model, state, hidden, before):
 def slow_loss(
     student, teacher, objective: Objective, head: DraftHead | None = None, sampled: bool = False
 ) -> torch.Tensor:
-    """The definition, block by block and place by place, with plain forward passes."""
+    """The definition of the loss, block by block and position by position, with plain forward passes."""
     if head is None:
         return _slow_loss(student, teacher, objective, None, sampled)
     return _slow_loss(student, teacher, objective, head, sampled) + 0.3 * _slow_loss(
@@ -191,7 +194,8 @@ def _slow_loss(student, teacher, objective: Objective, head, sampled: bool, walk
 def distillation(
     method: str, objective: Objective, eos_ids=(30,), head: DraftHead | None = None
 ) -> tuple[Distillation, object, object]:
-    """A student unlike its teacher, in either way to adapt: the step, and the two as plain models."""
+    """A student that differs from its teacher, for either method. Returns the step, the student and the teacher, the
+    last two as plain models."""
     student, teacher = small_models()
     if method == "full":
         passes = PackedPasses(Head(student, MASK), Head(teacher, MASK), AttentionRule(teacher))
@@ -237,7 +241,7 @@ def inputs(tokens=TOKENS, lengths=LENGTHS, anchors=ANCHORS, ks=KS, *, sampled=Fa
     ids=str,
 )
 def test_loss_and_gradient_equal_the_slow_reference(objective: Objective, method: str, chunk: int, monkeypatch) -> None:
-    """One number and one gradient per option, way to adapt and chunk size (64 logits: two places), against the
+    """For each option, method and chunk size (64 logits are two positions), the loss and its gradient must equal the
     definition. float32 logits bound the error, hence 1e-5."""
     monkeypatch.setattr(head_module, "MOST_LOGITS", chunk)
     distil, student, teacher = distillation(method, objective)
@@ -254,7 +258,7 @@ def test_loss_and_gradient_equal_the_slow_reference(objective: Objective, method
             assert ours is None and expected is None
         else:
             assert torch.allclose(ours, expected, atol=1e-5)
-    assert statistics.seen[0] == 4 and 0 <= statistics.accepted <= max(KS)
+    assert statistics.seen[0] == 4
 
 
 def random_head() -> DraftHead:
@@ -268,22 +272,25 @@ def random_head() -> DraftHead:
 @pytest.mark.parametrize("method", ["full", "gated"])
 @pytest.mark.parametrize(("labels", "sampled"), [("data", False), ("data", True), ("online", False)])
 def test_with_a_draft_head_too(labels, sampled: bool, method: str, chunk: int, monkeypatch) -> None:
-    """Value and gradient of the loss with the head, and of its part without, against the formula place by place: a state that
-    starts at the wrong slot, or reads the token at its own place, would show here."""
+    """Value and gradient of the loss with the draft head, and of its part without the head, must equal the formula
+    position by position. Guards against a state that starts at the wrong slot or reads the token at its own
+    position."""
     monkeypatch.setattr(head_module, "MOST_LOGITS", chunk)
     objective, head = Objective(labels=labels, weights="reach"), random_head()
     distil, student, teacher = distillation(method, objective, eos_ids=(), head=head)
     loss, _ = distil(inputs(sampled=sampled))
     reference = slow_loss(student, teacher, objective, head, sampled)
     assert loss.item() == pytest.approx(reference.item(), rel=1e-4)
-    ours, expected = (torch.autograd.grad(value, list(head.parameters())) for value in (loss, reference))
+    parameters = list(distil.parameters())  # of the student or the adapter, and of the head
+    ours, expected = (torch.autograd.grad(value, parameters, allow_unused=True) for value in (loss, reference))
     for mine, theirs in zip(ours, expected, strict=True):
-        assert torch.allclose(mine.double(), theirs.double(), atol=1e-4)
+        assert (mine is None) == (theirs is None)
+        assert mine is None or torch.allclose(mine.double(), theirs.double(), atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["full", "gated"])
 def test_the_teachers_own_greedy_words_need_no_teacher_pass(method: str) -> None:
-    """The short cut must be the same number: data labels on greedy text, cut at the first disagreement."""
+    """The shortcut must give the same loss: data labels on greedy text, cut at the first disagreement."""
     weight = 0.5 if method == "full" else 0.0
     results = []
     for labels in ("online", "data"):
@@ -302,7 +309,7 @@ def test_the_teachers_own_greedy_words_need_no_teacher_pass(method: str) -> None
 
 
 def test_others_words_are_taught_as_sampled_ones() -> None:
-    """Their tokens are no labels: the original might write something else there."""
+    """The tokens of another author are not labels: the original might write something else there."""
     losses = []
     for foreign, sampled in ((True, False), (False, True), (False, False)):
         distil, *_ = distillation("full", Objective(labels="data", weights="reach", foreign=foreign))

@@ -1,4 +1,4 @@
-"""The optimizer: what decays, and that both names train and resume."""
+"""The optimizers: which weights decay, and that both of them train and resume."""
 
 import copy
 
@@ -13,7 +13,7 @@ from tests.tiny import tiny_llama, tiny_tokenizer
 
 
 def test_embeddings_and_norms_never_decay() -> None:
-    """Weight decay would pull every row of the embedding, the mask token's too, towards zero at each step."""
+    """Weight decay would pull every row of the embedding, including the mask token's, towards zero at each step."""
     model = tiny_llama(tiny_tokenizer(), tie_word_embeddings=False)
     optimizer = build_optimizer(model, name="adamw", lr=1e-3, weight_decay=0.1)
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
@@ -23,7 +23,7 @@ def test_embeddings_and_norms_never_decay() -> None:
 
 
 def test_an_untrained_head_learns_faster_than_the_weights_beside_it() -> None:
-    """Five times as far in one step of AdamW, whose steps are as long as its rate."""
+    """A new head moves five times as far in one step of AdamW, whose steps are as long as its rate."""
     weights, head = nn.Linear(4, 4), nn.Linear(4, 4)
     both = nn.ModuleDict({"main": weights, "draft_head": head})
     before = copy.deepcopy(both)
@@ -38,7 +38,8 @@ def test_an_untrained_head_learns_faster_than_the_weights_beside_it() -> None:
 
 
 def test_next_tokens_weigh_more_as_the_rate_falls() -> None:
-    """Their product stays as it is at the highest rate, until the weight is ten times what it was."""
+    """The product of weight and rate stays what it is at the highest rate, until the weight is ten times its first
+    value."""
     assert [weight_at(done, 0.1) for done in (0.0, 0.05, 0.1)] == [1.0] * 3
     for done in (0.2, 0.5, 0.9):
         assert weight_at(done, 0.1) * rate_at(done, 0.1) == pytest.approx(1.0)
@@ -46,7 +47,8 @@ def test_next_tokens_weigh_more_as_the_rate_falls() -> None:
 
 
 def test_the_default_rate_falls_with_width_where_every_weight_moves() -> None:
-    """The rate of a model of 256 would wreck one of 4,096; an adapter's rank does not grow with its model."""
+    """The rate for a model of width 256 would ruin one of width 4,096. An adapter's rank does not grow with its
+    model."""
     assert default_rate("full", "muon", 1024) == default_rate("full", "muon", 256) / 2
     assert default_rate("full", "adamw", 1024) == default_rate("full", "adamw", 256) / 4
     assert default_rate("full", "adamw", 64) == default_rate("full", "adamw", 256)
@@ -56,7 +58,7 @@ def test_the_default_rate_falls_with_width_where_every_weight_moves() -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_state_survives_saving_and_loading(name: str) -> None:
-    """A resumed run must go on as if it had never stopped, bit by bit."""
+    """A resumed run must continue bit for bit as if it had never stopped."""
 
     def steps(model, optimizer, schedule, n: int) -> None:
         for i in range(n):
@@ -95,7 +97,7 @@ def _buffer(state):
 
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
 def test_muon_is_torchs_where_a_cpu_is_slow_in_bfloat16(shape, monkeypatch) -> None:
-    """It must take torch's own steps, had these been in float32, and go on from torch's state."""
+    """Our Muon must make the steps that torch's makes in float32, and be able to continue from torch's state."""
     steps, gradients = 4, torch.randn(4, *shape)
     weights = [nn.Parameter(torch.ones(shape)) for _ in range(2)]
     theirs = torch.optim.Muon([weights[0]], lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")

@@ -1,4 +1,4 @@
-"""Samples share rows: each once, none too full, few rows."""
+"""Samples share rows: each sample appears once, no row is too full, and there are few rows."""
 
 import random
 
@@ -10,7 +10,7 @@ def test_worked_example() -> None:
 
 
 def test_every_sample_once_and_no_row_too_full() -> None:
-    """A sample lost is data not trained on; a row too full is memory that was not planned for."""
+    """A lost sample is data that is not trained on. A row that is too full needs memory that was not planned for."""
     lengths = [random.Random(i).randint(2, 100) for i in range(500)]
     rows = pack(lengths, 100)
     assert sorted(sample for row in rows for sample in row) == list(range(500))
@@ -19,6 +19,7 @@ def test_every_sample_once_and_no_row_too_full() -> None:
 
 
 def test_nothing_to_pack() -> None:
-    """Samples as long as a row stand alone; the order of equal ones is kept, so that runs repeat."""
+    """Samples as long as a row are alone in theirs. Samples of equal length keep their order, so that runs are
+    repeatable."""
     assert pack([7, 7, 7], 7) == [[0], [1], [2]]
     assert pack([], 7) == []

@@ -1,4 +1,4 @@
-"""The teacher's responses: written once, in batches of like length, and never lost."""
+"""The teacher's responses: written once, in batches of similar length, and never lost."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ PROMPTS = [[1], [2, 2, 2], [3, 3], [1], [4, 4, 4, 4]]
 
 
 class Writer:
-    """Answers with the prompt's length and its number; remembers the batches; breaks at batch `break_at`."""
+    """Answers with the prompt's length and its number. Records the batches, and is interrupted at batch `break_at`."""
 
     def __init__(self, break_at: int | None = None, *, rows: int = 2) -> None:
         self.rows = rows
@@ -37,7 +37,8 @@ class Writer:
 
 
 def test_order_of_the_answers_and_of_the_batches(tmp_path: Path):
-    """Answers come back in the order of the prompts, though batches go from long to short; twins are written once."""
+    """Answers are returned in the order of the prompts, although batches go from long to short. Equal prompts are
+    answered once."""
     writer = Writer()
     responses = write_missing(PROMPTS, writer, tmp_path / "cache.jsonl", key="k")
     assert writer.batches == [(0, [[4, 4, 4, 4], [2, 2, 2]]), (2, [[3, 3], [1]])]
@@ -54,7 +55,8 @@ def test_asking_again_reads_the_cache(tmp_path: Path):
 
 
 def test_another_teacher_does_not_get_these_responses(tmp_path: Path):
-    """Responses of another model or another temperature under the same prompt would be off-policy, unnoticed."""
+    """Guards against responses of another model or another temperature for the same prompt: they would be off-policy,
+    unnoticed."""
     write_missing(PROMPTS, Writer(), tmp_path / "cache.jsonl", key="k")
     other = Writer(rows=4)
     write_missing(PROMPTS, other, tmp_path / "cache.jsonl", key="other")
@@ -62,7 +64,8 @@ def test_another_teacher_does_not_get_these_responses(tmp_path: Path):
 
 
 def test_interrupted_run_goes_on_where_it_stopped_with_the_same_numbers(tmp_path: Path):
-    """Ctrl-C may lose the batch in progress only; numbers key the noise, so a resumed run must repeat them."""
+    """Ctrl-C may lose only the batch in progress. The numbers are the keys of the noise, so a resumed run must use the
+    same ones."""
     undisturbed = write_missing(PROMPTS, Writer(rows=1), tmp_path / "whole.jsonl", key="k")
     cache = tmp_path / "cache.jsonl"
     with pytest.raises(KeyboardInterrupt):
@@ -75,7 +78,7 @@ def test_interrupted_run_goes_on_where_it_stopped_with_the_same_numbers(tmp_path
 
 @dataclass(frozen=True)
 class Threads(Processes):
-    """Processes that are threads."""
+    """Processes that are simulated by threads."""
 
     barrier: Barrier = field(default_factory=lambda: Barrier(1))
     said: dict[int, Any] = field(default_factory=dict)
@@ -89,7 +92,7 @@ class Threads(Processes):
 
 
 def write_by(number: int, cache: Path) -> tuple[list[list[Written]], list[Writer]]:
-    """What each of several processes gets, and how they wrote."""
+    """The responses that each of `number` processes gets, and the writers of all."""
     writers, barrier, said = [Writer(rows=1) for _ in range(number)], Barrier(number), {}
 
     def one(index: int) -> list[Written]:
@@ -101,8 +104,8 @@ def write_by(number: int, cache: Path) -> tuple[list[list[Written]], list[Writer
 
 
 def test_several_processes_share_out_what_is_missing(tmp_path: Path):
-    """Each prompt is written once, with the number that one process would give it, and all get all of it; another number of
-    processes finds what these wrote."""
+    """Each prompt is answered once, with the number that a single process would give it, and every process gets all
+    answers. A later run with another number of processes finds them."""
     alone = write_missing(PROMPTS, Writer(), tmp_path / "alone.jsonl", key="k")
     cache = tmp_path / "cache.jsonl"
     with pytest.raises(KeyboardInterrupt):
@@ -116,7 +119,8 @@ def test_several_processes_share_out_what_is_missing(tmp_path: Path):
 
 @pytest.mark.parametrize("lost", [1, 5, 40])
 def test_torn_last_line_is_written_again(tmp_path: Path, lost: int):
-    """A line without its end, even if only the line break is missing, must be cut off: else the next is glued to it."""
+    """An incomplete last line, even if only its line break is missing, must be cut off. Otherwise the next line is
+    appended to it."""
     cache = tmp_path / "cache.jsonl"
     first = write_missing(PROMPTS, Writer(), cache, key="k")
     whole = cache.read_bytes()
@@ -138,17 +142,17 @@ def test_damaged_cache_is_named(tmp_path: Path):
 
 
 def test_cache_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path):
-    """Minutes of generation must not be thrown away because the first write fails."""
+    """Minutes of generation must not be lost because the first write fails."""
     (tmp_path / "file").write_text("in the way")
     writer = Writer()
     for cache in (tmp_path / "file" / "cache.jsonl", tmp_path):
-        with pytest.raises(OutputError, match="cannot read the responses kept in"):
+        with pytest.raises(OutputError, match="cannot read the responses in"):
             write_missing(PROMPTS, writer, cache, key="k")
     assert writer.batches == []
 
 
 def test_disk_that_fills_keeps_the_batches_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The person frees space and runs again: only what was not on disk is written anew."""
+    """When the user frees space and runs again, only what was not on disk is generated again."""
     cache, fsync, calls = tmp_path / "cache.jsonl", os.fsync, []
 
     def full_at_the_second(file: int) -> None:
@@ -159,7 +163,7 @@ def test_disk_that_fills_keeps_the_batches_before(tmp_path: Path, monkeypatch: p
         fsync(file)
 
     monkeypatch.setattr(os, "fsync", full_at_the_second)
-    with pytest.raises(OutputError, match=r"cannot keep responses in .*: No space left on device; free space"):
+    with pytest.raises(OutputError, match=r"cannot write responses to .*: No space left on device; free space"):
         write_missing(PROMPTS, Writer(rows=1), cache, key="k")
     writer = Writer(rows=1)
     write_missing(PROMPTS, writer, cache, key="k")
@@ -184,7 +188,7 @@ def test_unended_response_keeps_its_flag(tmp_path: Path):
 
 
 def test_teacher_key_holds_what_decides_a_response_and_no_more():
-    """Greedy responses survive a new seed; sampled ones do not."""
+    """Under a new seed, cached greedy responses stay valid, and sampled ones do not."""
 
     def key(mode: Literal["greedy", "sampled"] = "greedy", model="m", tokens=8, temperature=1.0, seed=0) -> str:
         return teacher_key(model, mode=mode, max_new_tokens=tokens, temperature=temperature, seed=seed)

@@ -1,4 +1,4 @@
-"""Responses from a server: the original's own, from any OpenAI-compatible one, and none lost or asked for twice."""
+"""Responses from any OpenAI-compatible server: they are the original's own, and none is lost or requested twice."""
 
 import json
 import threading
@@ -32,7 +32,7 @@ def prompts(original: Model) -> list[list[int]]:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
-    """Starts servers that answer as a function does; gives their URLs."""
+    """Starts servers that answer with a given function, and returns their URLs."""
     running = []
 
     def start(complete: Callable[[dict[str, Any]], Reply], models: tuple[str, ...] = ("base",)) -> str:
@@ -62,7 +62,8 @@ def serve() -> Iterator[Callable[..., str]]:
 
 
 def completions(model: Model, *, tells_ids: bool) -> Callable[[dict[str, Any]], Reply]:
-    """As vLLM answers: the ids of the answer if they are asked for; a server that knows no such thing refuses the question."""
+    """Answers as vLLM does, with the ids of the answer if they are requested. A server that does not know this field
+    refuses the request."""
 
     def complete(body: dict[str, Any]) -> Reply:
         if "return_token_ids" in body and not tells_ids:
@@ -83,7 +84,7 @@ def server_of(url: str, original: Model, **changes: Any) -> ResponseServer:
 def test_a_server_writes_what_the_original_writes(
     original: Model, prompts: list[list[int]], serve: Callable[..., str], tells_ids: bool
 ) -> None:
-    """Guards against a lost end token, another order, and a server that only answers with text."""
+    """Guards against a lost end token, a wrong order, and failing with a server that returns only text."""
     server = server_of(serve(completions(original, tells_ids=tells_ids)), original)
     server.check(original.hf, prompts)
     found = dict(server.write(prompts, [False] * len(prompts)))
@@ -112,12 +113,13 @@ def test_sampled_prompts_have_a_seed_of_their_own_each_time_the_same(
 
 
 def test_another_model_is_refused(original: Model, prompts: list[list[int]], serve: Callable[..., str]) -> None:
-    """Guards against training on another model's words as if they were the original's: a checkpoint of another step, say."""
+    """Guards against training on another model's text as if it were the original's, for example a checkpoint of another
+    step."""
 
     def complete(body: dict[str, Any]) -> Reply:
         return 200, {"choices": [{"text": "", "token_ids": [77, 78, 79], "finish_reason": "length"}]}
 
-    with pytest.raises(UsageError, match="serves another model than the one that is adapted"):
+    with pytest.raises(UsageError, match="serves a different model from the one that is adapted"):
         server_of(serve(complete), original).check(original.hf, prompts)
 
 
@@ -128,7 +130,8 @@ def test_nothing_is_written_twice_or_lost_when_the_server_goes_away(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Guards against a run that starts anew after the server's restart. It is busy once, which is waited out; then it is gone."""
+    """Guards against a run that starts again from the beginning after a restart of the server. Here the server is busy
+    once, which the run waits out, and then it is gone."""
     monkeypatch.setattr(module, "_FIRST_PAUSE", 0.01)
     monkeypatch.setattr(module, "IN_FLIGHT", 1)
     asked: list[int] = []

@@ -1,4 +1,4 @@
-"""Which labels a run learns from, by how the responses came to be."""
+"""Which labels a run learns from, depending on how the responses were made."""
 
 from pathlib import Path
 
@@ -26,8 +26,8 @@ from multitoken.training.setup import _objective
     ],
 )
 def test_labels(options: dict[str, str], written: int, labels: str) -> None:
-    """The text stands for the teacher where it is the teacher's word. A draw is one word of many: a loss that ends where a
-    proposal differs from it would end almost at once."""
+    """Text that the teacher wrote can replace a pass of the teacher. A sampled token is one of many possible ones: a
+    loss that ends where a proposal differs from it would end almost at once."""
     config = make_config(model="m", data="d", output=Path("o"), **options)
     report = DataReport(10, written, unfinished=0, cut=0, too_short=0, no_room=0, last_turn_only=0)
     objective = _objective(config, report)
@@ -36,7 +36,7 @@ def test_labels(options: dict[str, str], written: int, labels: str) -> None:
 
 
 def test_a_cpu_that_is_slow_in_bfloat16_is_named(monkeypatch, caplog, tmp_path) -> None:
-    """Without instructions for it a step takes twenty times as long, and nothing else tells."""
+    """Without instructions for bfloat16, a step takes twenty times as long, and nothing else tells the user why."""
     config = make_config(model="m", data="d", output=tmp_path / "o", device="cpu", dtype="bfloat16")
     for gains, said in ((True, False), (False, True)):
         monkeypatch.setattr(placement, "cpu_gains_by_bf16", lambda gains=gains: gains)

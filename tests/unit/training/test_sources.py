@@ -36,7 +36,7 @@ def test_rows_of_every_kind(tmp_path: Path):
 
 
 def test_json_list_and_json_lines_in_a_json_file(tmp_path: Path):
-    """Both are common under .json; a list read line by line would be called invalid."""
+    """Both are common in .json files. A list that is read line by line would be reported as invalid."""
     pretty = tmp_path / "pretty.json"
     pretty.write_text("\n" + json.dumps([{"text": "a"}, {"text": "b"}], indent=2), encoding="utf-8")
     lines = write(tmp_path / "lines.json", {"text": "a"}, {"text": "b"})
@@ -47,7 +47,7 @@ def test_json_list_and_json_lines_in_a_json_file(tmp_path: Path):
 
 
 def test_text_file_is_split_at_blank_lines(tmp_path: Path):
-    """Also with Windows line ends and a byte order mark, which would else be the first token."""
+    """Also with Windows line ends and a byte order mark, which would otherwise be the first token."""
     path = tmp_path / "texts.txt"
     path.write_bytes("\ufeff\r\nfirst\r\nline two\r\n \r\n\r\nsecond".encode())
     assert [(record.text, record.where) for record in read_records(path)] == [
@@ -57,7 +57,7 @@ def test_text_file_is_split_at_blank_lines(tmp_path: Path):
 
 
 def test_folder_reads_one_kind_of_file_in_order(tmp_path: Path):
-    """The README.md beside the rows is no training text."""
+    """A README.md next to the data files is not training text."""
     write(tmp_path / "b.jsonl", {"text": "2"})
     write(tmp_path / "a.jsonl", {"text": "1"})
     (tmp_path / "README.md").write_text("about the data")
@@ -82,7 +82,7 @@ def test_folder_reads_one_kind_of_file_in_order(tmp_path: Path):
     ],
 )
 def test_bad_rows_name_file_line_and_mend(tmp_path: Path, content: str | bytes, complaint: str):
-    """A person with a million rows must be told which one, what it has, and what was expected."""
+    """A user with a million rows must be told which row is bad, what it contains and what was expected."""
     path = tmp_path / "data.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=complaint) as caught:
@@ -91,7 +91,7 @@ def test_bad_rows_name_file_line_and_mend(tmp_path: Path, content: str | bytes, 
 
 
 def test_broken_json_list_names_the_line_of_the_file(tmp_path: Path):
-    """The parser counts from where the list starts; the person counts from the top of the file."""
+    """The parser counts lines from the start of the list. The user counts them from the top of the file."""
     path = tmp_path / "data.json"
     path.write_text('\n\n[\n{"text": "a"},\n{"text" "b"}]')
     with pytest.raises(DataError, match="line 5, column 9: not valid JSON"):
@@ -100,7 +100,8 @@ def test_broken_json_list_names_the_line_of_the_file(tmp_path: Path):
 
 @pytest.mark.parametrize("source", ["./nothing", "nothing.jsonl", "/no/such/folder", "a/b/c"])
 def test_missing_path_is_refused_before_iteration(source: str):
-    """Lazily raised, it would come after the model is loaded; taken for a dataset name, after a long network wait."""
+    """Raised lazily, the error would come only after the model is loaded. A path taken for a dataset name would fail
+    only after a long wait for the network."""
     with pytest.raises(DataError, match="no such file or folder"):
         read_records(source)
 
@@ -114,7 +115,7 @@ def test_unusable_sources_are_refused_at_once(tmp_path: Path):
 
 
 def test_records_are_read_one_at_a_time(tmp_path: Path):
-    """A bad last row must not keep the first ones from streaming: the file is never held as a whole."""
+    """A bad last row must not prevent the first ones from streaming: the file is never held in memory as a whole."""
     path = write(tmp_path / "data.jsonl", {"text": "a"}, {"nothing": 1})
     records = read_records(path)
     assert next(records).text == "a"
@@ -123,7 +124,7 @@ def test_records_are_read_one_at_a_time(tmp_path: Path):
 
 
 def test_parquet_and_saved_datasets(tmp_path: Path):
-    """Datasets fill absent columns with None, which must count as absent and not as the string 'None'."""
+    """datasets fills missing values with None, which must count as missing and not as the string 'None'."""
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_list([{"prompt": "a", "response": "b"}, {"prompt": "c", "response": None}])
     rows.to_parquet(tmp_path / "rows.parquet")
@@ -162,19 +163,19 @@ def test_dataset_names(monkeypatch: pytest.MonkeyPatch, source: str, call: tuple
 
 
 def test_dataset_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch):
-    """A typing error in a path without an ending arrives here: the message must allow for both."""
+    """A mistyped path without a file extension is taken for a dataset name, so the message must cover both cases."""
     datasets = pytest.importorskip("datasets")
 
     def load_dataset(*_: object, **__: object) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(DataError, match=r"mydata is no file or folder here.*no network; expected a path or NAME"):
+    with pytest.raises(DataError, match=r"mydata is not a local file or folder.*no network; expected a path or NAME"):
         read_records("mydata")
 
 
 def test_files_are_read_without_the_datasets_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It takes seconds to import and a JSONL file does not need it."""
+    """The library takes seconds to import, and a JSONL file does not need it."""
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert next(read_records(write(tmp_path / "data.jsonl", {"text": "a"}))).text == "a"
 

@@ -1,4 +1,4 @@
-"""The order of training: a function of seed and place, alike for every way of cutting it up."""
+"""The order of training depends only on the seed and the place in the stream, however the stream is divided."""
 
 import torch
 
@@ -14,7 +14,7 @@ def stream(**changes) -> BlockStream:
 
 
 def test_the_same_place_gives_the_same_row_whoever_asks_in_whatever_order() -> None:
-    """Resume, several processes and accumulation each read the stream in another order."""
+    """A resumed run, several processes and gradient accumulation each read the stream in another order."""
     forward, backward = stream(), stream()
     rows = [forward[i] for i in range(len(forward))]
     assert [backward[i] for i in reversed(range(len(backward)))][::-1] == rows
@@ -22,7 +22,8 @@ def test_the_same_place_gives_the_same_row_whoever_asks_in_whatever_order() -> N
 
 
 def test_rows_of_a_step_share_their_ks_and_steps_differ() -> None:
-    """Rows of one step are packed into one tensor; ks that never change would be the paper's failed ablation."""
+    """Rows of one step are packed into one tensor, so they need the same ks. Ks that never change are the paper's
+    failed ablation."""
     s = stream()
     per_step = [{tuple(s[i]["ks"]) for i in range(step * 4, step * 4 + 4)} for step in range(20)]
     assert all(len(ks) == 1 for ks in per_step)
@@ -33,8 +34,8 @@ def test_rows_of_a_step_share_their_ks_and_steps_differ() -> None:
 
 
 def test_blocks_grow_over_the_first_steps() -> None:
-    """Short blocks first: what a place learns before those in front of it is not used. A step's place decides, so a resumed
-    run goes on where it was."""
+    """Short blocks come first: what a position learns before the positions in front of it is of no use. The length
+    depends on the step's number, so a resumed run continues where it was."""
     grown = stream(fixed_k=True, growth=0.5)
     assert [grown[4 * step]["ks"][0] for step in range(12)] == [4, 4, 4, 5, 5, 6, 6, 6, 7, 7, 8, 8]
     drawn = stream(growth=0.5)
@@ -43,7 +44,8 @@ def test_blocks_grow_over_the_first_steps() -> None:
 
 
 def test_blocks_grow_by_the_clock_where_the_clock_ends_the_run() -> None:
-    """A run of minutes does not know its steps: counted in steps, blocks would grow for good or not at all."""
+    """A run of minutes does not know its number of steps. Counted in steps, the growth of blocks would never end or
+    never begin."""
     done = 0.0
     options = StreamOptions(seed=3, rows_per_step=4, blocks=3, k_max=8, fixed_k=True, growth=0.4)
     s = BlockStream(SAMPLES, options, steps=10**8, progress=lambda: done)
@@ -54,7 +56,8 @@ def test_blocks_grow_by_the_clock_where_the_clock_ends_the_run() -> None:
 
 
 def test_anchors_stand_where_a_response_token_follows() -> None:
-    """An anchor in the prompt trains on what no one generates; one at the end has nothing to predict."""
+    """An anchor in the prompt would train on tokens that are never generated. An anchor at the end has nothing to
+    predict."""
     for train_on, first in (("response", True), ("all", False)):
         s = stream(train_on=train_on)
         for i in range(len(s)):
@@ -65,7 +68,8 @@ def test_anchors_stand_where_a_response_token_follows() -> None:
 
 
 def test_anchors_stand_in_every_turn_of_the_assistant_and_know_its_end() -> None:
-    """u u [A A $] u u u [B $]: an anchor whose next token is the user's would teach the model to ask itself."""
+    """The text is u u [A A $] u u u [B $]. An anchor whose next token is the user's would teach the model to write the
+    user's turns."""
     chat = Sample(tuple(range(20, 30)), ((2, 5), (8, 10)), True)
     row = BlockStream([chat], StreamOptions(seed=0, rows_per_step=1, blocks=5, k_max=4), steps=1)[0]
     assert row["places"] == [1, 2, 3, 7, 8]
@@ -76,7 +80,8 @@ def test_anchors_stand_in_every_turn_of_the_assistant_and_know_its_end() -> None
 
 
 def test_samples_share_a_row_each_in_its_own_segment() -> None:
-    """Lengths 8, 3, 13, 32: the last fills a row, the others share one. Turn ends and places move with their sample."""
+    """The lengths are 8, 3, 13 and 32: the last fills a row, the others share one. Turn ends and places are shifted
+    with their sample."""
     packed = stream(pack=True, rows_per_step=2)
     assert len(packed.rows) == 2
     items = [packed[i] for i in range(2)]
@@ -100,7 +105,7 @@ def test_every_epoch_shows_every_sample_once() -> None:
 
 
 def test_collate_pads_right_and_marks_what_may_be_trained() -> None:
-    """`trainable` is the response's next-token places: the last prompt token up to the last but one token."""
+    """`trainable` marks the places that predict the response: from the last prompt token to the last token but one."""
     s = stream()
     rows = [s[i] for i in range(4)]
     batch = collate(rows)

@@ -28,9 +28,9 @@ def project(tmp_path):
 
 
 def test_two_micro_batches_equal_one_batch(project) -> None:
-    """A mean of means over unequal counts would train another objective than the one asked for.
+    """Guards against a mean of means over unequal counts, which is another objective than the one asked for.
 
-    Adam divides by tiny second moments at first, so rounding shows at 1e-5 of a step of 1e-2.
+    Adam first divides by tiny second moments, so rounding causes differences of 1e-5 in a step of 1e-2.
     """
     run(project, "whole", batch_size=4)
     run(project, "halves", batch_size=2, gradient_accumulation=2)
@@ -39,7 +39,7 @@ def test_two_micro_batches_equal_one_batch(project) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resume_is_bit_identical(project, monkeypatch, optimizer: str) -> None:
-    """An interrupted run must end with the very weights of one that was left alone."""
+    """An interrupted run must end with exactly the weights of an uninterrupted one."""
     run(project, "whole", optimizer=optimizer)
 
     plain = BlockTrainer.compute_loss
@@ -67,7 +67,7 @@ def test_resume_is_bit_identical(project, monkeypatch, optimizer: str) -> None:
 
 
 def test_half_written_checkpoints_are_never_resumed_from(tmp_path) -> None:
-    """The highest number is the one that was being written when the machine went down."""
+    """The checkpoint with the highest number was being written when the machine went down."""
     for step, complete in ((2, True), (10, True), (12, False)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -78,7 +78,7 @@ def test_half_written_checkpoints_are_never_resumed_from(tmp_path) -> None:
 
 
 def test_adapted_checkpoint_says_what_it_is_and_decodes(project) -> None:
-    """The folder must stand alone: mask id, k, base, and a tokenizer that knows the mask token."""
+    """The folder must be complete in itself: mask id, k, base, and a tokenizer that knows the mask token."""
     import multitoken as mt
 
     base = load_causal_lm(project / "base")
@@ -97,7 +97,7 @@ def test_adapted_checkpoint_says_what_it_is_and_decodes(project) -> None:
 
 
 def test_prompts_only_are_answered_by_the_original_model(project) -> None:
-    """Missing responses are the teacher's own, batched, and the same as it writes alone."""
+    """Missing responses are written by the teacher in batches, and equal what it writes for each prompt alone."""
     (project / "data.jsonl").write_text("".join(json.dumps({"prompt": f"w{4 + i} w{9 + i}"}) + "\n" for i in range(20)))
     written = {}
     plain = making_ready.prepare_samples
@@ -126,7 +126,7 @@ def test_prompts_only_are_answered_by_the_original_model(project) -> None:
 
 
 def test_gradient_checkpointing_changes_nothing(project) -> None:
-    """transformers does it in training mode only: in eval mode it would be asked for and not happen."""
+    """transformers checkpoints in training mode only. In eval mode it would be asked for and not happen."""
     recomputed = []
     plain = LlamaAttention.forward
 
@@ -147,7 +147,7 @@ def test_gradient_checkpointing_changes_nothing(project) -> None:
 
 
 def test_gradient_checkpointing_is_refused_where_it_would_switch_on_dropout() -> None:
-    """Proposals under dropout are not what decoding will see."""
+    """Proposals with dropout are not what decoding will see."""
     with pytest.raises(UsageError, match="would switch on dropout in OPTForCausalLM"):
         checkpointed(
             OPTForCausalLM(
@@ -158,42 +158,45 @@ def test_gradient_checkpointing_is_refused_where_it_would_switch_on_dropout() ->
         )
 
 
-def test_unseen_prompts_are_looked_at_while_training(project) -> None:
-    """A curve in the log, and an end where it no longer climbs."""
+def test_unseen_prompts_are_validated_on_while_training(project) -> None:
+    """The log has a validation curve, and with `patience` the run ends when the curve no longer rises."""
     done = run(project, "adapted", steps=6, evaluate_every=2, validation_share=0.2)
-    looks = [entry for entry in done.log if "eval_accepted" in entry]
-    assert [entry["step"] for entry in looks] == [2, 4, 6]
-    assert all(1.0 <= entry["eval_tokens_per_step_0.5"] <= 4.0 for entry in looks)
-    assert all(0.0 <= entry["eval_agreement_1"] <= 1.0 for entry in looks)
+    validations = [entry for entry in done.log if "eval_accepted" in entry]
+    assert [entry["step"] for entry in validations] == [2, 4, 6]
+    assert all(1.0 <= entry["eval_tokens_per_step_0.5"] <= 4.0 for entry in validations)
+    assert all(0.0 <= entry["eval_agreement_1"] <= 1.0 for entry in validations)
     stopped = run(project, "stopped", steps=40, evaluate_every=2, validation_share=0.2, patience=2, learning_rate=1e-9)
-    assert stopped.steps == 6, "the first look sets the mark, two more do not better it"
+    assert stopped.steps == 6, "the first validation sets the mark, two more do not better it"
 
 
-def test_looks_come_by_the_share_of_the_run_unless_told_otherwise(project, monkeypatch) -> None:
-    """Every 200 steps would be never in a run of four minutes on a CPU. However long a look takes here: steps this small take less."""
+def test_validations_come_by_the_share_of_the_run_unless_told_otherwise(project, monkeypatch) -> None:
+    """A validation pass every 200 steps would never happen in a run of four minutes on a CPU. `affordable` is patched
+    because steps as small as these take less time than a validation pass."""
     monkeypatch.setattr(clock, "affordable", lambda *_: True)
     done = run(project, "adapted", steps=20, validation_share=0.2)
     assert [entry["step"] for entry in done.log if "eval_accepted" in entry] == [*range(2, 20, 2)]
 
 
 def test_drift_is_watched_and_held(project) -> None:
-    """The next-token loss weighs twice as much after each look that finds too much lost, and that holds it."""
+    """The weight of the next-token loss doubles after each validation that finds too much drift, and this limits the
+    drift."""
     options = {"steps": 30, "validation_share": 0.3, "next_token_weight": 0.1, "learning_rate": 3e-3}
     free = run(project, "free", **options)
     held = run(project, "held", **options, max_drift=0.02)
     assert free.validation is not None and held.validation is not None
     assert free.validation.drift > 0.02, "or there is nothing to hold"
     assert held.validation.drift < free.validation.drift
-    looks = [entry for entry in held.log if "eval_kept" in entry]
+    validations = [entry for entry in held.log if "eval_kept" in entry]
     weight = 0.1
-    for look in looks:
-        weight *= 2 if 1 - look["eval_kept"] > 0.02 else 1
-        assert look["eval_next_token_weight"] == pytest.approx(weight)
+    for found in validations:
+        weight *= 2 if 1 - found["eval_kept"] > 0.02 else 1
+        assert found["eval_next_token_weight"] == pytest.approx(weight)
     assert weight > 0.1
 
 
 def test_a_resumed_run_keeps_its_next_token_weight(project, monkeypatch) -> None:
-    """It is found in the run: begun anew, the second half would let go what the first had learned to hold."""
+    """The weight is found during the run. If it started again at its first value, the second half would lose the next
+    tokens that the first half had learned to keep."""
     options = {"steps": 6, "validation_share": 0.3, "next_token_weight": 0.1, "max_drift": 1e-4, "evaluate_every": 1}
     run(project, "whole", **options)
     plain, calls = BlockTrainer.compute_loss, []
@@ -210,12 +213,13 @@ def test_a_resumed_run_keeps_its_next_token_weight(project, monkeypatch) -> None
             run(project, "cut", **options)
     resumed = run(project, "cut", **options, resume=True)
     assert largest_difference(weights(project / "whole"), weights(project / "cut")) == 0.0
-    assert resumed.log[-1].get("eval_next_token_weight", 1.0) > 0.1
+    found = [entry["eval_next_token_weight"] for entry in resumed.log if "eval_next_token_weight" in entry]
+    assert found[-1] > 0.1
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "gated"])
 def test_the_best_threshold_is_stored_and_used(project, method: str) -> None:
-    """Whoever loads the checkpoint decodes at the threshold that its own run found best, without being told."""
+    """A loaded checkpoint decodes at the threshold that its own training run found best, without further options."""
     import multitoken as mt
 
     done = run(project, "adapted", method=method, steps=2, validation_share=0.3)
@@ -237,7 +241,7 @@ def test_without_unseen_prompts_no_threshold_is_stored(project) -> None:
 
 
 def test_the_log_outlives_the_run_in_tensorboard(project) -> None:
-    """The run's own folder is removed at the end."""
+    """The run's own folder is removed at the end, so the log is kept outside of it."""
     run(project, "adapted", steps=2, report_to="tensorboard")
     assert len(list((project / "adapted.logs").rglob("events.out.tfevents.*"))) == 1
     with pytest.raises(UsageError, match="report_to is 'tensorbord'"):
@@ -245,7 +249,7 @@ def test_the_log_outlives_the_run_in_tensorboard(project) -> None:
 
 
 def test_too_little_memory_says_what_to_lower(project, monkeypatch) -> None:
-    """And keeps the responses, which may have taken hours."""
+    """The error says which options to lower, and the run keeps the responses, which may have taken hours."""
     (project / "data.jsonl").write_text("".join(json.dumps({"prompt": f"w{4 + i} w{9 + i}"}) + "\n" for i in range(20)))
 
     def full(*args, **kwargs):
@@ -264,7 +268,7 @@ def test_too_little_memory_says_what_to_lower(project, monkeypatch) -> None:
 
 
 def test_an_exploding_loss_is_an_error_with_a_mend(project) -> None:
-    """A loss that is not a number would be trained on silently to the end."""
+    """Without this error, a run whose loss is not a number would silently go on to the end."""
     with pytest.raises(
         FloatingPointError, match=r"at step \d+; lower --learning-rate.*state is kept in .*checkpoint-1"
     ):
@@ -272,7 +276,7 @@ def test_an_exploding_loss_is_an_error_with_a_mend(project) -> None:
 
 
 def test_options_of_every_objective_run(project) -> None:
-    """An advertised option without a run is a promise nobody checked."""
+    """Each advertised option must work in a run: without one it is a promise that nobody has checked."""
     for i, options in enumerate(
         (
             {"teacher": "soft", "loss_until": "first-disagreement"},
@@ -287,7 +291,7 @@ def test_options_of_every_objective_run(project) -> None:
 
 
 def test_defaults_are_those_of_the_recommended_method(project) -> None:
-    """What the README promises of a bare `multitoken adapt` is the gated recipe that the ablation chose."""
+    """The README promises that `multitoken adapt` without options is the gated recipe that the ablation chose."""
     config = make_config(model="m", data="d", output="o")
     assert (config.method, config.optimizer, config.next_token_weight) == ("gated", "muon", 0.0)
     assert (config.labels, config.loss_weights) == ("auto", "reach")
@@ -299,7 +303,7 @@ def test_defaults_are_those_of_the_recommended_method(project) -> None:
 
 
 def test_samples_leave_room_for_blocks_in_learned_position_tables(project) -> None:
-    """GPT-2 would crash, or worse, read past its table, where an anchor stands near the last position."""
+    """With an anchor near the last position, GPT-2 would crash or, worse, read past the end of its position table."""
     tokenizer = tiny_tokenizer()
     tiny_gpt2(tokenizer, n_positions=16).save_pretrained(project / "base")
     tokenizer.save_pretrained(project / "base")
@@ -311,7 +315,7 @@ def test_samples_leave_room_for_blocks_in_learned_position_tables(project) -> No
 
 
 def test_a_run_that_failed_early_does_not_stand_in_its_own_way(project) -> None:
-    """A typo in the data path must not leave a folder that the next try refuses."""
+    """After a typo in the data path, there must be no folder because of which the next try is refused."""
     with pytest.raises(DataError):
         adapt(model=project / "base", data=project / "nothing.jsonl", output=project / "adapted", steps=1)
     assert run(project, "adapted", steps=1).steps == 1

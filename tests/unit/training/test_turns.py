@@ -18,7 +18,7 @@ TOOLS = (
 
 
 def chat(*contents: str) -> tuple[dict, ...]:
-    """The user and the assistant in turn."""
+    """Messages that alternate between the user and the assistant."""
     return tuple({"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents))
 
 
@@ -28,7 +28,7 @@ def turns_of(sample, tokenizer) -> list[str]:
 
 
 def test_every_turn_is_found_with_its_end(chat_tokenizer):
-    """The template's line break behind a turn is not the model's to write, nor is the next question."""
+    """The model does not write the template's line break after a turn, nor the next question."""
     sample = encode_record(Record(messages=chat("a", "bb", "c", "dd")), chat_tokenizer, 99)
     assert turns_of(sample, chat_tokenizer) == ["bb</s>", "dd</s>"]
     assert chat_tokenizer.decode(sample.ids) == "<s>[user]a[assistant]bb</s>\n[user]c[assistant]dd</s>"
@@ -37,13 +37,13 @@ def test_every_turn_is_found_with_its_end(chat_tokenizer):
 
 
 def test_a_greeting_is_context(chat_tokenizer):
-    """The assistant's first message answers nothing: there is no prompt that would be decoded from."""
+    """A first message of the assistant answers nothing: there is no prompt from which it would be decoded."""
     messages = ({"role": "assistant", "content": "hi"}, *chat("a", "bb"))
     assert turns_of(encode_record(Record(messages=messages), chat_tokenizer, 99), chat_tokenizer) == ["bb</s>"]
 
 
 def test_cut_inside_and_between_turns(chat_tokenizer):
-    """A turn that is cut off has no end; one that is cut away must leave no empty or negative span."""
+    """A turn that is cut inside has no end token. A turn that is cut away must not leave an empty or negative span."""
     record = Record(messages=chat("a", "bb", "c", "dd"))
     whole = encode_record(record, chat_tokenizer, 99)
     assert isinstance(whole, Sample)
@@ -57,7 +57,8 @@ def test_cut_inside_and_between_turns(chat_tokenizer):
 @pytest.mark.parametrize("marked", ["{{ m['content'] }}{{ eos_token }}\n", "{{ m['content'] }}"])
 @pytest.mark.parametrize("opening_inside", [False, True])
 def test_markers_of_the_template_are_used(make_tokenizer, marked: str, opening_inside: bool):
-    """With or without the turn's opening and its end between the markers, and although history differs here."""
+    """The markers may or may not include the turn's opening and its end, and earlier turns are rendered differently
+    here."""
     opening, begin = "[{{ m['role'] }}]", "{% generation %}"
     inside = begin + opening if opening_inside else opening + begin
     end = "" if "eos" in marked else "{{ eos_token }}\n"
@@ -73,7 +74,8 @@ def test_markers_of_the_template_are_used(make_tokenizer, marked: str, opening_i
 
 
 def test_history_that_is_rendered_differently_leaves_the_last_turn(make_tokenizer):
-    """Reasoning is stripped from earlier turns: their spans in the whole are not what the model wrote, or would write."""
+    """Reasoning is removed from earlier turns, so their text in the conversation is not what the model wrote or would
+    write."""
     reasoning = "{{ m['content'] if loop.last else m['content'].split('>')[-1] }}{% endfor %}"
     tokenizer = make_tokenizer(chat_template=TURN + reasoning + REPLY)
     sample = encode_record(Record(messages=chat("a", "<t>bb", "c", "<t>dd")), tokenizer, 99)
@@ -83,7 +85,7 @@ def test_history_that_is_rendered_differently_leaves_the_last_turn(make_tokenize
 
 
 def test_calls_of_tools_are_turns_and_their_results_are_context(make_tokenizer):
-    """Arguments come as JSON text in the OpenAI form: rendered as such, they would be quoted twice."""
+    """In the OpenAI format, arguments are JSON text. Rendered as they are, they would be quoted twice."""
     tokenizer = make_tokenizer(chat_template=TOOLS)
     function = {"name": "add", "arguments": '{"x": 1}'}
     row = {
@@ -116,6 +118,6 @@ def test_calls_of_tools_are_turns_and_their_results_are_context(make_tokenizer):
     ],
 )
 def test_bad_tools_name_the_record(row: dict, complaint: str):
-    """The template's own complaint would be a Jinja traceback without a line."""
+    """Guards against the template's own error, a Jinja traceback that names no line of the data."""
     with pytest.raises(DataError, match=complaint):
         record_from_row({"messages": list(chat("a"))} | row, "x")

@@ -1,4 +1,4 @@
-"""The weights in a folder, and how far two of them are apart."""
+"""The weights in a folder, and the largest difference between two sets of weights."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Of a whole checkpoint or of an adapter."""
+    """The weights of a whole checkpoint or of an adapter, by name."""
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 

@@ -1,4 +1,4 @@
-"""`accept` against `Row.take`, which it must be for every row of a batch. Needs no vLLM."""
+"""`accept` must do for every row of a batch what `Row.take` does for one. Needs no vLLM."""
 
 import doctest
 import random
@@ -47,11 +47,11 @@ def test_a_batch_is_its_rows() -> None:
             tokens[i, :n], confidences[i, :n] = torch.tensor(chosen), sure
             fed[i, : n - 1] = torch.tensor([*row.drafts, *[MASK] * masks])
             held = row.held(chosen)
-            front = n if held == len(row.drafts) else held + 1  # masks behind a refused draft say nothing
+            front = n if held == len(row.drafts) else held + 1  # masks after a refused draft say nothing
             chunks.append((row.remaining, row.take(chosen[:front], sure.tolist()[:front])))
         rules = rules_of([row.policy for row in rows])
         accepted = accept(tokens, confidences, fed, MASK, rules)
-        # vLLM itself ends an emission at EOS and at the length asked for; the rest must be the chunk's.
+        # vLLM itself ends the output at EOS and at the requested length. The rest must be the chunk's.
         emitted = [[t for t in ids if t >= 0] for ids in accepted.emitted.tolist()]
         for ids, (_, chunk) in zip(emitted, chunks, strict=True):
             assert tuple(ids[: len(chunk.token_ids)]) == chunk.token_ids
@@ -69,7 +69,8 @@ def test_example() -> None:
 
 
 def test_a_block_gives_no_more_than_k() -> None:
-    """Whatever was fed: a request's k is its own, and a step's masks may have been laid out for another."""
+    """This holds whatever was fed: each request has its own k, and a step's masks may have been laid out for another
+    one."""
     tokens, sure = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4)
     fed = torch.full((1, 3), MASK)
     assert accept(tokens, sure, fed, MASK, rules_of([ConfAdapt(0.5, 2)])).emitted.tolist() == [[1, 2, -1, -1]]
@@ -78,7 +79,8 @@ def test_a_block_gives_no_more_than_k() -> None:
 
 
 def test_only_verified_requests_get_fewer_masks() -> None:
-    """Another number of masks would be another text under ConfAdapt; a request's own k stays a ceiling under Exact."""
+    """Under ConfAdapt, another number of masks would give another text. Under Exact, a request's own k is still the
+    maximum."""
     rules = rules_of([Exact(0.5, 4), Exact(0.5, 2), ConfAdapt(0.5, 4), NextToken()])
     drafts, room, ends = torch.full((4, 1), -1), torch.full((4,), 20), torch.full((4, 1), EOS)
     for most, expected in ((3, [3, 1, 3, 0]), (2, [2, 1, 3, 0]), (0, [0, 0, 3, 0])):
