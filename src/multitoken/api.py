@@ -59,17 +59,19 @@ def evaluate(
     from multitoken.evaluation.samples import samples_of
 
     sampling = sampling_of(temperature, top_p, top_k, seed)
-    chosen = [parse_policy(each) if isinstance(each, str) else each for each in policies or DEFAULT_POLICIES]
-    folder = None if output is None else Path(output)
-    prepare_output(folder, overwrite=overwrite, resume=resume)
-    questions = task_of(task, prompts, grader, max_new_tokens)
-    console = console_of(console, verbose)
     models = {"original": original} if original is not None else {}
     models["adapted"] = model
     for name, other in (others or {}).items():
         if name in models:
             raise UsageError(f"two models are named {name!r}; name each one differently")
         models[name] = other
+    most = min((each.mtp.k for each in models.values() if each.mtp is not None), default=1)
+    usual = [each for each in DEFAULT_POLICIES if each.k is None or each.k <= most]
+    chosen = [parse_policy(each) if isinstance(each, str) else each for each in policies or usual]
+    folder = None if output is None else Path(output)
+    prepare_output(folder, overwrite=overwrite, resume=resume)
+    questions = task_of(task, prompts, grader, max_new_tokens)
+    console = console_of(console, verbose)
     journal = journal_of(folder, questions, models, sampling=in_words(sampling), batch_size=batch_size)
     rows = measure(models, questions, chosen, console, sampling, batch_size=batch_size, journal=journal)
     if folder is not None and Processes.here().first:
@@ -94,7 +96,7 @@ def task_of(task: Any, prompts: int | None, grader: str | None, max_new_tokens: 
     if isinstance(task, Task):
         return task
     name = str(task)
-    if name.endswith((".jsonl", ".json")) or Path(name).exists():
+    if name.endswith((".jsonl", ".json")) or Path(name).is_file():
         return load_task(name, prompts, grader=grader, max_new_tokens=max_new_tokens)
     if grader is not None:
         raise UsageError(f"grader {grader!r} is for JSONL files; the task {name!r} has its own")
@@ -150,6 +152,10 @@ def calibrate(
     if max_drop is None and min_identical is None and policy != "exact":
         raise UsageError(
             "say what may be lost: max_drop=0.01 (one point of accuracy) or min_identical=0.99; or policy='exact', which loses nothing"
+        )
+    if min_identical is not None and not 0 < min_identical < 1:
+        raise UsageError(
+            f"min_identical is {min_identical}; expected a share between 0 and 1, such as 0.99. policy='exact' loses nothing"
         )
     if min_identical is not None:
         allowed = Allowed("different", 1 - min_identical)

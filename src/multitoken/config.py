@@ -22,9 +22,14 @@ BY_METHOD: dict[str, dict[str, Any]] = {
     "full": {"optimizer": "adamw", "next_token_weight": 10.0, "batch_size": 4, "blocks_per_row": 24},
 }
 
-PathOrName = Annotated[
-    str, BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)
-]
+
+def _expanded(value: Any) -> Any:
+    """A path as text, without the `~` that a shell leaves in `--output=~/folder` and that recipes may hold."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return str(Path(text).expanduser()) if isinstance(text, str) and text.startswith("~/") else text
+
+
+PathOrName = Annotated[str, BeforeValidator(_expanded)]
 
 
 class AdaptConfig(BaseModel):
@@ -38,7 +43,7 @@ class AdaptConfig(BaseModel):
     """The model to adapt: a folder or a Hub name."""
     data: PathOrName = Field(min_length=1)
     """Training data: a .jsonl, .json, .parquet, .txt or .md file, a folder, or a dataset NAME:CONFIG@SPLIT (last two optional)."""
-    output: Path
+    output: Annotated[Path, BeforeValidator(_expanded)]
     """The folder that the adapted model is written to."""
     method: Literal["full", "lora", "gated"] = "gated"
     """What is trained. gated: a low-rank adapter that acts at mask tokens only, so that nothing of the original model is lost.
@@ -83,7 +88,8 @@ class AdaptConfig(BaseModel):
     k_max: int = 16
     """The longest block: the number of tokens predicted by one forward pass."""
     k_schedule: Literal["random", "fixed"] = "random"
-    """How long training blocks are. random: drawn from 2 to k_max. fixed: always k_max."""
+    """How long training blocks are. random: drawn from 2 to the longest. fixed: always the longest, which is k_max once blocks have
+    grown (k_growth)."""
     k_growth: float = Field(default=1.0, ge=0, le=1)
     """Share of the run over which the longest block grows from 4 to k_max; 0: it is k_max from the start."""
     blocks_per_row: int = Field(default=8, ge=1)
@@ -205,7 +211,18 @@ class AdaptConfig(BaseModel):
             raise ValueError(
                 "resume continues what the output folder holds and overwrite discards it: give one of them"
             )
+        if self.overwrite and self.method == "gated" and _holds(self.output, self.model):
+            raise ValueError(
+                f"overwrite would remove {self.model}, the model that the adapter needs: choose an output that does not hold it"
+            )
+        if self.overwrite and _holds(self.output, self.data):
+            raise ValueError(f"overwrite would remove {self.data}, the training data: choose another output")
         # An option that would have no effect is refused: whoever sets it expects one.
+        if self.pack and self.join_share:
+            raise ValueError(
+                f"join_share={self.join_share:g} joins rows of one sample each, and pack puts several into a row: "
+                "give one of them"
+            )
         if self.temperature != 1.0 and self.responses == "greedy":
             raise ValueError(
                 f"temperature={self.temperature:g} needs responses=sampled or mixed: greedy responses have none"
@@ -251,6 +268,11 @@ class AdaptConfig(BaseModel):
         if self.teacher == "soft" and self.labels == "data":
             raise ValueError("teacher=soft needs labels=online: with labels=data there is no teacher pass")
         return self
+
+
+def _holds(folder: Path, path: str) -> bool:
+    """Whether `path` is this folder or something in it."""
+    return Path(path).exists() and Path(path).resolve().is_relative_to(folder.resolve())
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:

@@ -110,6 +110,7 @@ def test_generate_samples_with_a_seed(project, capsys) -> None:
 
     hot = ("--temperature", 5, "--seed", 3)
     assert text(*hot, "--policy", "exact", "--threshold", 0) == text(*hot, "--policy", "next-token") != text()
+    assert text("--temperature", 0, "--seed", 3) == text()
 
 
 def test_recipe_holds_options_and_refuses_unknown_ones(project, capsys) -> None:
@@ -150,6 +151,8 @@ EVALUATE = ("evaluate", "ADAPTED", "--task", "TASK", "--output", "OUT2")
         (["generate", "ADAPTED", "w7", "--max-new-tokens", "999"], 2, "256 positions"),
         (["evaluate", "ADAPTED", "--task", "poems", "--output", "OUT2"], 2, "no task 'poems'"),
         (["evaluate", "ADAPTED", "--task", "TASK", "--output", "OUT2", "--policy", "exact:2"], 2, "threshold is 2"),
+        (["demo", "--fast", "--minutes", "3", "--output", "OUT2"], 2, "--minutes"),
+        (["demo", "--questions", "0", "--output", "OUT2"], 2, "0 questions"),
         ([*EVALUATE, "--temperature", "-1"], 2, "temperature is -1"),
         ([*EVALUATE, "--temperature", "0.8", "--top-p", "1.5"], 2, "top_p is 1.5"),
         ([*EVALUATE, "--temperature", "0.8", "--top-k", "0"], 2, "top_k is 0"),

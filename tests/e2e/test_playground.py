@@ -126,6 +126,24 @@ def test_sliders_act_at_once_and_live_in_the_url(page, server: Running) -> None:
     assert page.locator("#k").input_value() == "2" and page.locator("#threshold").input_value() == "0.95"
 
 
+def test_both_panels_answer_one_question(page, server: Running) -> None:
+    """Guards against a verdict about two different prompts: one that is typed while the second panel still runs, and one
+    of an earlier run whose second panel a slider starts again."""
+    page.goto(f"{server.url}/?policy=exact&max=40")
+    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_role("button", name="Run").click()
+    playwright.expect(page.locator("section.panel >> nth=1 >> .chunk").first).to_be_visible()
+    page.get_by_label("Prompt").fill("Say 'cat' 9 times.")
+    assert "The same text." in finished(page)
+    page.get_by_role("button", name="Run").click()
+    assert "The same text." in finished(page)
+    page.get_by_role("button", name="Letter").click()
+    page.locator("#threshold").fill("0.7")
+    assert "The same text." in finished(page)
+    panels = [page.locator(f"section.panel >> nth={panel} >> .text").inner_text() for panel in (0, 1)]
+    assert panels[0] == panels[1] != ""
+
+
 def test_by_keyboard_alone(page, server: Running) -> None:
     """Ctrl-Enter in the prompt runs it. The arrow keys then go through the steps of an answer, and screen readers announce
     each step."""
@@ -172,7 +190,24 @@ def test_the_key_is_asked_for(browser) -> None:
     with running(mt.load(checkpoint("gated")), name="demo", api_key="secret") as server:
         page = browser.new_page()
         page.goto(f"{server.url}/?max=20")
+        page.get_by_label("Prompt").fill(PROMPT)
         page.get_by_label("API key").fill("secret")
         page.get_by_label("API key").press("Enter")
         finished(page)
+        default = server.model.default_policy
+        assert page.locator("#threshold-value").inner_text() == f"{default.threshold:.2f}", (
+            "the model's, not the page's"
+        )
+        assert page.get_by_label("Prompt").input_value() == PROMPT and "max=20" in page.url
+        page.close()
+
+
+def test_an_answer_is_as_long_as_the_server_allows(browser) -> None:
+    """The page's own default length must not be refused."""
+    with running(mt.load(checkpoint("gated")), name="demo", max_tokens=30) as server:
+        page = browser.new_page()
+        page.goto(server.url)
+        page.get_by_role("button", name="Count").click()
+        finished(page)
+        assert page.locator("#max").input_value() == "30"
         page.close()

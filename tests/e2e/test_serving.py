@@ -14,10 +14,13 @@ import pytest
 import torch
 
 import multitoken as mt
+from multitoken.decoding.failures import DecodingError
 from multitoken.models.model import Model
 from multitoken.models.mtp_config import MtpConfig
 from multitoken.quickstart.corpus import examples
 from multitoken.quickstart.embedded import checkpoint
+from multitoken.serving.app import create_app
+from multitoken.serving.options import ServeOptions
 from tests.serving import Running, running, until
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -246,11 +249,13 @@ def test_confidences_are_shown_to_those_who_ask(server: Running) -> None:
         ({"temprature": 1}, 400, "did you mean 'temperature'"),
         ({"temperature": "hot"}, 400, "temperature is 'hot'"),
         ({"temperature": -1}, 400, "temperature is -1"),
+        ({"temperature": 1e-320}, 400, "temperature is 1e-320: expected 0 (greedy)"),
         ({"top_p": 0}, 400, "top_p is 0"),
         ({"max_tokens": 0}, 400, "max_tokens is 0"),
         ({"max_tokens": 3001}, 400, "allows at most 3000"),
         ({"max_tokens": True}, 400, "max_tokens is True"),
         ({"n": 1000}, 400, "accepts at most 258"),
+        ({"stop": 5}, 400, "stop is 5"),
         ({"stop": ["a", ""]}, 400, "stop contains an empty string"),
         ({"seed": 1 << 70}, 400, "seed is 1180591620717411303424"),
         ({"model": "other"}, 404, "there is no model 'other'"),
@@ -295,6 +300,18 @@ def test_malformed_bodies_are_400s(tiny: Running, body: bytes) -> None:
         status, answer = post(tiny, body, path)
         assert status == 400 and answer["error"]["message"]
     assert chat(tiny, "w4 w5", max_tokens=2).choices[0].token_ids
+
+
+def test_null_is_the_default_of_stream(tiny: Running) -> None:
+    """OpenAI's API allows null, and some clients send it for everything that is not set."""
+    body = {"model": "tiny", "prompt": "w4", "max_tokens": 2, "stream": None, "n": None, "stop": None, "seed": None}
+    assert post(tiny, json.dumps(body).encode())[0] == 200
+
+
+def test_a_policy_that_the_model_cannot_decode_with_is_an_error_at_the_start() -> None:
+    """Otherwise the server starts, and every request is refused."""
+    with pytest.raises(DecodingError, match="trained for k up to 4"):
+        create_app(tiny_model(), ServeOptions("tiny", policy=mt.Exact(0.5, k=9)))
 
 
 def test_oversized_bodies_are_413s(tiny: Running) -> None:
@@ -445,6 +462,25 @@ def test_pages_of_other_sites_are_kept_out(tiny: Running) -> None:
     request = urllib.request.Request(f"{tiny.url}/v1/models", headers={"Origin": "http://evil.example"})
     with urllib.request.urlopen(request) as response:
         assert "Access-Control-Allow-Origin" not in response.headers
+
+
+def test_a_page_that_may_call_can_read_why_it_is_refused() -> None:
+    """A browser hides a response without CORS headers from the page, errors included."""
+    site = "https://a.example"
+    with running(tiny_model(), api_key="secret", origins=(site,)) as server:
+        request = urllib.request.Request(f"{server.url}/v1/models", headers={"Origin": site})
+        with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+            urllib.request.urlopen(request)
+        refused.value.close()
+        assert refused.value.headers["Access-Control-Allow-Origin"] == site
+        asks = {
+            "Origin": site,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization",
+        }
+        request = urllib.request.Request(f"{server.url}/v1/completions", headers=asks, method="OPTIONS")
+        with urllib.request.urlopen(request) as response:
+            assert response.status == 200 and response.headers["Access-Control-Allow-Origin"] == site
 
 
 def test_models_and_metrics(tiny: Running) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken, Sampling
+from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken, Sampling, StaticK
 from multitoken.decoding.blocks import pack_blocks
 from multitoken.decoding.draft_head import Drafter, DraftHead, columns
 from multitoken.decoding.gumbel import gumbel
@@ -58,6 +58,17 @@ def test_rows_of_all_kinds_side_by_side_draft_as_if_alone() -> None:
     for chunk in decoder.run(requests):
         together[chunk.row] += chunk.token_ids
     assert together == alone
+
+
+def test_the_scores_of_tokens_from_masks_are_processed() -> None:
+    """A caller who asks for scores gets those after top-k for every token, also where the head chose it."""
+    model = SUPPORTED["llama"]()
+    decoder = Decoder(model, mask_id=MASK, trained_k=6, head=head_for(model))
+    request = decoder.request(
+        PROMPTS[0], policy=StaticK(4), max_new_tokens=20, sampling=Sampling(0.8, seed=3, top_k=7), keep_scores=True
+    )
+    for chunk in decoder.run([request]):
+        assert chunk.scores is not None and (chunk.scores > -torch.inf).sum(-1).tolist() == [7] * len(chunk.token_ids)
 
 
 def test_drafts_are_those_that_training_sees() -> None:

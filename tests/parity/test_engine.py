@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from benchmarks.tiny_families import tiny_model
 from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken, Sampling, StaticK
 from multitoken.decoding.pace import Level, Pace
 from multitoken.decoding.row import Request, Row
@@ -121,6 +122,35 @@ def test_memory_is_bounded_and_said_before() -> None:
     engine = decoder.engine(max_cache_bytes=64 * per_slot)
     number = engine.add(large)
     assert texts(engine) == {} and "GB" in str(engine.failed[number])
+
+
+@pytest.mark.parametrize("family", ["llama", "lfm2", "minimax"])
+def test_lines_of_short_rows_and_slots_of_a_long_one_do_not_multiply(family: str) -> None:
+    """A server decodes many short requests, then a long one, then many short ones. Each kind fits into the limit alone, so the
+    cache must fit too. No text changes."""
+    decoder = Decoder(tiny_model(family), mask_id=MASK, trained_k=6, eos_ids=[EOS])
+    decoder.max_positions = None
+    short = [decoder.request(prompt(i), policy=Exact(0.1), max_new_tokens=12, row=i) for i in range(12)]
+    long = [decoder.request(prompt(5) * 16, policy=Exact(0.1), max_new_tokens=30, eos_ids=frozenset())]
+    alone = []
+    for requests in (short, long):
+        engine = decoder.engine()
+        for request in requests:
+            engine.add(request)
+        found = texts(engine)
+        alone.append([found[i] for i in range(len(requests))])
+    slot = engine._batch.cache.slot_bytes() or 0
+    limit = 12 * (128 * slot + 2 * engine._batch.cache.line_bytes())
+    engine = decoder.engine(max_rows=12, max_cache_bytes=limit)
+    for kind in (0, 1, 0, 1):
+        numbers = [engine.add(request) for request in (short, long)[kind]]
+        found = {number: [] for number in numbers}
+        while engine.busy:
+            for chunk in engine.step():
+                found[chunk.row] += chunk.token_ids
+            cache = engine._batch.cache
+            assert cache.lines * (cache.capacity * slot + cache.line_bytes()) <= limit
+        assert [found[number] for number in numbers] == alone[kind] and not engine.failed
 
 
 class _Erratic(Pace):

@@ -59,6 +59,7 @@ def test_steps_option_replaces_the_recipe_s_minutes():
         ({"resume": True, "overwrite": True}, "resume continues .* overwrite discards"),
         ({"temperature": 0.7, "responses": "greedy"}, "temperature=0.7 needs responses=sampled"),
         ({"teacher": "soft", "labels": "data"}, "teacher=soft needs labels=online"),
+        ({"pack": True, "join_share": 0.5}, r"join_share=0\.5 .* pack .* give one of them"),
         ({"k_growth": 100}, "k_growth is 100; it should be less than or equal to 1. Share of the run"),
         ({"max_drift": 0.02}, "max_drift needs method=full or lora"),
         ({"max_drift": 0.02, "method": "full", "validation_share": 0}, "max_drift .* needs a validation_share"),
@@ -68,6 +69,32 @@ def test_what_cannot_be_is_refused_in_plain_words(options: dict, complaint: str)
     """Pydantic's own report is about types and URLs. A user needs the field, the value and what was expected."""
     with pytest.raises(UsageError, match=complaint):
         make_config(NEEDED, **options)
+
+
+def test_overwrite_never_removes_what_the_run_needs(tmp_path: Path):
+    """An adapter written over its own base would name itself as its base, and the base would be gone."""
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    (tmp_path / "models" / "data.jsonl").touch()
+    base, data = str(tmp_path / "models" / "base"), str(tmp_path / "models" / "data.jsonl")
+    for output in (base, tmp_path / "models"):
+        with pytest.raises(UsageError, match=f"overwrite would remove {base}, the model that the adapter needs"):
+            make_config(model=base, data="d", output=output, overwrite=True)
+    with pytest.raises(UsageError, match=f"overwrite would remove {data}, the training data"):
+        make_config(model="m", data=data, output=tmp_path / "models", overwrite=True)
+    assert make_config(model=base, data=data, output=tmp_path / "models" / "new", overwrite=True).overwrite
+    assert make_config(model=base, data="d", output=base, overwrite=True, method="full").overwrite
+
+
+def test_a_path_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch):
+    """A shell leaves the ~ in --output=~/folder, and recipes hold it too. It would become a folder of that name."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = make_config(model="~/model", data="~/data.jsonl", output="~/out", start_from="~/adapter")
+    assert (config.model, config.data, config.start_from) == (
+        "/home/ada/model",
+        "/home/ada/data.jsonl",
+        "/home/ada/adapter",
+    )
+    assert config.output == Path("/home/ada/out")
 
 
 def test_missing_fields_are_all_named_at_once():

@@ -87,6 +87,30 @@ def test_it_can_be_turned_off_and_leaves_other_models_alone() -> None:
     assert config_of(BASE).speculative_config is None
 
 
+def test_a_config_in_another_place_is_read_there(tmp_path: Path) -> None:
+    """vLLM serves a folder without a config if `--hf-config-path` says where the config is. The plugin reads the same one."""
+    for source in (BASE, CHECKPOINT):
+        folder = tmp_path / source.name / "weights"
+        folder.mkdir(parents=True)
+        for file in source.iterdir():
+            if file.name != "config.json":
+                (folder / file.name).symlink_to(file)
+        config = config_of(folder, hf_config_path=str(source))
+        assert (config.speculative_config is None) == (source == BASE)
+
+
+def test_a_config_that_only_vllm_can_read_is_left_to_vllm(monkeypatch) -> None:
+    """Such as one in object storage, which vLLM fetches later. A server that asks for our decoding gets the error."""
+
+    def unreadable(*_: Any, **__: Any) -> None:
+        raise ValueError("no such place")
+
+    monkeypatch.setattr("vllm.transformers_utils.config.get_config", unreadable)
+    assert config_of(BASE).speculative_config is None
+    with pytest.raises(ValueError, match="no such place"):
+        config_of(BASE, additional_config={"mtp": {"policy": "exact"}})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

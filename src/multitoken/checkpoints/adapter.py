@@ -37,7 +37,8 @@ def save_adapter(
 
     Raises OutputError where `output` cannot be written (see `atomic_folder`).
     """
-    located = os.path.relpath(Path(base).resolve(), Path(output).resolve()) if Path(base).is_dir() else base
+    place = Path(base).expanduser()
+    located = os.path.relpath(place.resolve(), Path(output).resolve()) if place.is_dir() else base
     with atomic_folder(output, overwrite=overwrite) as folder:
         save_file(to_peft(adapter, dtype), folder / WEIGHTS, metadata={"format": "pt"})
         write_json(folder / CONFIG, peft_settings(adapter, located) | {"mtp": mtp.to_dict()})

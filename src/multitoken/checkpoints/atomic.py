@@ -96,11 +96,13 @@ def check_output(path: str | Path, *, overwrite: bool) -> None:
     """Raise OutputError if `atomic_folder(path)` could not create the folder. This is cheap: call it before the work.
 
     A new or empty folder is fine. A file, a folder that is not empty (without `overwrite`), a folder that holds the current or
-    the home folder, and a path that cannot be written are not.
+    the home folder, a mount point, and a path that cannot be written are not.
     """
     target = Path(os.path.realpath(path))
     if any(place.is_relative_to(target) for place in (Path.cwd(), Path.home().resolve())):
         raise OutputError(f"{path} holds the current or the home folder and is never replaced; choose another folder")
+    if os.path.ismount(target):
+        raise OutputError(f"{path} is a mount point, which cannot be replaced; choose a folder in it")
     with disk_errors(path):
         if target.exists() and not target.is_dir():
             raise OutputError(f"{path} is a file; expected a new or empty folder: choose another output")

@@ -67,7 +67,7 @@ def export(
     Raises UsageError, DataError and OutputError for invalid options, before any work, and ModelError for a checkpoint that is not
     adapted, is incomplete, or does not fit its base.
     """
-    source, output = Path(source), Path(output)
+    source, output = Path(source).expanduser(), Path(output).expanduser()
     mtp = _read_mtp(source)
     _check_options(mtp, dtype, policy, reference)
     if policy is not None:
@@ -160,7 +160,7 @@ def _find(source: Path, mtp: MtpConfig, base: str | Path | None) -> _Source:
         config = cached_file(name, "config.json")
         assert config is not None, "it was loaded from there"
         return _Source(source, Path(config).parent, source, name)
-    return _Source(source, Path(name), source, mtp.base_name if "/" in mtp.base_name else None)
+    return _Source(source, Path(name).expanduser(), source, mtp.base_name if "/" in mtp.base_name else None)
 
 
 def _write_model(

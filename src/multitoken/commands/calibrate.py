@@ -85,7 +85,7 @@ def calibrate_command(
             if model == "demo"
             else f"stored in {Path(model) / 'generation_config.json'}"
         )
-        console.print(where)
+        console.print(where, markup=False, emoji=False, soft_wrap=True)
     if json_output:
         options.print_json(dataclasses.asdict(found))
     if found.chosen is None:

@@ -32,6 +32,11 @@ def check_command(
 
     path, mask_id = model_path(model, "base"), None
     if random_weights:
+        others = {"--base": base is not None, "--device": device != "auto", "--dtype": dtype != "auto"}
+        if given := [name for name, is_given in others.items() if is_given]:
+            raise UsageError(
+                f"{', '.join(given)}: not possible with --random-weights, which tests in float32 on the CPU; leave it out"
+            )
         config, name = load_config(path, trust_remote_code=trust_remote_code)
         tested = random_model(config, trust_remote_code=trust_remote_code)
         how = f"random weights, {tested.config.get_text_config().num_hidden_layers} of its layers"

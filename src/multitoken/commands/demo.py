@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from multitoken.errors import UsageError
+
 from .options import console_for
 
 
@@ -21,6 +23,8 @@ def demo_command(
     """Watch an ordinary model become a multi-token model, with measured numbers and a plot."""
     from multitoken.quickstart.demo import QUESTIONS_OF_A_FAST_ONE, DemoOptions, run_demo
 
+    if fast and minutes is not None:
+        raise UsageError("--minutes: not possible with --fast, which does not train; leave one of them out")
     if fast and questions is None:
         questions = QUESTIONS_OF_A_FAST_ONE
     given = {"minutes": minutes, "questions": questions}

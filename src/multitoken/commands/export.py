@@ -7,7 +7,7 @@ import typer
 
 from multitoken.errors import UsageError
 
-from .options import POLICY_HELP, BaseOption, KOption, ThresholdOption, console_for, given_policy, model_path
+from .options import POLICY_HELP, BaseOption, KOption, ThresholdOption, console_for, model_path
 
 
 def export_command(
@@ -41,6 +41,8 @@ def export_command(
     """Write CHECKPOINT to the folder OUTPUT so that plain transformers can load it, with its decoding code and a model card."""
     from multitoken.checkpoints.export import export
     from multitoken.checkpoints.uno import export_uno
+    from multitoken.decoding.policies import varied
+    from multitoken.models.stored_policy import policy_in
 
     console = console_for()
     if uno:
@@ -56,10 +58,12 @@ def export_command(
         serve = export_uno(model_path(checkpoint), output, overwrite=overwrite)
         console.print(f"Exported {output}. Serve it with:\n{serve}", markup=False, soft_wrap=True)
         return
+    source = model_path(checkpoint)
+    is_changed = policy is not None or threshold is not None or k is not None
     export(
-        model_path(checkpoint),
+        source,
         output,
-        policy=given_policy(policy, threshold, k),
+        policy=varied(policy_in(source), policy, threshold=threshold, k=k) if is_changed else None,
         base=base,
         reference=reference,
         evaluation=evaluation,

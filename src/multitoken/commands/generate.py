@@ -35,7 +35,9 @@ def generate_command(
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Maximum number of tokens of the answer (256, or as many as fit, if not given).")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy if not given.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample at this temperature; greedy if not given, or 0.")
+    ] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Sample among the most likely tokens that together have this probability.")
     ] = None,
@@ -50,22 +52,24 @@ def generate_command(
     """Answer PROMPT with MODEL, streaming each chunk in its own colour."""
     from multitoken.models.generation import Generation
     from multitoken.models.model import Model
+    from multitoken.serving.terminal import show
 
     text = sys.stdin.read() if prompt == "-" else prompt
     how = {"device": device, "dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code}
     loaded = Model.load(model_path(model), base=base, **how)
     chosen = chosen_policy(loaded, policy, threshold, k, branches)
     console = console_for(json_output)
-    colours = ("cyan", "yellow", "green", "magenta")
     started = time.perf_counter()
     chunks = []
     # A single answer is too short for measuring the machine to pay off.
     options: dict[str, Any] = {"adaptive": False}
-    given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    given: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+    if temperature != 0:
+        given |= {"temperature": temperature, "top_p": top_p, "seed": seed}
     options |= {name: value for name, value in given.items() if value is not None}
     for i, chunk in enumerate(loaded.stream(text, policy=chosen, **options)):
         chunks.append(chunk)
-        console.print(chunk.text, style=colours[i % 4], end="", markup=False, highlight=False, soft_wrap=True)
+        show(chunk, i, console)
     answer = Generation.of(chunks, time.perf_counter() - started)
     console.print(
         f"\n[dim]{len(answer.token_ids)} tokens in {answer.forward_passes} forward passes, "

@@ -71,14 +71,6 @@ def model_path(name: str, embedded: str = "gated") -> str:
     return str(checkpoint(embedded))
 
 
-def given_policy(name: str | None, threshold: float | None, k: int | None) -> "Policy | None":
-    """The policy that the options describe, without a loaded model; Exact if they name none. None if no option is given."""
-    from multitoken.decoding.policies import Exact, varied
-
-    is_given = name is not None or threshold is not None or k is not None
-    return varied(Exact(), name, threshold=threshold, k=k) if is_given else None
-
-
 def chosen_policy(
     model: "Model", name: str | None, threshold: float | None, k: int | None, branches: int | None = None
 ) -> "Policy":

@@ -19,7 +19,6 @@ from .options import (
     TrustFlag,
     chosen_policy,
     console_for,
-    given_policy,
     model_path,
 )
 
@@ -63,7 +62,9 @@ def serve_command(
     ] = False,
 ) -> None:
     """Serve MODEL with an OpenAI-compatible API, and a page at / that shows what multi-token decoding is."""
+    from multitoken.decoding.policies import varied
     from multitoken.models.model import Model
+    from multitoken.models.stored_policy import policy_in
 
     try:
         from multitoken.serving import run
@@ -91,8 +92,20 @@ def serve_command(
     if engine == "vllm" and branches:
         raise UsageError("vLLM's attention does not support branches; leave --branches out")
     if engine == "vllm":
-        given = replace(options, policy=given_policy(policy, threshold, k))
-        serve_with_vllm(model_path(model), given, trust_remote_code=trust_remote_code)
+        usual = ServeOptions("")
+        others = {
+            "--queue": queue != usual.queue, "--max-tokens": max_tokens != usual.max_tokens,
+            "--timeout": timeout != usual.timeout, "--base": base is not None, "--device": device != "auto",
+        }  # fmt: skip
+        if wrong := [name for name, is_given in others.items() if is_given]:
+            raise UsageError(f"{', '.join(wrong)}: `vllm serve` has no such option; leave it out")
+        decoding = {
+            name: value
+            for name, value in {"policy": policy, "threshold": threshold, "k": k}.items()
+            if value is not None
+        }
+        varied(policy_in(model_path(model)), policy, threshold=threshold, k=k)  # raises for a wrong option
+        serve_with_vllm(model_path(model), options, decoding=decoding, dtype=dtype, trust_remote_code=trust_remote_code)
     loaded = Model.load(model_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code, base=base)
     console = console_for()
     if compiled:

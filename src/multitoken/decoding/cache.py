@@ -54,15 +54,15 @@ class _SlotLayer(CacheLayerMixin):
             self.values[rows, :, slots] = value_states.transpose(1, 2)
         return self.keys[line, :, :view], self.values[line, :, :view]
 
-    def grow(self) -> None:
+    def resize(self) -> None:
         if self.keys is None or self.values is None:
             return
-        self.keys, self.values = self._grown(self.keys), self._grown(self.values)
+        self.keys, self.values = self._resized(self.keys), self._resized(self.values)
 
-    def _grown(self, old: Tensor) -> Tensor:
+    def _resized(self, old: Tensor) -> Tensor:
         room = self._room(old)
-        lines, slots = old.shape[0], old.shape[2] - 1
-        room[:lines, :, :slots] = old[:, :, :slots]
+        lines, slots = min(len(old), len(room)), min(old.shape[2], room.shape[2]) - 1
+        room[:lines, :, :slots] = old[:lines, :, :slots]
         return room
 
     def move(self, lines: list[int], to: list[int]) -> None:
@@ -108,11 +108,16 @@ class SlotCache(Cache):
     def grow(self, lines: int, capacity: int) -> None:
         """Make room for at least `lines` lines of `capacity` slots. Existing contents are kept."""
         if lines > self.lines or capacity > self.capacity:
-            self.lines, self.capacity = max(lines, self.lines), max(capacity, self.capacity)
-            for layer in self._slot_layers:
-                layer.grow()
-            if self.recurrent is not None:
-                self.recurrent.grow(self.lines)
+            self.resize(max(lines, self.lines), max(capacity, self.capacity))
+
+    @torch.inference_mode()
+    def resize(self, lines: int, capacity: int) -> None:
+        """Have exactly `lines` lines of `capacity` slots. What is stored beyond them is lost."""
+        self.lines, self.capacity = lines, capacity
+        for layer in self._slot_layers:
+            layer.resize()
+        if self.recurrent is not None:
+            self.recurrent.resize(lines)
 
     def place(self, view: int, slots: Tensor | None = None, first: int = 0) -> None:
         """Set where the next forward pass writes: `slots` [B, S] or, for one row, the last S positions of `view`.

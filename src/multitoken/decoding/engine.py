@@ -233,12 +233,15 @@ class Engine:
         """Make room for all rows and `slots` slots.
 
         A cache that grows is doubled, so that a long answer copies it only a few times. It never has more slots than
-        these rows may need, nor more lines than memory has room for.
+        these rows may need, nor more lines than memory has room for. If many short rows and a few long ones follow each
+        other, the lines of the former times the slots of the latter may be too much. The cache then shrinks to these rows.
         """
         # The compiler treats a cache of one line as a separate case.
         cache, rows = self._batch.cache, max(len(self._rows), 1 if self._batch.compiled is None else 2)
+        if rows <= cache.lines and slots <= cache.capacity:
+            return
+        most = max(slots, _up(max(row.most_slots(self._paced_branches) for row in self._rows)))
         if slots > cache.capacity:
-            most = _up(max(row.most_slots(self._paced_branches) for row in self._rows))
             slots = max(slots, min(2 * cache.capacity, most))
         lines = rows
         if rows > cache.lines and (size := cache.slot_bytes()) is not None:
@@ -246,7 +249,11 @@ class Engine:
                 2 * cache.lines if self._max_bytes is None else self._max_bytes // (max(slots, cache.capacity) * size)
             )
             lines = max(rows, min(2 * cache.lines, self._max_rows, room))
-        cache.grow(lines, slots)
+        line_bytes = max(slots, cache.capacity) * (cache.slot_bytes() or 0) + cache.line_bytes()
+        if self._max_bytes is not None and max(lines, cache.lines) * line_bytes > self._max_bytes:
+            cache.resize(rows, most)
+        else:
+            cache.grow(lines, slots)
 
     def _keep(self, rows: list[Row]) -> None:
         """Keep these rows, those that have started first. A line moves only to the place of one that is gone, or across

@@ -12,9 +12,12 @@ def position_limit(model: PreTrainedModel) -> int | None:
     `original_max_position_embeddings`. A long row in the same batch, or masks that reach beyond, would then change the logits of
     real tokens, so the limit is there. (dynamic does the same beyond `max_position_embeddings`, where every model ends.) Llama 4
     scales the queries of its layers without rotary angles by cache index, which has no effect before `floor_scale` tokens.
+    MPT has a table of `max_seq_len` distances.
     """
     config: Any = model.config.get_text_config()
     limits = [getattr(config, "max_position_embeddings", None)]
+    if getattr(config, "model_type", None) == "mpt":
+        limits.append(config.max_seq_len)
     parameters = getattr(config, "rope_parameters", None) or {}
     for kind in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:
         if kind.get("rope_type") == "longrope":

@@ -84,16 +84,17 @@ class RecurrentSlots:
         self._since[plan.lines] = [0] * len(lines)
         self._plan = None
 
-    def grow(self, lines: int) -> None:
-        self._settle()
-        more = lines - self.lines
-        if more <= 0:
+    def resize(self, lines: int) -> None:
+        """Have exactly this many lines. What is stored in further lines is lost."""
+        if lines == self.lines:
             return
-        self._since += [0] * more
-        self._moved += [0] * more
+        self._settle()
+        more = max(0, lines - self.lines)
+        self._since = [*self._since[:lines], *[0] * more]
+        self._moved = [*self._moved[:lines], *[0] * more]
         for i, (parts, inputs) in enumerate(zip(self._states, self._inputs, strict=True)):
-            self._states[i] = {key: _longer(part, more) for key, part in parts.items()}
-            self._inputs[i] = None if inputs is None else _longer(inputs, more)
+            self._states[i] = {key: _resized(part, lines) for key, part in parts.items()}
+            self._inputs[i] = None if inputs is None else _resized(inputs, lines)
 
     def forget(self, line: int) -> None:
         """Reset a line to the state before the first token."""
@@ -225,5 +226,5 @@ class RecurrentSlots:
         )
 
 
-def _longer(old: Tensor, more: int) -> Tensor:
-    return torch.cat([old, old.new_zeros(more, *old.shape[1:])])
+def _resized(old: Tensor, lines: int) -> Tensor:
+    return torch.cat([old[:lines], old.new_zeros(max(0, lines - len(old)), *old.shape[1:])])

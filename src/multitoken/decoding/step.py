@@ -151,7 +151,7 @@ def step(batch: Batch, feeds: Sequence[Feed], first_line: int = 0) -> list[Chunk
 
 def _choose_together(feeds: Sequence[Feed], logits: Tensor, drafts: bool) -> dict[int, tuple[list[int], Tensor]]:
     """Tokens and scores, by row index, of the rows that do not choose greedily and look at scores only. Rows that choose in the same
-    way are handled in one call. drafts: a draft head chooses at the masks, so masks are left out."""
+    way are handled in one call. drafts: a draft head chooses at the masks, so masks are left out unless their scores are kept."""
     groups: dict[Hashable, list[int]] = {}
     for i, feed in enumerate(feeds):
         request = feed.row.request
@@ -160,7 +160,7 @@ def _choose_together(feeds: Sequence[Feed], logits: Tensor, drafts: bool) -> dic
     found: dict[int, tuple[list[int], Tensor]] = {}
     for group in groups.values():
         mine = [feeds[i] for i in group]
-        ends = [logits.shape[1] - (feed.blind if drafts else 0) for feed in mine]
+        ends = [logits.shape[1] - (feed.blind if drafts and not feed.row.request.keep_scores else 0) for feed in mine]
         places = [
             logits[i, logits.shape[1] - feed.wanted : end] for i, feed, end in zip(group, mine, ends, strict=True)
         ]

@@ -31,7 +31,7 @@ _MARKER = re.compile(r"answer\s*:|####", re.IGNORECASE)
 # A sign counts only directly at the number, and only if no number, word or bracket comes directly before it: "20-2" and
 # "20 - 2" hold 20 and 2, "is -2" holds -2. A comma belongs to a number only between groups of three digits: "3, 4" are
 # two numbers.
-_NUMBER = re.compile(r"(?:(?<![\w)])[-−])?(?:\$\s?)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<![\w)])[-−])?(?:\$\s?)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)")
 
 
 def _value(written: str) -> Decimal:

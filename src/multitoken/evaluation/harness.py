@@ -152,9 +152,10 @@ class MultitokenLM(_HFLM):
         return torch.cat([context, behind.to(context.device)], dim=1)
 
     def _sampling(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The task's `generation_kwargs` for `Model.generate`: greedy at temperature 0, as in the harness."""
+        """The task's `generation_kwargs` for `Model.generate`: greedy at temperature 0, as in the harness. A task that
+        says only `do_sample: true` samples at 1, as in transformers."""
         given = dict(options)
-        temperature = given.pop("temperature", 0.0)
+        temperature = given.pop("temperature", 1.0 if given.get("do_sample") else 0.0)
         if not given.pop("do_sample", bool(temperature)) or not temperature:
             return {name: value for name, value in given.items() if name not in ("top_p", "top_k", "min_p")}
         # Under one seed the answers to the first prompt of every batch would share their noise.

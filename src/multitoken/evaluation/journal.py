@@ -80,6 +80,8 @@ class Journal:
     def add(self, key: str, questions: Sequence[int], outcomes: Sequence[Outcome]) -> None:
         """Write the answers of one batch to the file."""
         fresh = {(key, i): outcome for i, outcome in zip(questions, outcomes, strict=True)}
+        if not self._path.exists():  # `complete` has merged it into the first process's file
+            write_text(self._path, self._facts)
         with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(_lines(fresh))
         self._found |= fresh
@@ -92,6 +94,7 @@ class Journal:
             write_text(self._folder / NAME, self._facts + _lines(self._found))
             for path in others:
                 path.unlink()
+        Processes.here().wait()  # no process writes further answers before the files are merged
 
     def _read(self, path: Path, facts: dict[str, Any]) -> str:
         """Read a file's answers. -> its text, without an incomplete last line."""
@@ -129,6 +132,7 @@ def journal_of(
         "questions": task.hash,
         "max_new_tokens": task.max_new_tokens,
         "models": {label: each.name for label, each in models.items()},
+        "dtypes": {label: str(each.hf.dtype).removeprefix("torch.") for label, each in models.items()},
         **facts,
         "batch_size": batch_size,
     }

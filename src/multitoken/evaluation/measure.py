@@ -116,5 +116,5 @@ def publish(
             race=race,
         )
     for name in FILES:
-        console.print(f"  {output / name}")
+        console.print(f"  {output / name}", markup=False, emoji=False, soft_wrap=True)
     return record

@@ -7,6 +7,7 @@ colours and a marker for each policy, so that no meaning depends on colour alone
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -37,13 +38,14 @@ def tradeoff_picture(rows: Sequence[Row], path: str | Path) -> None:
     tasks = {row.task for row in rows}
     if len(tasks) != 1:
         raise ValueError(f"rows of {len(tasks)} tasks {sorted(tasks)}; expected those of one task")
-    figure = Figure(figsize=(8, 5), dpi=200, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    if any(row.accuracy is not None for row in rows):
-        _draw_tradeoff(figure, [row for row in rows if row.accuracy is not None])
-    else:
-        _draw_speeds(figure, rows)
-    _save(figure, Path(path))
+    with rc_context({"text.parse_math": False}):  # dollar signs in a name are no formula
+        figure = Figure(figsize=(8, 5), dpi=200, layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        if any(row.accuracy is not None for row in rows):
+            _draw_tradeoff(figure, [row for row in rows if row.accuracy is not None])
+        else:
+            _draw_speeds(figure, rows)
+        _save(figure, Path(path))
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -33,13 +33,13 @@ def write_results(path: str | Path, rows: Sequence[Row], provenance: Mapping[str
 def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     """The table for the terminal. Numbers are right-aligned; a rule separates one model from the next."""
     several = have_several_tasks(rows)
+    words = title or _title(rows)
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),
-        title=title or _title(rows),
+        title=Text(words, "bold") if words else None,  # Text: brackets in a name are not markup
         title_justify="left",
-        title_style="bold",
     )
     cells = [table_cells(row, several_tasks=several) for row in rows]
     for i, column in enumerate(table_columns(rows)):
@@ -56,7 +56,7 @@ def results_table(rows: Sequence[Row], *, title: str | None = None) -> Table:
         )
     for i, row in enumerate(rows):
         last_of_model = i + 1 < len(rows) and rows[i + 1].model != row.model
-        table.add_row(*map(Text, cells[i]), end_section=last_of_model)  # Text: brackets in a label are not markup
+        table.add_row(*map(Text, cells[i]), end_section=last_of_model)  # Text again: labels may have brackets too
     return table
 
 

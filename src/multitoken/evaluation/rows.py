@@ -47,7 +47,7 @@ class Row:
     identical_to_own_next_token: int
     own_ties: int
     accuracy_interval: Interval | None
-    accuracy_change: float | None  # against the original, paired by prompt
+    accuracy_change: float | None  # against the original, over the prompts where the grader judges both answers
     accuracy_change_interval: Interval | None
     speedup: float  # median over the batches of the original's seconds per token divided by ours
     speedup_interval: Interval | None  # None below six batches
@@ -126,10 +126,11 @@ def make_row(
     seconds = sum(o.seconds for o in ours)
     forward_passes = sum(o.forward_passes for o in ours)
     grades = [o.correct for o in ours if o.correct is not None]
-    original_grades = [o.correct for o in original if o.correct is not None]
-    change = paired_difference(original_grades, grades) if grades else None
-    pairs = zip(_seconds_per_token(original), _seconds_per_token(ours), strict=True)
-    speedup = ratio_interval(list(pairs))
+    graded = [(r.correct, o.correct) for r, o in zip(original, ours, strict=True)]
+    both = [(before, after) for before, after in graded if before is not None and after is not None]
+    before, after = [before for before, _ in both], [after for _, after in both]
+    change = paired_difference(before, after) if both else None
+    speedup = ratio_interval(_seconds_per_token(original, ours))
     steps = [(len(o.token_ids) - o.prefill_tokens, o.forward_passes - 1) for o in ours]
     return Row(
         task=task,
@@ -157,7 +158,7 @@ def make_row(
         sampling=what.sampling,
         batch_size=batch_size,
         tokens_per_step_interval=ratio_of_sums_interval(steps) if any(n for _, n in steps) else None,
-        accuracy_p_value=mcnemar(original_grades, grades) if grades else None,
+        accuracy_p_value=mcnemar(before, after) if both else None,
         perplexity=perplexity,
         steps_by_length=_steps_by_length(ours),
         repetition=repetition(o.token_ids for o in ours),
@@ -181,14 +182,16 @@ def _steps_by_length(outcomes: Sequence[Outcome]) -> tuple[int, ...]:
     return tuple(lengths[n] for n in range(1, max(lengths, default=0) + 1))
 
 
-def _seconds_per_token(outcomes: Sequence[Outcome]) -> list[float]:
-    """One number per batch: answers decoded together are timed together, so a batch is one observation."""
-    spent: dict[int, list[float]] = {}
-    for o in outcomes:
-        total = spent.setdefault(o.batch, [0.0, 0.0])
-        total[0] += o.seconds
-        total[1] += len(o.token_ids)
-    return [seconds / tokens for seconds, tokens in spent.values()]
+def _seconds_per_token(original: Sequence[Outcome], ours: Sequence[Outcome]) -> list[tuple[float, float]]:
+    """One pair per batch: answers decoded together are timed together, so a batch is one observation. A measurement
+    that was resumed by another number of processes may have other batches in its second half: then an observation is
+    what two batches share."""
+    spent: dict[tuple[int, int], list[float]] = {}
+    for r, o in zip(original, ours, strict=True):
+        total = spent.setdefault((r.batch, o.batch), [0.0] * 4)
+        for i, value in enumerate((r.seconds, len(r.token_ids), o.seconds, len(o.token_ids))):
+            total[i] += value
+    return [(a / b, c / d) for a, b, c, d in spent.values()]
 
 
 def _tokens_per_step(outcomes: Sequence[Outcome]) -> float:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,8 @@ def _answer(value: Any, place: str) -> str:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(f"{place}: 'answer' is {_shown(value)}; expected text or a number")
-    return str(value)
+    # str(1e-05) is "1e-05", which no grader reads as a number.
+    return format(Decimal(str(value)), "f") if isinstance(value, float) else str(value)
 
 
 def _check_answers(path: Path, numbered: list[tuple[int, Question]], grader: Grader | None) -> None:

@@ -47,8 +47,8 @@ def is_adapter(path: str | Path) -> bool:
 
 def fetch_adapter(name_or_path: str | Path) -> Path | None:
     """The folder of an adapter, fetched if it is on the hub; None for anything else."""
-    if is_adapter(name_or_path):
-        return Path(name_or_path)
+    if is_adapter(place := Path(name_or_path).expanduser()):
+        return place
     if isinstance(name_or_path, Path) or not is_hub_name(name_or_path):
         return None
     try:

@@ -119,7 +119,7 @@ def load_causal_lm(
     find_dtype(dtype, placement.device)  # an invalid type is reported before anything is read
     how = _How(dtype, placement, trust_remote_code, attn_implementation, Quantization(quantize))
     if (folder := fetch_adapter(name_or_path)) is not None:
-        name = folder.resolve().name if folder == Path(name_or_path) else str(name_or_path)
+        name = folder.resolve().name if folder == Path(name_or_path).expanduser() else str(name_or_path)
         return _load_gated(folder, name, base, how, uno=uno)
     if uno:
         raise UsageError(f"uno is True, but {name_or_path} is not an adapter; leave uno out")

@@ -49,6 +49,7 @@ class DemoOptions:
 
 def run_demo(options: DemoOptions, console: Console) -> list[Row]:
     """Run the five parts of the demo. Returns the rows of `results.json`."""
+    task = embedded_task("word-problems", options.questions)  # raises for a wrong number, before the training
     _check(options)
     transformers_logging.disable_progress_bar()  # a progress bar for 56 small tensors is useless
     console.rule("1  The embedded base model")
@@ -75,7 +76,7 @@ def run_demo(options: DemoOptions, console: Console) -> list[Row]:
     console.rule("4  What it gained and what it cost")
     rows = measure(
         {"original": base, "gated": gated},
-        embedded_task("word-problems", options.questions),
+        task,
         POLICIES,
         console,
     )

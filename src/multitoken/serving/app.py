@@ -44,11 +44,11 @@ def create_app(model: Model, options: ServeOptions) -> FastAPI:
     # FastAPI's own documentation pages would load their scripts from other sites.
     app = FastAPI(title="multitoken", version=multitoken.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
-    if options.origins:
+    app.add_middleware(Guard, options=options, requests=service.metrics.requests)
+    if options.origins:  # outside the guard: without CORS headers a page cannot read why it is refused
         app.add_middleware(
             CORSMiddleware, allow_origins=options.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    app.add_middleware(Guard, options=options, requests=service.metrics.requests)
     _add_routes(app, service)
     _add_handlers(app)
     return app
@@ -114,7 +114,12 @@ def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
         found = error.errors()[0]
-        param = ".".join(str(part) for part in found["loc"][1:] if isinstance(part, int) or part.islower()) or None
+        param = (
+            ".".join(
+                str(part) for part in found["loc"][1:] if isinstance(part, int) or (part.islower() and part != "str")
+            )
+            or None
+        )
         if found["type"] == "json_invalid":
             return refused(f"the body is not JSON: {found['ctx']['error']}").response()
         message = found["msg"].removeprefix("Value error, ")

@@ -138,6 +138,7 @@ class Driver:
         except Exception as error:  # such as out of memory: rows in the step are lost, waiting rows are not
             self.trouble = f"{type(error).__name__}: {error}"
             self._fail(self._engine.recover(), error)
+            self._fail_single_rows()  # one that did not fit, in the same step
             return
         self.trouble = None
         self.metrics.step.observe(time.perf_counter() - begun)
@@ -154,6 +155,9 @@ class Driver:
                 self._drop([job])
         if pieces:
             self._deliver(pieces)
+        self._fail_single_rows()
+
+    def _fail_single_rows(self) -> None:
         while self._engine.failed:
             number, error = self._engine.failed.popitem()
             self._fail([number], error)

@@ -8,7 +8,7 @@ import torch
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from multitoken.decoding.penalties import PresenceFrequencyPenalty
-from multitoken.decoding.policies import Policy, varied
+from multitoken.decoding.policies import Policy, varied, with_trained_k
 from multitoken.decoding.row import Request
 from multitoken.decoding.sampling import BLIND
 from multitoken.errors import MultitokenError
@@ -38,6 +38,9 @@ class Preparer:
         self._model = model
         self._options = options
         self.default = options.policy or model.default_policy
+        with_trained_k(
+            self.default, model.decoder.trained_k
+        )  # a k that is too large is an error now, not in every request
         self._known: dict[Any, Request] = {}
 
     def rows_of(self, body: GenerationBody) -> int:

@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from multitoken.errors import nearest
 
@@ -34,6 +34,16 @@ _OF_NO_EFFECT = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+def _no_zero_in_disguise(temperature: float) -> float:
+    """In float32 a smaller number is 0. The division by it would end the pass, and with it the other rows' answers."""
+    if 0 < temperature < 1e-30:
+        raise ValueError("expected 0 (greedy), or at least 1e-30")
+    return temperature
+
+
+Temperature = Annotated[float, Field(ge=0, le=2), AfterValidator(_no_zero_in_disguise)]
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -65,12 +75,12 @@ class GenerationBody(BaseModel):
     model_config = _STRICT
 
     model: str
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, description="Default: as many as the server allows.")
     n: int | None = Field(1, ge=1)
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    temperature: float | None = Field(None, ge=0, le=2, description="Greedy at 0, or if nothing asks for sampling.")
+    temperature: Temperature | None = Field(None, description="Greedy at 0, or if nothing asks for sampling.")
     top_p: Share | None = None
     top_k: int | None = Field(None, ge=1)
     min_p: Share | None = None

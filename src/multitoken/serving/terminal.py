@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.segment import Segment, Segments
 
 from multitoken.decoding.policies import NextToken, Policy, varied, with_trained_k
 from multitoken.decoding.records import Chunk
@@ -141,13 +142,17 @@ class Chat:
 
     def _shown(self, stream: Iterator[Chunk]) -> Iterator[Chunk]:
         for i, chunk in enumerate(stream):
-            self._console.print(
-                chunk.text, style=_COLOURS[i % len(_COLOURS)], end="", markup=False, highlight=False, soft_wrap=True
-            )
+            show(chunk, i, self._console)
             yield chunk
 
     def _say(self, text: str) -> None:
-        self._console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, style="dim", markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def show(chunk: Chunk, number: int, console: Console) -> None:
+    """Write the text of a forward pass exactly as the model wrote it. `Console.print` of a string would replace tabs
+    and ":key:"."""
+    console.print(Segments([Segment(chunk.text)]), style=_COLOURS[number % len(_COLOURS)], end="", soft_wrap=True)
 
 
 def _words(policy: Policy) -> str:

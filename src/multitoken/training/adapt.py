@@ -32,7 +32,7 @@ from multitoken.processes import console_of
 
 from .clock import Clock, ValidationSchedule
 from .progress import TrainingBar
-from .run_folder import last_complete_checkpoint, leave_nothing, open_run_folder
+from .run_folder import last_complete_checkpoint, leave_nothing, may_overwrite, open_run_folder
 from .setup import UNBOUNDED_STEPS, Setup, make_ready, reporters, training_arguments
 from .sharding import is_sharded, join
 from .stream import BlockStream
@@ -78,6 +78,8 @@ def adapt(
     elif options or model is not None or data is not None or output is not None:
         raise UsageError("give a config, or options, but not both")
     work = Path(f"{config.output}.training")
+    if config.resume and may_overwrite(work):
+        config = config.model_copy(update={"overwrite": True})
     check_output(config.output, overwrite=config.overwrite)
     arguments = training_arguments(config, work)
     first = arguments.process_index == 0

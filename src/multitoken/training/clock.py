@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 _VALIDATION_SHARE = 0.1  # of a run's time, for validation passes
 _CHEAP = 5.0  # seconds that all validation passes together may always take
@@ -47,6 +48,8 @@ class Clock(TrainerCallback):
         self.step, self._read = state.global_step, _first_process_says(self.seconds, args.device)
         if self.minutes is not None and self.progress() >= 1.0:
             control.should_training_stop = True
+            # As after the last of a given number of steps: if the model cannot be written, the run can be resumed.
+            control.should_save = args.save_strategy != SaveStrategy.NO
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._stopped = time.monotonic()

@@ -138,7 +138,8 @@ def _encode_chat(
     if len(messages) == 1:
         raise UsageError("the only message is the assistant's; expected a prompt before it")
     chat = render_turns(messages, tokenizer, tools)
-    closings = [str(tokenizer.convert_ids_to_tokens(end)) for end in ends]
+    # A generation config may name ids that the tokenizer does not have.
+    closings = [str(token) for end in ends if (token := tokenizer.convert_ids_to_tokens(end)) is not None]
     ids: list[int] = []
     turns: list[Span] = []
     read = 0

@@ -92,12 +92,15 @@ class Head:
         """[..., D] -> float32 [..., V], the mask token's column at -inf."""
         flat = hidden.reshape(1, -1, hidden.shape[-1])
         trunk = self.model.base_model
+        before = trunk.__dict__.get("forward")  # accelerate's, where it places the model
         trunk.forward = lambda *_, **__: _HiddenStates(last_hidden_state=flat)  # shadows the class's method
         try:
             ids = torch.zeros(1, flat.shape[1], dtype=torch.long, device=flat.device)
             logits = self.model(input_ids=ids, use_cache=False).logits
         finally:
             del trunk.forward
+            if before is not None:
+                trunk.forward = before
         return suppress(logits, self.mask_id).view(*hidden.shape[:-1], -1)
 
     def embed(self, ids: Tensor) -> Tensor:

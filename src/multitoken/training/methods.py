@@ -123,8 +123,9 @@ def _begin_with(adapter: GatedAdapter, head: DraftHead | None, folder: Path) -> 
         if head is not None and (folder / HEAD_WEIGHTS).exists():
             head.load_state_dict(load_file(folder / HEAD_WEIGHTS))
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        with_head = f", head_rank {head.rank}" if head is not None else ""
         raise UsageError(
-            f"start_from is {folder}, which does not fit rank {adapter.rank} and these layers: {error}"
+            f"start_from is {folder}, which does not fit rank {adapter.rank}{with_head} and these layers: {error}"
         ) from error
 
 

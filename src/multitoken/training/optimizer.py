@@ -98,7 +98,7 @@ def build_optimizer(
 def rate_at(done: float, warmup: float) -> float:
     """The learning rate after the share `done` of a run, as a share of the highest rate; both in [0, 1]. It rises linearly
     over the first `warmup` of the run, then falls linearly to zero."""
-    return min(1.0, (done + 1e-3) / warmup) if done < warmup else max(0.0, (1.0 - done) / (1.0 - warmup))
+    return min(1.0, (done + 1e-3) / warmup) if done < warmup else max(0.0, (1.0 - done) / max(1e-9, 1.0 - warmup))
 
 
 def weight_at(done: float, warmup: float) -> float:

@@ -33,6 +33,12 @@ def teacher_key(
     return f"model={model_hash} {mode} max_new_tokens={max_new_tokens} {noise}".rstrip()
 
 
+def longest_response(prompt: int, max_new_tokens: int, positions: int | None) -> int:
+    """The most tokens of a response to a prompt of that many tokens. positions: the model's limit, if it has one. It depends on
+    nothing that the name of a response leaves out, such as max_length."""
+    return max_new_tokens if positions is None else min(max_new_tokens, positions - prompt)
+
+
 def is_sampled(prompt_ids: Sequence[int], mode: str) -> bool:
     """Whether the response to this prompt is sampled. With "mixed", every second one is, by the prompt's hash, so that the
     order of the data does not matter."""

@@ -9,7 +9,7 @@ from multitoken.config import AdaptConfig
 from multitoken.errors import OutputError, UsageError
 from multitoken.processes import Processes
 
-__all__ = ["COMPLETE", "RESPONSES", "last_complete_checkpoint", "leave_nothing", "open_run_folder"]
+__all__ = ["COMPLETE", "RESPONSES", "last_complete_checkpoint", "leave_nothing", "may_overwrite", "open_run_folder"]
 
 RESPONSES = "responses.jsonl"
 _SETTINGS = "config.json"
@@ -47,8 +47,14 @@ def open_run_folder(work: Path, config: AdaptConfig) -> Path | None:
         _clear(work)
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
-    write_json(settings, options)
+    write_json(settings, options | {"overwrite": config.overwrite})
     return None
+
+
+def may_overwrite(work: Path) -> bool:
+    """Whether the run of this folder was started with overwrite, so that it may replace its output when it is resumed."""
+    settings = work / _SETTINGS
+    return settings.exists() and bool(json.loads(settings.read_text()).get("overwrite"))
 
 
 def leave_nothing(work: Path) -> None:

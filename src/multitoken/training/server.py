@@ -20,7 +20,7 @@ from multitoken.errors import DataError, UsageError
 from multitoken.models.prompts import tokenize_continuation
 
 from .encoding import fingerprint
-from .responses import Written
+from .responses import Written, longest_response
 
 IN_FLIGHT = 256
 _TRIES, _FIRST_PAUSE = 6, 0.5  # seconds, doubled after each try: 15.5 seconds in all
@@ -77,6 +77,8 @@ class ResponseServer:
                 ids, _ = self._ask(list(prompt), sampled=False, most=_CHECKED_TOKENS)
             except _Refused as error:
                 raise UsageError(f"{self.url} refuses a prompt of token ids: {error}") from error
+            except (OSError, ValueError) as error:
+                raise UsageError(f"{self.url} does not answer a prompt of token ids: {error}") from error
             place = _first_strange(original, prompt, ids)
             if place is not None:
                 said = self.tokenizer.decode(ids[: place + 1])
@@ -110,9 +112,10 @@ class ResponseServer:
     def _patiently(self, prompt: list[int], sampled: bool, stop: threading.Event) -> Written:
         """Like `_ask`, with retries while the server is busy or briefly unavailable."""
         pause = _FIRST_PAUSE
+        most = longest_response(len(prompt), self.max_new_tokens, self.max_positions)
         for left in range(_TRIES - 1, -1, -1):
             try:
-                return self._ask(prompt, sampled=sampled, most=self._room(prompt))
+                return self._ask(prompt, sampled=sampled, most=most)
             except _Refused as error:
                 raise DataError(f"{self.url} refuses a prompt of {len(prompt)} tokens: {error}") from error
             except (OSError, ValueError) as error:
@@ -122,9 +125,6 @@ class ResponseServer:
                     ) from error
                 pause *= 2
         raise AssertionError("the last try returns or raises")
-
-    def _room(self, prompt: Sequence[int]) -> int:
-        return min(self.max_new_tokens, (self.max_positions or self.max_new_tokens + len(prompt)) - len(prompt))
 
     def _ask(self, prompt: list[int], *, sampled: bool, most: int) -> Written:
         request = {
@@ -142,7 +142,10 @@ class ResponseServer:
                 raise
             answer = self._send("completions", request)  # the server returns no ids: its text is tokenised
             self._extra = {}
-        choice = answer["choices"][0]
+        try:
+            choice = answer["choices"][0]
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"its reply holds no choices: {str(answer)[:200]}") from error
         ids = choice.get("token_ids")
         if ids is None:
             ids = tokenize_continuation(str(choice["text"]), self.tokenizer)

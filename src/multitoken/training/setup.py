@@ -234,8 +234,8 @@ def _objective(config: AdaptConfig, report: DataReport) -> Objective:
     # Otherwise, under auto, it is what the teacher would have written without the student's mistake: measured to be no
     # worse, and it needs no teacher pass (docs/ablations.md). For a sampled text the objective teaches the teacher's
     # distribution. A proposal that differs from the sampled token is not a mistake there, so a loss that ends at a mistake
-    # needs the teacher's pass.
-    may_skip_the_teacher = config.responses == "greedy" or not until_disagreement
+    # needs the teacher's pass. The same holds for joined rows, whose texts were not written after what is now before them.
+    may_skip_the_teacher = not until_disagreement or (config.responses == "greedy" and not config.join_share)
     asked_for = until_disagreement or config.labels == "auto"
     if teachers_own_words and config.teacher == "hard" and may_skip_the_teacher and asked_for:
         labels = "data"

@@ -83,7 +83,10 @@ def record_from_row(row: Mapping[str, Any], where: str) -> Record:
             messages = check_messages(row["messages"])
         except UsageError as error:
             raise DataError(f"{where}: messages: {error}") from error
-        return Record(messages=tuple(map(_message, messages)), tools=_tools(row.get("tools"), where), where=where)
+        messages = tuple(map(_message, messages))
+        if len(messages) > 1 and _is_blank_answer(messages[-1]):
+            messages = messages[:-1]
+        return Record(messages=messages, tools=_tools(row.get("tools"), where), where=where)
     if prompt := _text_under(PROMPT_KEYS, row, where):
         if extra := _text_under(("input",), row, where):  # Alpaca: the text that the instruction is about
             prompt = f"{prompt}\n\n{extra}"
@@ -91,6 +94,11 @@ def record_from_row(row: Mapping[str, Any], where: str) -> Record:
     if text := _text_under(("text",), row, where):
         return Record(text=text, where=where)
     raise DataError(f"{where}: no usable text under the keys {', '.join(map(repr, row)) or '(none)'}; {EXPECTED}")
+
+
+def _is_blank_answer(message: Message) -> bool:
+    """Whether it is a message of the assistant that says nothing, and nothing in other keys either (tool calls, reasoning)."""
+    return message.keys() == {"role", "content"} and message["role"] == "assistant" and not message["content"].strip()
 
 
 def _message(message: Message) -> Message:

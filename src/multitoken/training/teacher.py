@@ -12,7 +12,7 @@ from multitoken.decoding.policies import NextToken
 from multitoken.decoding.sampling import Sampling
 from multitoken.progress import counting_bar
 
-from .responses import Write, Written, is_sampled, teacher_key, write_missing
+from .responses import Write, Written, is_sampled, longest_response, teacher_key, write_missing
 from .run_folder import RESPONSES
 from .server import ResponseServer
 
@@ -41,6 +41,8 @@ def response_writer(
         temperature=config.temperature,
         seed=config.seed,
     )
+    if config.quantize != "none":
+        key += f" {config.quantize}"  # `base_hash` is that of the files
     server = None
     if config.responses_from is not None:
         server = ResponseServer(
@@ -79,9 +81,7 @@ def _here(decoder: Decoder, config: AdaptConfig) -> Write:
                 decoder.request(
                     prompt,
                     policy=NextToken(),
-                    max_new_tokens=min(
-                        config.max_new_tokens, (decoder.max_positions or config.max_length) - len(prompt)
-                    ),
+                    max_new_tokens=longest_response(len(prompt), config.max_new_tokens, decoder.max_positions),
                     sampling=drawn if is_sampled(prompt, config.responses) else None,
                     row=numbers[first + i],
                     name=f"prompt {numbers[first + i]}",

@@ -2,6 +2,7 @@
 then needs no flag. Every other model is served as if this plugin were not installed."""
 
 import hashlib
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from .private import check_version, moved, wrap
 from .settings import ADAPTED, KEY, RESOLVED, Settings, is_asked_for, is_enabled, request_policy, resolve
 
 _ROOM = __name__.rsplit(".", 1)[0]
+_log = logging.getLogger("vllm.multitoken")  # below vLLM's own, so that its handler prints it
 
 
 def register() -> None:
@@ -81,7 +83,17 @@ def _read(args: Any, additional: Any) -> Settings | None:
 
     from multitoken.models.heads import find_head
 
-    config = get_config(args.model, args.trust_remote_code, args.revision)
+    # The same places and options as vLLM's own, or a model that it can serve would fail here.
+    source = args.hf_config_path or args.model, args.trust_remote_code, args.revision, args.code_revision
+    try:
+        config = get_config(*source, args.config_format, token=args.hf_token)
+    except Exception as error:
+        if is_asked_for(additional):
+            raise
+        # vLLM will report what is wrong, or it reads the model in another way, such as from object storage.
+        reason = str(error).partition("\n")[0]
+        _log.warning("multitoken cannot read the config of %s and leaves it to vLLM: %s", args.model, reason)
+        return None
     block = getattr(config, KEY, None)
     if block is None:
         if is_asked_for(additional):
@@ -97,10 +109,10 @@ def _read(args: Any, additional: Any) -> Settings | None:
                 "decoding; give one of them"
             )
         return None
-    generation = try_get_generation_config(args.model, args.trust_remote_code, args.revision)
+    generation = try_get_generation_config(*source, args.config_format, args.hf_token)
     settings = resolve(block, getattr(generation, KEY, None), additional, config.get_text_config().vocab_size)
     if version := block.get("draft_head", 0):
-        settings = replace(settings, head=find_head(args.model, version, args.revision))
+        settings = replace(settings, head=find_head(args.model, version, args.revision, args.hf_token))
     return replace(settings, adapter=_adapter(args)) if block["method"] == "gated" else settings
 
 
@@ -113,7 +125,8 @@ def _adapter(args: Any) -> str:
 
     try:
         files = [
-            cached_file(args.model, f"{ADAPTER_FOLDER}/{name}", revision=args.revision) for name in (CONFIG, WEIGHTS)
+            cached_file(args.model, f"{ADAPTER_FOLDER}/{name}", revision=args.revision, token=args.hf_token)
+            for name in (CONFIG, WEIGHTS)
         ]
     except OSError as error:
         raise ModelError(

@@ -21,6 +21,21 @@ SUPPORTED = ("0.32", "0.33")  # releases of vLLM, as MAJOR.MINOR
 _CALLS = {  # module, then the qualified name: the parameters that we pass to it, or that it passes to us
     "vllm.engine.arg_utils:EngineArgs.create_engine_config": ("self",),
     "vllm.engine.arg_utils:EngineArgs.create_model_config": ("self",),
+    "vllm.transformers_utils.config:get_config": (
+        "model",
+        "trust_remote_code",
+        "revision",
+        "code_revision",
+        "config_format",
+    ),
+    "vllm.transformers_utils.config:try_get_generation_config": (
+        "model",
+        "trust_remote_code",
+        "revision",
+        "code_revision",
+        "config_format",
+        "hf_token",
+    ),
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs": ("self", "request_id", "prompt", "params"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample": ("self", "logits", "spec_decode_metadata"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._input_fits_in_drafter": ("self", "common_attn_metadata"),

@@ -153,6 +153,13 @@ class Sampler:
             return scores if top_p is None else nucleus(scores, top_p)
         return apply_top_k_top_p(scores, metadata.top_k[who].clamp(max=scores.shape[-1]), top_p)
 
+    def _warped(self, scores: Tensor, owner: Tensor, metadata: Any) -> Tensor:
+        """Scores [N, V] after the temperature, top-k and top-p of the requests that sample."""
+        if metadata.all_greedy:
+            return scores
+        at = (metadata.temperature[owner] >= _GREEDY).nonzero()[:, 0]
+        return scores.index_copy(0, at, self._warp(scores[at], who=owner[at], metadata=metadata))
+
     def _choose(
         self,
         raw: Tensor,
@@ -280,7 +287,10 @@ class Sampler:
         if metadata.max_num_logprobs is None:
             return None
         sampler = self._runner.sampler
-        source = (scores if sampler.logprobs_mode.startswith("processed") else raw)[grid.rows.flatten()]
+        source = raw
+        if sampler.logprobs_mode.startswith("processed"):
+            source = self._warped(scores, grid.owner, metadata)
+        source = source[grid.rows.flatten()]
         if sampler.logprobs_mode.endswith("logprobs"):
             source = sampler.compute_logprobs(source)
         return sampler.gather_logprobs(source, metadata.max_num_logprobs, emitted.clamp(min=0).flatten())
@@ -293,6 +303,8 @@ def _by_nucleus(scores: Tensor, metadata: Any) -> bool:
 
 def _looks_at_scores_only(metadata: Any) -> bool:
     """Whether no request's options depend on token ids. If they do, places are drafted independently of each other."""
+    if any(getattr(processor, "min_toks", None) for processor in metadata.logitsprocs.non_argmax_invariant):
+        return False  # EOS is forbidden
     return metadata.no_penalties and not metadata.bad_words_token_ids and metadata.allowed_token_ids_mask is None
 
 

@@ -179,6 +179,9 @@ def test_check_output(tmp_path, monkeypatch):
         check_output(tmp_path / "file", overwrite=True)
     with pytest.raises(OutputError, match="file is a file"):
         check_output(tmp_path / "file" / "under", overwrite=False)
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="is a mount point"):
+        patch.setattr(os.path, "ismount", lambda path: path == tmp_path / "empty")  # a volume of a container
+        check_output(tmp_path / "empty", overwrite=False)
     monkeypatch.setattr(os, "access", lambda *arguments: False)
     with pytest.raises(OutputError, match="is not writable"):
         check_output(tmp_path / "new", overwrite=False)

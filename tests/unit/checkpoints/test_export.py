@@ -16,7 +16,7 @@ from multitoken.checkpoints import hub
 from multitoken.checkpoints.adapter import save_adapter
 from multitoken.checkpoints.atomic import is_complete
 from multitoken.checkpoints.export import export
-from multitoken.checkpoints.save import save_checkpoint
+from multitoken.checkpoints.save import save_checkpoint, store_decoding
 from multitoken.decoding import ConfAdapt, DecodingError, Exact, NextToken, StaticK
 from multitoken.decoding.gate import GatedAdapter, adaptable_layers
 from multitoken.errors import DataError, ModelError, OutputError, UsageError
@@ -27,6 +27,7 @@ from multitoken.models.mask_token import add_mask_token
 from multitoken.models.model import Model
 from multitoken.models.mtp_config import MtpConfig
 from multitoken.models.weights import parameter_hash, weight_files, weight_hash
+from tests.e2e.command import run
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -326,6 +327,14 @@ def test_results_that_cannot_be(text, says, full, evaluation, tmp_path) -> None:
         export(full, tmp_path / "out", evaluation=evaluation)
 
 
+def test_the_command_changes_the_stored_policy_only_where_asked(full, tmp_path) -> None:
+    """Guards against a calibrated threshold that --k resets."""
+    store_decoding(full, {"policy": "confadapt", "threshold": 0.97})
+    assert run("export", full, tmp_path / "out", "--k", 3) == 0
+    stored = json_of(tmp_path / "out" / "generation_config.json")["mtp"]
+    assert stored == {"policy": "confadapt", "threshold": 0.97, "k": 3}
+
+
 def test_an_output_in_use(full, tmp_path) -> None:
     """Guards against overwriting a folder without being asked, and against losing the previous export when a new one
     fails."""
@@ -391,3 +400,12 @@ def test_push_without_a_token(full, monkeypatch, tmp_path) -> None:
     with pytest.raises(UsageError, match="there is no Hugging Face token here; log in with `hf auth login`"):
         export(full, tmp_path / "out", push_to_hub="me/mine")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_found_in_the_home_folder(gated, tmp_path, monkeypatch) -> None:
+    """Python and recipes do not expand a ~. An ordinary model was found there, and an adapter was not."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    loaded = load_causal_lm("~/gated", base="~/base")
+    assert loaded.adapter is not None and loaded.name == "gated"
+    export("~/gated", "~/out", base="~/base")
+    assert is_complete(tmp_path / "out")

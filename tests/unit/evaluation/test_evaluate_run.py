@@ -4,7 +4,7 @@ from multitoken.decoding.policies import ConfAdapt, Exact, NextToken, StaticK
 from multitoken.decoding.sampling import Sampling
 from multitoken.errors import DataError, UsageError
 from multitoken.evaluation import answers
-from multitoken.evaluation.graders import grader_named
+from multitoken.evaluation.graders import Grader, grader_named
 from multitoken.evaluation.rows import Combination
 from multitoken.evaluation.run import evaluate
 from multitoken.evaluation.statistics import Interval
@@ -124,6 +124,20 @@ def test_an_ungraded_task_has_speeds_and_no_accuracy() -> None:
     row = evaluate({"original": ScriptedModel(ORIGINAL)}, make_task(("a", ""), grader="none"), {})[0]
     assert (row.accuracy, row.accuracy_interval, row.accuracy_change, row.accuracy_change_interval) == (None,) * 4
     assert row.tokens_per_step == 1.0
+
+
+def test_answers_that_the_grader_does_not_judge_have_no_change() -> None:
+    """A user's grader may return None for single answers. The change of accuracy is then over the prompts where both
+    answers have a grade."""
+
+    def grade(text: str, expected: str) -> bool | None:
+        return None if text == "7 2" else text == expected
+
+    task = Task("sums", TASK.questions, Grader("mine", grade), 20)
+    models = {"original": ScriptedModel(ORIGINAL), "adapted": ScriptedModel(ADAPTED, k=8)}
+    original, own, confadapt = evaluate(models, task, {"c": ConfAdapt(0.8)})
+    assert (original.accuracy, own.accuracy, confadapt.accuracy) == (1.0, 1.0, 0.5)
+    assert (own.accuracy_change, own.accuracy_p_value, confadapt.accuracy_change) == (0.0, 1.0, -0.5)
 
 
 def test_a_model_without_a_mask_token_runs_next_token_only() -> None:

@@ -27,6 +27,9 @@ from multitoken.evaluation.graders import grade, grader_named, is_numeric_answer
         ("1,234,567 in all", "1234567"),
         ("1234,567", "567"),  # not a thousands separator: two numbers
         ("0.75", "0.75"),
+        ("Answer: .75", "0.75"),
+        ("Answer: -$.75", "-0.75"),
+        ("it is ...75", "75"),
     ],
 )
 def test_last_number_reads_what_people_and_gsm8k_write(text: str, number: str) -> None:

@@ -3,6 +3,7 @@ Exact the same ones in fewer passes."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +111,14 @@ def test_the_command_is_the_harness_s_own_with_our_model(folder: Path, reference
     assert results["config"]["multitoken"]["tasks"]["sums-local"]["tokens_per_step"] > 3
     samples = next(tmp_path.rglob("samples_sums-local_*.jsonl")).read_text().splitlines()
     assert [row["resps"] for row in map(json.loads, samples)] == reference[1]["sums-local"]
+
+
+def test_a_task_that_asks_for_samples_gets_them() -> None:
+    """Guards against greedy answers to a task whose `generation_kwargs` say `do_sample: true` and no temperature."""
+    model: Any = SimpleNamespace(_seed=3, _spent={})
+    assert MultitokenLM._sampling(model, {"do_sample": True}) == {"temperature": 1.0, "seed": 3}
+    assert MultitokenLM._sampling(model, {"do_sample": True, "temperature": 0.0}) == {}
+    assert MultitokenLM._sampling(model, {}) == {}
 
 
 def test_an_unknown_argument_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

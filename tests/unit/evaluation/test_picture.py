@@ -84,6 +84,13 @@ def test_ungraded_rows_make_bars(make_row: MakeRow, tmp_path: Path) -> None:
     assert imread(tmp_path / "speed.png").shape[:2] == (1000, 1600)
 
 
+@pytest.mark.parametrize("accuracy", [0.9, None])
+def test_dollar_signs_are_no_formula(make_row: MakeRow, tmp_path: Path, accuracy: float | None) -> None:
+    """Guards against a measurement of hours that ends in an error because of the name of its file."""
+    rows = [make_row(task="cost_$5_and_$6^", accuracy=accuracy), make_row(task="cost_$5_and_$6^", model="$^$")]
+    tradeoff_picture(rows, tmp_path / "picture.png")
+
+
 def test_rows_of_two_tasks_are_refused(make_row: MakeRow, tmp_path: Path) -> None:
     """Guards against one line through the results of two tasks."""
     with pytest.raises(ValueError, match="rows of 2 tasks"):

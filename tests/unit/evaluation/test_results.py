@@ -40,6 +40,12 @@ def test_the_terminal_table_is_whole(make_row: Callable[..., Row], width: int) -
         assert part in printed
 
 
+def test_the_title_is_the_name_as_it_is(make_row: Callable[..., Row]) -> None:
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(results_table([make_row(task="qa[v2] :key:")]))
+    assert "qa[v2] :key:, 1,500 prompts" in console.export_text()
+
+
 def test_the_markdown_table(make_row: Callable[..., Row]) -> None:
     """Guards against a table that does not render: a row with another number of cells, or a `|` in a label that starts
     a column."""

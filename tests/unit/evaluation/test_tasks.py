@@ -31,7 +31,13 @@ def test_every_form_of_prompt_loads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("answers", "grader"),
-    [(["5", "1,000"], "last-number"), (["5", "five"], "exact"), ([None, None], "none"), (["", None], "none")],
+    [
+        (["5", "1,000"], "last-number"),
+        ([1e-7, 2.5, 1e20], "last-number"),
+        (["5", "five"], "exact"),
+        ([None, None], "none"),
+        (["", None], "none"),
+    ],
 )
 def test_the_answers_choose_the_grader(tmp_path: Path, answers: list[str | None], grader: str) -> None:
     """Guards against grading text by its numbers, or marking every answer wrong where there is nothing to grade."""

@@ -57,6 +57,13 @@ def test_the_command_asks_a_config_alone_and_exits_1_where_it_would_be_wrong(tmp
     assert "FAIL packed blocks" in said and "decoded: NO" in said
 
 
+def test_options_that_random_weights_cannot_follow_are_refused(tmp_path, capsys) -> None:
+    """The test of a config is one in float32 on the CPU. It must not pass for a test of bfloat16."""
+    tiny_config("mamba2").save_pretrained(tmp_path)
+    assert run("check", tmp_path, "--random-weights", "--dtype", "bfloat16", "--base", "b") == 2
+    assert "--base, --dtype: not possible with --random-weights" in capsys.readouterr().err
+
+
 def test_the_command_refuses_what_is_no_model(tmp_path, capsys) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert run("check", tmp_path, "--random-weights") == 1

@@ -110,6 +110,22 @@ def test_a_pass_that_raises_loses_its_rows_alone(harness: Harness, decoder: Deco
     assert harness.driver.trouble is None
 
 
+def test_a_row_that_does_not_fit_is_told_even_if_the_pass_raises(decoder: Decoder, monkeypatch) -> None:
+    """Otherwise its client waits until the time limit: there may be no further step that would report it."""
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(decoder.model, "forward", fails)
+    harness = Harness(decoder, max_rows=3, max_cache_bytes=300_000)
+    large, small = harness.job([4] * 3000, 900), harness.job([4, 5])
+    harness.driver.submit([large, small])
+    harness.driver.start()
+    too_large, lost = harness.answers(large, small)
+    assert "more than its limit" in str(too_large) and isinstance(lost, MemoryError)
+    harness.driver.stop(RuntimeError())
+
+
 def test_a_row_of_nan_fails_alone(harness: Harness, decoder: Decoder) -> None:
     expected = alone(decoder, harness.job([4, 5, 6]))
     decoder.model.get_input_embeddings().weight.data[50] = float("nan")

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 import multitoken as mt
+from multitoken.decoding.records import Chunk
 from multitoken.models.model import Model
 from multitoken.quickstart.embedded import checkpoint
 from multitoken.serving.terminal import Chat
@@ -59,6 +60,15 @@ def test_policies_change_on_the_way(gated: Model) -> None:
     ):
         screen, chat = talk(gated, line)
         assert says in screen and chat.policy == mt.Exact(0.6, 16)  # what the checkpoint stores
+
+
+def test_text_is_shown_as_the_model_wrote_it(gated: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against emoji in the place of ":key:", and spaces in the place of tabs."""
+    text = "d[a:key:b]\n\tx :smile: [bold]y[/bold]"
+    chunk = Chunk(0, (5,), (1.0,), text=text, finish="eos")
+    monkeypatch.setattr(Model, "stream", lambda *args, **options: iter([chunk]))
+    screen, _ = talk(gated, "Go.", "/history")
+    assert f"{text}\n" in screen and "assistant: d[a:key:b]" in screen and screen.count(":smile:") == 2
 
 
 def test_compare_runs_both_ways(gated: Model) -> None:

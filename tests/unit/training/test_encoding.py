@@ -51,6 +51,14 @@ def test_chat_model_with_a_second_end_token(make_tokenizer):
     assert tokenizer.decode(sample.response_ids) == "ho!"
 
 
+def test_an_end_token_that_the_tokenizer_does_not_have_ends_nothing(chat_tokenizer):
+    """Generation configs name such ids. Their text is None, and an answer with this word in it would be cut there."""
+    record = Record(prompt="hi", response="x = None # ho")
+    sample = encode_record(record, chat_tokenizer, 64, eos_ids=(EOS, 5000))
+    assert isinstance(sample, Sample)
+    assert chat_tokenizer.decode(sample.response_ids) == "x = None # ho</s>"
+
+
 def test_a_conversation_that_the_user_ends_is_a_prompt(chat_tokenizer):
     """The user's last message waits for a reply. The earlier reply is part of the prompt."""
     chat = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})

@@ -3,6 +3,7 @@ references."""
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -15,6 +16,7 @@ from multitoken.training import head as head_module
 from multitoken.training.head import Head, suppress
 from multitoken.training.objective import Distillation, Objective, data_labels, supervised, within_turns
 from multitoken.training.passes import GatedPasses, PackedPasses
+from tests.tiny import tiny_llama, tiny_tokenizer
 
 EOS = torch.tensor([9])
 
@@ -315,3 +317,12 @@ def test_others_words_are_taught_as_sampled_ones() -> None:
         distil, *_ = distillation("full", Objective(labels="data", weights="reach", foreign=foreign))
         losses.append(distil(inputs(sampled=sampled))[0].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0] != pytest.approx(losses[2], rel=1e-3)
+
+
+def test_the_head_keeps_what_other_libraries_put_into_the_trunk() -> None:
+    """accelerate replaces the trunk's forward where it places a model on several devices."""
+    model = tiny_llama(tiny_tokenizer())
+    add_hook_to_module(model.base_model, ModelHook())
+    placed = model.base_model.__dict__["forward"]
+    Head(model, MASK)
+    assert model.base_model.__dict__["forward"] is placed

@@ -44,6 +44,7 @@ def test_next_tokens_weigh_more_as_the_rate_falls() -> None:
     for done in (0.2, 0.5, 0.9):
         assert weight_at(done, 0.1) * rate_at(done, 0.1) == pytest.approx(1.0)
     assert weight_at(0.99, 0.1) == weight_at(1.0, 0.1) == 10.0
+    assert rate_at(1.0, 1.0) == 0.0, "a run that only warms up, resumed at its end"
 
 
 def test_the_default_rate_falls_with_width_where_every_weight_moves() -> None:

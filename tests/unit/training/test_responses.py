@@ -11,10 +11,16 @@ from threading import Barrier
 from typing import Any, Literal
 
 import pytest
+import torch
+from rich.console import Console
+from transformers import BloomConfig, BloomForCausalLM
 
+from multitoken.config import make_config
 from multitoken.errors import DataError, OutputError
 from multitoken.processes import Processes
 from multitoken.training.responses import Written, teacher_key, write_missing
+from multitoken.training.teacher import response_writer
+from tests.tiny import tiny_tokenizer
 
 PROMPTS = [[1], [2, 2, 2], [3, 3], [1], [4, 4, 4, 4]]
 
@@ -196,3 +202,24 @@ def test_teacher_key_holds_what_decides_a_response_and_no_more():
     assert key() == key(seed=1, temperature=0.5)
     sampled = [key("sampled"), key("sampled", seed=1), key("sampled", temperature=0.5)]
     assert len({key(), key(model="n"), key(tokens=9), *sampled}) == 6
+
+
+def test_responses_are_cached_under_all_that_decides_them(tmp_path: Path):
+    """A run with a longer max_length must not find the responses that a shorter one cut, nor a run with the model itself those
+    of its quantized weights."""
+    tokenizer = tiny_tokenizer(60)
+    settings = BloomConfig(vocab_size=60, hidden_size=32, n_layer=2, n_head=2, initializer_range=0.3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BloomForCausalLM(settings).eval()  # ALiBi: its positions have no limit
+
+    def lengths(work: Path, **options: Any) -> list[int]:
+        config = make_config(model="m", data="d", output="o", responses="greedy", max_new_tokens=20, **options)
+        write = response_writer(model, tokenizer, 61, [], config, work, "hash", Console(quiet=True))
+        return [len(ids) for ids, _ in write([[5, 6], [7, 8, 9]])]
+
+    lengths(tmp_path, max_length=8)
+    assert lengths(tmp_path, max_length=64) == [20, 20]
+    cached = (tmp_path / "responses.jsonl").read_text().count("\n")
+    lengths(tmp_path, quantize="int8")
+    assert (tmp_path / "responses.jsonl").read_text().count("\n") == cached + 2

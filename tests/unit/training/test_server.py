@@ -175,3 +175,16 @@ def test_servers_that_cannot_be_used(original: Model, serve: Callable[..., str])
     with pytest.raises(UsageError, match="does not serve 'c'; it serves a, b"):
         server_of(f"{url}#c", original)
     assert server_of(f"{url}#b", original).model == "b"
+
+
+@pytest.mark.parametrize("reply", [(503, {"error": "loading"}), (200, {"error": "loading"}), (200, {"choices": []})])
+def test_a_server_without_answers_is_an_error_in_words(
+    reply: Reply, original: Model, prompts: list[list[int]], serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server lists its models before it can use them. Its first answers are then errors, or lack what is read from them."""
+    monkeypatch.setattr(module, "_FIRST_PAUSE", 0.001)
+    server = server_of(serve(lambda body: reply), original)
+    with pytest.raises(UsageError, match="does not answer a prompt of token ids"):
+        server.check(original.hf, prompts)
+    with pytest.raises(DataError, match=r"does not answer: .*run again with --resume"):
+        list(server.write(prompts[:1], [False]))

@@ -17,6 +17,7 @@ from multitoken.training.setup import _objective
         ({}, 10, "data"),
         ({"responses": "greedy"}, 10, "data"),
         ({"responses": "greedy", "loss_until": "first-disagreement", "labels": "online"}, 10, "data"),
+        ({"responses": "greedy", "loss_until": "first-disagreement", "join_share": 0.5}, 10, "online"),
         ({"loss_until": "first-disagreement"}, 10, "online"),
         ({"responses": "sampled", "loss_until": "first-disagreement"}, 10, "online"),
         ({"labels": "online"}, 10, "online"),

@@ -188,3 +188,12 @@ def test_without_response():
     assert Record(messages=(user,)).without_response() == Record(messages=(user,))
     with pytest.raises(DataError, match="x: rewriting responses needs prompts"):
         Record(text="a", where="x").without_response()
+
+
+def test_a_blank_answer_of_a_chat_is_one_that_is_missing():
+    """Otherwise it would be trained on as an answer that ends at once. An answer that calls a tool needs no text."""
+    asked, blank = {"role": "user", "content": "hi"}, {"role": "assistant", "content": " "}
+    assert record_from_row({"messages": [asked, blank]}, "row").messages == (asked,)
+    assert record_from_row({"messages": [asked, blank, asked, blank]}, "row").messages == (asked, blank, asked)
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    assert record_from_row({"messages": [asked, call]}, "row").messages == (asked, call)

@@ -66,6 +66,42 @@ def test_resume_is_bit_identical(project, monkeypatch, optimizer: str) -> None:
     assert not (project / "cut.training").exists()
 
 
+def test_a_run_that_replaces_its_output_can_be_resumed(project, monkeypatch) -> None:
+    """The output still exists when such a run is interrupted. It must neither stop --resume nor be replaced too early."""
+    run(project, "out")
+    before = weights(project / "out")
+    plain = BlockTrainer.compute_loss
+
+    def killed(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            raise KeyboardInterrupt
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(BlockTrainer, "compute_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(project, "out", overwrite=True, seed=1)
+    monkeypatch.setattr(BlockTrainer, "compute_loss", plain)
+    assert largest_difference(before, weights(project / "out")) == 0.0
+    assert run(project, "out", resume=True, seed=1).steps == 6
+    assert largest_difference(before, weights(project / "out")) > 0.0
+
+
+def test_a_run_of_minutes_survives_an_output_that_cannot_be_written(project, monkeypatch) -> None:
+    """A run of minutes may end before its first checkpoint. If its model cannot be written, the training is not lost."""
+
+    def filled(setup, adapted) -> None:
+        raise OutputError("the disk is full")
+
+    options = {"steps": None, "minutes": 0.01, "checkpoint_every": 10**6}
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="the disk is full"):
+        patch.setattr("multitoken.training.adapt._save", filled)
+        run(project, "out", **options)
+    trained = last_complete_checkpoint(project / "out.training")
+    assert trained is not None
+    done = run(project, "out", **options, resume=True)
+    assert done.steps <= int(trained.name.removeprefix("checkpoint-")) + 1
+
+
 def test_half_written_checkpoints_are_never_resumed_from(tmp_path) -> None:
     """The checkpoint with the highest number was being written when the machine went down."""
     for step, complete in ((2, True), (10, True), (12, False)):
