@@ -4,10 +4,12 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+import multitoken.decoding.step as step_module
 from benchmarks.tiny_families import tiny_model
 from multitoken.decoding import ConfAdapt, Decoder, Exact, NextToken, Sampling, StaticK
 from multitoken.decoding.pace import Level, Pace
 from multitoken.decoding.row import Request, Row
+from multitoken.decoding.sampling import choose
 from tests.parity.families import EOS, MASK, SUPPORTED
 
 POLICIES = [NextToken(), Exact(0.0), Exact(0.2, 3), ConfAdapt(0.15), StaticK(3), Exact(0.1)]
@@ -151,6 +153,34 @@ def test_lines_of_short_rows_and_slots_of_a_long_one_do_not_multiply(family: str
             cache = engine._batch.cache
             assert cache.lines * (cache.capacity * slot + cache.line_bytes()) <= limit
         assert [found[number] for number in numbers] == alone[kind] and not engine.failed
+
+
+def test_rows_whose_common_choice_fails_choose_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores that are not numbers can end the choice of all rows that choose in the same way. Guards against an error of the
+    whole pass, which would end the rows of other users too: only the row with these scores may fail."""
+    decoder = decoder_of("qwen3")
+    requests = [
+        decoder.request(
+            prompt(i), policy=Exact(0.1), max_new_tokens=8, sampling=Sampling(temperature=0.8, seed=i), row=i
+        )
+        for i in range(3)
+    ]
+    together, apart = decoder.engine(), decoder.engine()
+    for request in requests:
+        together.add(request)
+        apart.add(request)
+    expected = texts(together)
+
+    def fails(*_: object) -> None:
+        raise IndexError("argmax(): Expected reduction dim 1 to have non-zero size.")
+
+    def fails_in_one(row: Row, logits: torch.Tensor) -> object:
+        return fails() if row.number == 1 else choose(row, logits)
+
+    monkeypatch.setattr(step_module, "choose_alike", fails)
+    monkeypatch.setattr(step_module, "choose", fails_in_one)
+    assert texts(apart) == {0: expected[0], 2: expected[2]}
+    assert "logits processor failed" in str(apart.failed[1])
 
 
 class _Erratic(Pace):

@@ -164,7 +164,10 @@ def _choose_together(feeds: Sequence[Feed], logits: Tensor, drafts: bool) -> dic
         places = [
             logits[i, logits.shape[1] - feed.wanted : end] for i, feed, end in zip(group, mine, ends, strict=True)
         ]
-        found |= zip(group, choose_alike([feed.row for feed in mine], places), strict=True)
+        try:
+            found |= zip(group, choose_alike([feed.row for feed in mine], places), strict=True)
+        except Exception:  # `step` then chooses for each row alone, so that only the row with the bad scores fails
+            continue
     return found
 
 
