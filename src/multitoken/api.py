@@ -53,8 +53,9 @@ def evaluate(
     interrupted measurement continues from its answers.jsonl. Raises `UsageError`, `DataError` and `OutputError`, before anything
     is decoded.
     """
-    from multitoken.evaluation.journal import journal_of, prepare_output
+    from multitoken.evaluation.journal import check_answers, journal_of, prepare_output
     from multitoken.evaluation.measure import DEFAULT_POLICIES, label_of, measure, of_type, parse_policy, publish
+    from multitoken.evaluation.run import checked
     from multitoken.evaluation.sampled import in_words, sampling_of
     from multitoken.evaluation.samples import samples_of
 
@@ -69,8 +70,10 @@ def evaluate(
     usual = [each for each in DEFAULT_POLICIES if each.k is None or each.k <= most]
     chosen = [parse_policy(each) if isinstance(each, str) else each for each in policies or usual]
     folder = None if output is None else Path(output)
-    prepare_output(folder, overwrite=overwrite, resume=resume)
+    check_answers(folder, overwrite=overwrite, resume=resume)
     questions = task_of(task, prompts, grader, max_new_tokens)
+    checked(models, questions, {label_of(each): each for each in chosen}, batch_size=batch_size)
+    prepare_output(folder, overwrite=overwrite, resume=resume)
     console = console_of(console, verbose)
     journal = journal_of(folder, questions, models, sampling=in_words(sampling), batch_size=batch_size)
     rows = measure(models, questions, chosen, console, sampling, batch_size=batch_size, journal=journal)
@@ -88,8 +91,9 @@ def evaluate(
     return rows
 
 
-def task_of(task: Any, prompts: int | None, grader: str | None, max_new_tokens: int) -> "Task":
-    """The `Task` itself if one is given; otherwise the task read from a JSONL file, or the embedded task of that name."""
+def task_of(task: Any, prompts: int | None, grader: str | None, max_new_tokens: int, usual: int = 100) -> "Task":
+    """The `Task` itself if one is given; otherwise the task read from a JSONL file, or the embedded task of that name. usual: the
+    number of questions of an embedded task if `prompts` is None."""
     from multitoken.evaluation.tasks import Task, load_task
     from multitoken.quickstart.embedded import embedded_task
 
@@ -100,7 +104,7 @@ def task_of(task: Any, prompts: int | None, grader: str | None, max_new_tokens: 
         return load_task(name, prompts, grader=grader, max_new_tokens=max_new_tokens)
     if grader is not None:
         raise UsageError(f"grader {grader!r} is for JSONL files; the task {name!r} has its own")
-    return embedded_task(name, 100 if prompts is None else prompts, max_new_tokens=max_new_tokens)
+    return embedded_task(name, usual if prompts is None else prompts, max_new_tokens=max_new_tokens)
 
 
 def calibrate(
@@ -130,7 +134,8 @@ def calibrate(
     max_drop: the accuracy that may be lost compared with `original` (0.01 is one point; needs answers to grade against).
     min_identical: the share of outputs that must be identical to the original's. If neither is given, only `policy="exact"` is
     allowed, which loses nothing. policy: "exact" or "confadapt", to allow only that one. thresholds: the thresholds to try; a
-    dozen from 0.3 to 0.999 if not given. original: needed unless the adapter acts at mask tokens only ("gated"): its original is
+    dozen from 0.3 to 0.999 if not given. prompts: how many, half of them to confirm (embedded tasks: as many as the promise takes if
+    no answer loses anything, and at least 100, if not given). original: needed unless the adapter acts at mask tokens only ("gated"): its original is
     the same model at one token per step. write: store the choice in the `generation_config.json` of a model given as a folder, so
     that everything that decodes the model uses it. output: a folder that stores the answers; with `resume`, an interrupted
     calibration continues from them. loading: options of `mt.load`, for models given as folders. Raises `UsageError`, `DataError`
@@ -138,8 +143,16 @@ def calibrate(
     """
     from multitoken.checkpoints.save import store_decoding
     from multitoken.decoding.policies import ConfAdapt, Exact, as_options
-    from multitoken.evaluation.calibration import ORDER, Allowed, calibrate, candidates_of, check_calibration
-    from multitoken.evaluation.journal import journal_of, prepare_output
+    from multitoken.evaluation.calibration import (
+        ORDER,
+        Allowed,
+        calibrate,
+        candidates_of,
+        check_calibration,
+        check_models,
+        usual_prompts,
+    )
+    from multitoken.evaluation.journal import check_answers, journal_of, prepare_output
     from multitoken.evaluation.measure import label_of
     from multitoken.models.model import Model
     from multitoken.progress import counting_bar
@@ -161,16 +174,16 @@ def calibrate(
         allowed = Allowed("different", 1 - min_identical)
     else:
         allowed = Allowed("drop", max_drop) if max_drop is not None else None
-    questions = task_of(task, prompts, grader, max_new_tokens)
+    questions = task_of(task, prompts, grader, max_new_tokens, usual_prompts(allowed, confidence))
     tried_kinds = [kinds[policy]] if policy else list(kinds.values())
     # Both raise an error for bad values before anything is written or loaded.
     candidates_of(1, tried_kinds, thresholds)
-    check_calibration(questions, allowed, confidence)
+    check_calibration(questions, allowed, confidence, batch_size)
     folder = None if isinstance(model, Model) else Path(model)
     if write and (folder is None or not folder.is_dir()):
         raise UsageError(f"{folder or model} is not a folder to write to; give a folder, or write=False")
     kept = None if output is None else Path(output)
-    prepare_output(kept, overwrite=overwrite, resume=resume)
+    check_answers(kept, overwrite=overwrite, resume=resume)
     if not isinstance(model, Model):
         model = Model.load(model, **loading)
     elif loading:
@@ -178,19 +191,21 @@ def calibrate(
     if model.mtp is not None and model.mtp.method != "gated" and original is None:
         raise UsageError(
             f"this model's own weights were trained ({model.mtp.method}), so its loss is measured against the model it was made "
-            "from: give that model as original"
+            "from: give that model as original (--original)"
         )
     if original is not None and not isinstance(original, Model):
         original = Model.load(original, **{name: value for name, value in loading.items() if name != "base"})
     models = {"original": original, "adapted": model} if original is not None else {"adapted": model}
-    tried = candidates_of(model.mtp.k if model.mtp else 1, tried_kinds, thresholds)
+    tried = {label_of(each): each for each in candidates_of(model.mtp.k if model.mtp else 1, tried_kinds, thresholds)}
+    check_models(models, questions, tried)
+    prepare_output(kept, overwrite=overwrite, resume=resume)
     journal = journal_of(kept, questions, models, order=ORDER, batch_size=batch_size)
     console = console_of(console, verbose)
     with counting_bar(console, f"answering {questions.name}") as progress:
         found = calibrate(
             models,
             questions,
-            {label_of(each): each for each in tried},
+            tried,
             allowed,
             confidence=confidence,
             batch_size=batch_size,

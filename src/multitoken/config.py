@@ -126,7 +126,8 @@ class AdaptConfig(BaseModel):
     """Share of the run in which the learning rate rises from zero."""
 
     responses: Literal["greedy", "sampled", "mixed"] = "mixed"
-    """How the original model writes the responses that are missing in the data. mixed: every second one is sampled."""
+    """How the original model writes the responses that are missing in the data. greedy: the likeliest
+    token each time. sampled: at the temperature. mixed: every second response is sampled."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of sampled responses."""
     max_new_tokens: int = Field(default=256, ge=1)
@@ -230,7 +231,10 @@ class AdaptConfig(BaseModel):
         if self.method == "full" and (self.rank != 64 or self.layers is not None):
             raise ValueError("rank and layers belong to method=gated or method=lora, found method=full")
         if self.method != "gated" and self.start_from is not None:
-            raise ValueError(f"start_from belongs to method=gated, found {self.method}: give the model itself as model")
+            raise ValueError(
+                f"start_from={self.start_from} continues an adapter, which only method=gated trains, found method={self.method}: "
+                "to train a whole model further, give it as the model and leave start_from out"
+            )
         if self.method != "gated" and self.device_map is not None:
             raise ValueError(f"device_map belongs to method=gated, whose model is frozen, found {self.method}")
         if self.shard and self.device_map is not None:
@@ -292,10 +296,15 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         found = "nothing" if recipe is None else f"a {type(recipe).__name__}"
         raise UsageError(f"recipe {path} holds {found}; expected options as `name: value`, for example `k_max: 16`")
-    for name in recipe:
-        if name not in AdaptConfig.model_fields:
-            raise UsageError(f"recipe {path} has unknown option {name!r}{nearest(str(name), AdaptConfig.model_fields)}")
-    return recipe
+    options: dict[str, Any] = {}
+    for name, value in recipe.items():
+        field = str(name).replace("-", "_")  # as on the command line
+        if field not in AdaptConfig.model_fields:
+            raise UsageError(f"recipe {path} has unknown option {name!r}{nearest(field, AdaptConfig.model_fields)}")
+        if field in options:
+            raise UsageError(f"recipe {path} has the option {field!r} twice, with a dash and with an underscore")
+        options[field] = value
+    return options
 
 
 def make_config(recipe: Mapping[str, Any] | None = None, **options: Any) -> AdaptConfig:

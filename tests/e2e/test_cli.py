@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import multitoken
+from multitoken.commands.adapt import _help
+from multitoken.commands.flags import with_flags
 from tests.e2e.command import run
 from tests.unit.training.project import make_project
 
@@ -111,6 +114,34 @@ def test_generate_samples_with_a_seed(project, capsys) -> None:
     hot = ("--temperature", 5, "--seed", 3)
     assert text(*hot, "--policy", "exact", "--threshold", 0) == text(*hot, "--policy", "next-token") != text()
     assert text("--temperature", 0, "--seed", 3) == text()
+    assert text(*hot, "--top-k", 1) == text(*hot, "--min-p", 1) == text()
+
+
+def test_the_last_line_of_generate_adds_up(project, capsys) -> None:
+    """The pass of the prompt is no step. Guards against a quotient that is not the number printed."""
+    assert run("generate", "demo", "Count from 357 to 372.", "--max-new-tokens", 5, "--policy", "next-token") == 0
+    said = capsys.readouterr().out
+    assert "5 tokens in 5 forward passes (1.00 tokens per step after the prompt's pass)" in said
+    assert run("generate", "demo", "Count from 357 to 372.", "--max-new-tokens", 1) == 0
+    assert "1 token in 1 forward pass, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["evaluate", "m", "--output", "o"], "`multitoken evaluate` continues with --resume"),
+        (["calibrate", "m", "--output=o"], "`multitoken calibrate` continues with --resume"),
+        (["calibrate", "m"], "With --output, an interrupted `multitoken calibrate` can be continued"),
+        (["generate", "m", "p"], "Interrupted.\n"),
+    ],
+)
+def test_ctrl_c_says_how_to_continue(monkeypatch, capsys, argv, says) -> None:
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("multitoken.cli.app", interrupted)
+    assert run(*argv) == 130
+    assert says in capsys.readouterr().err
 
 
 def test_recipe_holds_options_and_refuses_unknown_ones(project, capsys) -> None:
@@ -141,10 +172,17 @@ EVALUATE = ("evaluate", "ADAPTED", "--task", "TASK", "--output", "OUT2")
         (["adapt", BASE, "--data", DATA, "--resume"], 1, "no unfinished run"),
         (["adapt", BASE, "--data", DATA, "--method", "magic"], 2, "method is 'magic'"),
         (["adapt", BASE, "--data", DATA, "--learning-rate", "fast"], 2, "--learning-rate"),
-        (["adapt", BASE], 2, "data is missing"),
+        (["adapt", BASE], 2, "--data is missing"),
+        (["adapt", BASE, "--data", DATA, "--pack", "--join-share", "0.5"], 2, "--join-share 0.5 joins"),
+        (["adapt", "ADAPTED", "--data", DATA], 1, "adapted was adapted already (by method full): give the model"),
+        (["adapt", BASE, "--data", DATA, "--method", "lora", "--start-from", "x"], 2, "only --method gated"),
         (["generate", "ADAPTED", "w7", "--policy", "exact", "--threshold", "1.7"], 2, "threshold is 1.7"),
         (["generate", "ADAPTED", "w7", "--policy", "exact", "--k", "9"], 2, "trained for k up to 4"),
         (["generate", "ADAPTED", "w7", "--policy", "sure"], 2, "expected one of"),
+        (["generate", "ADAPTED", "w7", "--policy", "exact:2"], 2, "threshold is 2"),
+        (["generate", "ADAPTED", "w7", "--policy", "exact:0.5", "--threshold", "0.4"], 2, "leave --threshold out"),
+        (["generate", "ADAPTED", "w7", "--temperature", "-1"], 2, "--temperature is -1.0; expected a number above 0"),
+        (["generate", "ADAPTED", "w7", "--device", "foo"], 2, "cuda:N, mps, xpu"),
         (["generate", BASE, "w7", "--threshold", "0.5"], 2, "no threshold"),
         (["generate", "ADAPTED", "w7 <MTP>"], 2, "mask token"),
         (["generate", "ADAPTED", ""], 2, "empty"),
@@ -153,9 +191,18 @@ EVALUATE = ("evaluate", "ADAPTED", "--task", "TASK", "--output", "OUT2")
         (["evaluate", "ADAPTED", "--task", "TASK", "--output", "OUT2", "--policy", "exact:2"], 2, "threshold is 2"),
         (["demo", "--fast", "--minutes", "3", "--output", "OUT2"], 2, "--minutes"),
         (["demo", "--questions", "0", "--output", "OUT2"], 2, "0 questions"),
+        (["demo", "--minutes", "0", "--output", "OUT2"], 2, "minutes is 0"),
+        ([*EVALUATE, "--batch-size", "0"], 2, "is 0; expected at least 1"),
+        ([*EVALUATE, "--policy", "static:9"], 2, "trained for k up to 4"),
+        (
+            ["evaluate", BASE, "--task", "TASK", "--output", "OUT2", "--policy", "exact:0.5"],
+            2,
+            "no model here has a mask",
+        ),
+        ([*EVALUATE, "--max-new-tokens", "999"], 1, "256 positions"),
         ([*EVALUATE, "--temperature", "-1"], 2, "temperature is -1"),
-        ([*EVALUATE, "--temperature", "0.8", "--top-p", "1.5"], 2, "top_p is 1.5"),
-        ([*EVALUATE, "--temperature", "0.8", "--top-k", "0"], 2, "top_k is 0"),
+        ([*EVALUATE, "--temperature", "0.8", "--top-p", "1.5"], 2, "--top-p is 1.5"),
+        ([*EVALUATE, "--temperature", "0.8", "--top-k", "0"], 2, "--top-k is 0"),
         ([*EVALUATE, "--top-p", "0.9"], 2, "add --temperature"),
         ([*EVALUATE, "--temperature", "0", "--seed", "1"], 2, "add --temperature"),
         (["fly"], 2, "fly"),
@@ -172,9 +219,67 @@ def test_mistakes_are_named_with_the_mend_and_an_exit_code(project, tmp_path, ca
     if argv[0] == "adapt":
         words += ["--output", str(tmp_path / "out")]
     assert run(*words) == code
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
     assert message in err and "Traceback" not in err
+    assert "0/?" not in out and "embedded base" not in out, "nothing is shown before a mistake is named"
     assert not (tmp_path / "out").exists() and not (tmp_path / "out2").exists()
+
+
+def test_resuming_a_run_that_is_done_says_how_to_go_on(project, capsys) -> None:
+    """ "Choose another output" would start anew, and --overwrite would remove what was trained."""
+    done = ("adapt", project / "base", "--data", project / "data.jsonl", "--output", project / "adapted", "--resume")
+    assert run(*done, "--method", "full") == 1
+    assert "is complete, so nothing is left to resume; to train longer, run it again" in capsys.readouterr().err
+    assert run(*done) == 1
+    assert f"add --start-from {project / 'adapted'}" in capsys.readouterr().err
+
+
+def test_a_policy_may_hold_its_number(project, capsys) -> None:
+    """evaluate takes exact:0.3, so the other commands must as well."""
+    printed = []
+    for policy in (("exact:0.3",), ("exact", "--threshold", 0.3)):
+        assert run("generate", project / "adapted", "w7 w8", "--max-new-tokens", 9, "--json", "--policy", *policy) == 0
+        printed.append(json.loads(capsys.readouterr().out.splitlines()[-1])["chunk_sizes"])
+    assert printed[0] == printed[1]
+
+
+def test_version(capsys) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"multitoken {multitoken.__version__}\n"
+    assert {"load", "Exact", "adapt", "__version__"} <= set(dir(multitoken))
+
+
+def test_demo_is_the_embedded_base_model_for_adapt(tmp_path, capsys) -> None:
+    """Every other command takes this name. The smallest run that shows how adapt works needs a model to adapt."""
+    rows = "".join(
+        json.dumps({"prompt": f"What is {i} plus 2?", "response": f"It is {i + 2}."}) + "\n" for i in range(9)
+    )
+    (tmp_path / "data.jsonl").write_text(rows)
+    argv = ("adapt", "demo", "--data", tmp_path / "data.jsonl", "--output", tmp_path / "out", "--steps", 1)
+    assert run(*argv, "--batch-size", 2, "--report-to", "none") == 0
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["mtp"]["base_name"] == "base"
+    assert "fewer than 100 samples (found 9)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("data is missing. Training data", "--data is missing. Training data"),
+        ("leave k_max=4 out, or raise steps", "leave --k-max 4 out, or raise steps"),
+        ("max_drop=0.01 or policy='exact'", "--max-drop 0.01 or --policy exact"),
+        ("leave policy out; or resume=True, write=False", "leave --policy out; or --resume, --no-write"),
+        ("/runs/k_max/data is a file; 'k_max' too", "/runs/k_max/data is a file; 'k_max' too"),
+        ("the data holds no steps", "the data holds no steps"),
+    ],
+)
+def test_messages_name_options_as_flags(message: str, shown: str) -> None:
+    """One who typed --k-max looks for --k-max. A folder or an ordinary word of the same name is left as it is."""
+    names = ("data", "k_max", "steps", "max_drop", "policy", "resume", "write")
+    assert with_flags(message, {name: f"--{name.replace('_', '-')}" for name in names}) == shown
+
+
+def test_help_names_options_as_flags() -> None:
+    assert "--blocks-per-row" in (_help("pack")) and "k_max" not in _help("k_schedule")
 
 
 def test_an_output_folder_in_use_is_left_alone(project, capsys) -> None:

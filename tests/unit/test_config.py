@@ -61,6 +61,10 @@ def test_steps_option_replaces_the_recipe_s_minutes():
         ({"teacher": "soft", "labels": "data"}, "teacher=soft needs labels=online"),
         ({"pack": True, "join_share": 0.5}, r"join_share=0\.5 .* pack .* give one of them"),
         ({"k_growth": 100}, "k_growth is 100; it should be less than or equal to 1. Share of the run"),
+        (
+            {"start_from": "a", "method": "lora"},
+            "start_from=a continues an adapter, which only method=gated .* give it as the model",
+        ),
         ({"max_drift": 0.02}, "max_drift needs method=full or lora"),
         ({"max_drift": 0.02, "method": "full", "validation_share": 0}, "max_drift .* needs a validation_share"),
     ],
@@ -117,10 +121,18 @@ def test_recipe_file(tmp_path: Path):
     assert (config.learning_rate, config.steps, config.output) == (2e-4, 5, Path("o"))
 
 
+def test_a_recipe_may_write_names_as_flags_do(tmp_path: Path):
+    """The docs say that a recipe takes the same names as the options, and `--k-max` is what a user has typed before."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("k-max: 8\nbatch_size: 2\n")
+    assert load_recipe(path) == {"k_max": 8, "batch_size": 2}
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("k-max: 4\n", r"unknown option 'k-max'; did you mean 'k_max'\?"),
+        ("k-maxx: 4\n", r"unknown option 'k-maxx'; did you mean 'k_max'\?"),
+        ("k-max: 4\nk_max: 8\n", "has the option 'k_max' twice"),
         ("zzz: 4\n", "unknown option 'zzz'; valid: batch_size, "),
         ("3: 4\n", "unknown option 3"),
         ("- a\n", "holds a list; expected options as `name: value`"),

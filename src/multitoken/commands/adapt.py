@@ -8,7 +8,8 @@ import typer
 
 from multitoken.config import AdaptConfig, load_recipe, make_config
 
-from .options import console_for
+from .flags import long_names_as_flags
+from .options import console_for, model_path
 
 
 def adapt_command(**options: Any) -> None:
@@ -16,6 +17,7 @@ def adapt_command(**options: Any) -> None:
     dry_run = options.pop("dry_run", None)
     recipe = load_recipe(options.pop("config")) if options.get("config") else options.pop("config", None)
     config = make_config(recipe, **options)
+    config = config.model_copy(update={"model": model_path(config.model, "base")})
     if dry_run:
         from multitoken.training.plan import plan, show
 
@@ -51,13 +53,14 @@ def _signature() -> inspect.Signature:
             continue
         kind = _option_type(field.annotation)
         default = "" if field.is_required() else f" (default: {field.default})" if field.default is not None else ""
-        option = typer.Option(help=(field.description or "") + default, show_default=False)
+        option = typer.Option(help=_help(name) + default, show_default=False)
         parameters.append(inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind | None, option]))
     return inspect.Signature(parameters)
 
 
 def _help(name: str) -> str:
-    return AdaptConfig.model_fields[name].description or ""
+    flags = {name: f"--{name.replace('_', '-')}" for name in AdaptConfig.model_fields}
+    return long_names_as_flags(AdaptConfig.model_fields[name].description or "", flags)
 
 
 def _option_type(annotation: Any) -> Any:

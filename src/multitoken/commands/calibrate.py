@@ -32,7 +32,13 @@ def calibrate_command(
     ] = None,
     original: Annotated[str | None, typer.Option(help="The model it was made from (full and lora need it).")] = None,
     confidence: Annotated[float, typer.Option(help="Confidence at which the loss must stay within the limit.")] = 0.95,
-    prompts: options.PromptsOption = None,
+    prompts: Annotated[
+        int | None,
+        typer.Option(
+            help="How many prompts; half of them confirm the loss. If not given: all of a file; of an embedded task as many as "
+            "the limit takes at least (598 for 1% at 95% confidence), and 100 if no limit is given."
+        ),
+    ] = None,
     grader: options.GraderOption = None,
     max_new_tokens: options.AnswerLengthOption = 256,
     batch_size: Annotated[
@@ -118,18 +124,41 @@ def _show(found: "Calibration", console: "Console") -> None:
 def _verdict(found: "Calibration") -> str:
     if found.allowed is None:
         assert found.chosen is not None
-        return f"{found.chosen.label}: the fastest one here, and no output changes."
+        return f"{found.chosen.label}: the fastest one here, and no output changes.{_rival(found)}"
     lost = "outputs differ" if found.allowed.kind == "different" else "of accuracy are lost"
     if found.chosen is not None and found.chosen.at_most == 0.0:
-        return f"{found.chosen.label}: the fastest one within the limit, and no output changes."
+        return f"{found.chosen.label}: the fastest one within the limit, and no output changes.{_rival(found)}"
     limit = f"at most {_share(found.allowed.share)} {lost}, at {found.confidence:.0%} confidence"
     failed = [each for each in found.candidates if each.confirmed_loss is not None and not each.promised]
     said = (
-        f"{found.chosen.label}: {limit} ({found.prompts} prompts, half of them to confirm)."
+        f"{found.chosen.label}: {limit} ({found.prompts} prompts, half of them to confirm).{_rival(found)}"
         if found.chosen is not None
         else f"Nothing can be promised: the goal ({limit}) was not reached on {found.prompts} prompts."
     )
+    if found.chosen is None and not failed:
+        said += f"\n{_why_none(found, min(found.candidates, key=lambda each: each.loss))}"
     return "\n".join([said, *(f"{each.label}: {_reason(each)}" for each in failed)])
+
+
+def _rival(found: "Calibration") -> str:
+    if found.as_fast is None:
+        return ""
+    return f"\n{found.as_fast} may be as fast: on {found.prompts} prompts the difference in speed is within the noise."
+
+
+def _why_none(found: "Calibration", best: "Candidate") -> str:
+    """Why no candidate was tested on the confirming half."""
+    from multitoken.evaluation.promise import p_value
+
+    assert found.allowed is not None and found.fewest is not None
+    said = f"All candidates lost more than {_share(found.allowed.share)} on the half of the prompts that searches; {best.label} lost least, {_share(best.loss)}. "
+    number = found.prompts // 2
+    lost = round(best.loss * number)
+    fine = [0.0] * lost + [1.0] * (number - lost)
+    by_chance = p_value(fine, 1 - found.allowed.share) > 1 - found.confidence  # so many losses, or more, at the limit
+    if found.prompts < found.fewest and by_chance:
+        return f"{said}That may be chance: this limit takes at least {found.fewest:,} prompts, even if no answer loses anything."
+    return f"{said}Allow a larger loss, or try stricter thresholds with --threshold."
 
 
 def _reason(each: "Candidate") -> str:

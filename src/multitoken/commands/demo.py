@@ -14,9 +14,9 @@ def demo_command(
     fast: Annotated[
         bool, typer.Option("--fast", help="Use the embedded adapter instead of training one: takes under a minute.")
     ] = False,
-    output: Annotated[Path, typer.Option(help="Folder for the report, the plot and the numbers.")] = Path(
-        "demo-output"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="Folder for the report, the plot and the numbers. An earlier demo in it is replaced.")
+    ] = Path("demo-output"),
     minutes: Annotated[float | None, typer.Option(help="Minutes of training.")] = None,
     questions: Annotated[int | None, typer.Option(help="Number of questions for each model and policy.")] = None,
 ) -> None:

@@ -53,15 +53,17 @@ def evaluate_command(
     """Measure MODEL under several policies: accuracy, speed, and how many outputs are identical to those of --original."""
     from multitoken.api import evaluate, task_of
     from multitoken.checkpoints.provenance import provenance
-    from multitoken.evaluation.journal import prepare_output
+    from multitoken.evaluation.journal import check_answers
     from multitoken.evaluation.measure import parse_policy
+    from multitoken.evaluation.run import check_batch_size
     from multitoken.evaluation.sampled import sampling_of
     from multitoken.models.model import Model
 
     drawing = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     sampling_of(**drawing)
     policies = [parse_policy(text) for text in policy or ()]
-    prepare_output(output, overwrite=overwrite, resume=resume)
+    check_batch_size(batch_size)
+    check_answers(output, overwrite=overwrite, resume=resume)
     others = _named(compare or ())
     questions = task_of(task, prompts, grader, max_new_tokens)
     how: dict[str, Any] = {"device": device, "dtype": dtype, "device_map": device_map}

@@ -7,7 +7,7 @@ import typer
 
 from multitoken.errors import UsageError
 
-from .options import POLICY_HELP, BaseOption, KOption, ThresholdOption, console_for, model_path
+from .options import POLICY_HELP, BaseOption, KOption, ThresholdOption, console_for, model_path, policy_options
 
 
 def export_command(
@@ -63,7 +63,7 @@ def export_command(
     export(
         source,
         output,
-        policy=varied(policy_in(source), policy, threshold=threshold, k=k) if is_changed else None,
+        policy=varied(policy_in(source), **policy_options(policy, threshold, k)) if is_changed else None,
         base=base,
         reference=reference,
         evaluation=evaluation,

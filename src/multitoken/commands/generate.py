@@ -41,6 +41,16 @@ def generate_command(
     top_p: Annotated[
         float | None, typer.Option(help="Sample among the most likely tokens that together have this probability.")
     ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            help="Sample among this many of the most likely tokens (50 if not given, unless MODEL says otherwise)."
+        ),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Sample among the tokens with at least this share of the most likely one's probability."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Sample with this seed; the same seed gives the same text.")] = None,
     base: BaseOption = None,
     device: DeviceOption = "auto",
@@ -65,15 +75,14 @@ def generate_command(
     options: dict[str, Any] = {"adaptive": False}
     given: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     if temperature != 0:
-        given |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+        given |= {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
     options |= {name: value for name, value in given.items() if value is not None}
     for i, chunk in enumerate(loaded.stream(text, policy=chosen, **options)):
         chunks.append(chunk)
         show(chunk, i, console)
     answer = Generation.of(chunks, time.perf_counter() - started)
     console.print(
-        f"\n[dim]{len(answer.token_ids)} tokens in {answer.forward_passes} forward passes, "
-        f"{answer.tokens_per_step:.2f} tokens per step, {answer.seconds:.2f} s[/dim]"
+        f"\n{answer.passes_said}, {answer.seconds:.2f} s", style="dim", markup=False, highlight=False, soft_wrap=True
     )
     if json_output:
         print_json(

@@ -6,6 +6,17 @@ import typer
 
 from multitoken.errors import UsageError
 
+_OURS = """\
+multitoken lm-eval is the command line of lm-evaluation-harness with one more model, multitoken:
+
+  multitoken lm-eval --model_args pretrained=my-model,policy=exact,threshold=0.7 --tasks gsm8k
+
+If not given: --model multitoken, --batch_size 32, --device auto.
+--model_args of multitoken: pretrained, policy, threshold, k, branches, base, dtype, device_map, quantize, attn_implementation, seed,
+trust_remote_code, and the harness's own (max_length, truncation, add_bos_token, enable_thinking, ...).
+
+The rest of this page is the harness's own. `multitoken lm-eval run --help` lists its options.
+"""
 HARNESS_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -25,7 +36,10 @@ def lm_eval_command(context: typer.Context) -> None:
         ) from error
 
     arguments = list(context.args)
-    if not any(word in arguments for word in ("ls", "validate", "--help", "-h")):
+    runs = not any(word in arguments for word in ("ls", "validate"))
+    if runs and {"--help", "-h"} & {*arguments}:
+        print(_OURS)
+    elif runs:
         arguments += _defaults(arguments)
     # The harness's parser reads the command line itself.
     before, sys.argv = sys.argv, ["lm-eval", *arguments]
@@ -33,6 +47,12 @@ def lm_eval_command(context: typer.Context) -> None:
         setup_logging()
         harness = HarnessCLI()
         harness.execute(harness.parse_args())
+    except ValueError as error:
+        if str(error).startswith(("No tasks specified", "Tasks not found")):
+            raise UsageError(
+                f"{str(error).rstrip('.')}; `multitoken lm-eval ls tasks` lists the tasks for --tasks"
+            ) from error
+        raise
     finally:
         sys.argv = before
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from multitoken.errors import UsageError
 from multitoken.processes import Processes
 
 if TYPE_CHECKING:
     from multitoken.decoding import Policy
     from multitoken.models.model import Model
 
-POLICY_HELP = "next-token, static, confadapt or exact"
+POLICY_HELP = "next-token, static, confadapt or exact, or with their number: static:3, confadapt:0.9, exact:0.5"
 ModelArgument = Annotated[str, typer.Argument(help="A folder or Hub name, adapted or not; 'demo' is the embedded one.")]
 PolicyOption = Annotated[
     str | None, typer.Option(help=f"{POLICY_HELP}. If not given: the model's default policy (exact, if it is adapted).")
@@ -77,4 +78,24 @@ def chosen_policy(
     """The model's default policy, changed by the options that are given."""
     from multitoken.decoding.policies import varied
 
-    return varied(model.default_policy, name, threshold=threshold, k=k, branches=branches)
+    return varied(model.default_policy, **policy_options(name, threshold, k, branches))
+
+
+def policy_options(
+    name: str | None, threshold: float | None, k: int | None, branches: int | None = None
+) -> dict[str, Any]:
+    """The options of `varied`. The name may hold them in short: exact:0.5, as in `evaluate`."""
+    options = {"name": name, "threshold": threshold, "k": k, "branches": branches}
+    if name is None or ":" not in name:
+        return options
+    from multitoken.decoding.policies import as_options
+    from multitoken.evaluation.measure import parse_policy
+
+    for option, value in as_options(parse_policy(name)).items():
+        if option == "policy":
+            options["name"] = value
+        elif value is not None and options[option] is not None:
+            raise UsageError(f"--policy {name} already gives the {option}; leave --{option} out")
+        elif value is not None:
+            options[option] = value
+    return options

@@ -20,6 +20,7 @@ from .options import (
     chosen_policy,
     console_for,
     model_path,
+    policy_options,
 )
 
 
@@ -47,7 +48,10 @@ def serve_command(
         list[str] | None, typer.Option(help="A site whose pages may call the API from a browser; repeatable.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="multitoken, or vllm: hand over to `vllm serve` with the plugin.")
+        str,
+        typer.Option(
+            help="multitoken, or vllm: start vLLM's server with the plugin. A gated model must be exported first."
+        ),
     ] = "multitoken",
     base: BaseOption = None,
     device: DeviceOption = "auto",
@@ -89,7 +93,8 @@ def serve_command(
     )
     if engine == "vllm" and compiled:
         raise UsageError("vLLM compiles by itself; leave --compile out")
-    if engine == "vllm" and branches:
+    asked = policy_options(policy, threshold, k, branches)
+    if engine == "vllm" and asked["branches"]:
         raise UsageError("vLLM's attention does not support branches; leave --branches out")
     if engine == "vllm":
         usual = ServeOptions("")
@@ -98,13 +103,9 @@ def serve_command(
             "--timeout": timeout != usual.timeout, "--base": base is not None, "--device": device != "auto",
         }  # fmt: skip
         if wrong := [name for name, is_given in others.items() if is_given]:
-            raise UsageError(f"{', '.join(wrong)}: `vllm serve` has no such option; leave it out")
-        decoding = {
-            name: value
-            for name, value in {"policy": policy, "threshold": threshold, "k": k}.items()
-            if value is not None
-        }
-        varied(policy_in(model_path(model)), policy, threshold=threshold, k=k)  # raises for a wrong option
+            raise UsageError(f"{', '.join(wrong)}: vLLM's server has no such option; leave it out")
+        varied(policy_in(model_path(model)), **asked)  # raises for a wrong option
+        decoding = {option.replace("name", "policy"): value for option, value in asked.items() if value is not None}
         serve_with_vllm(model_path(model), options, decoding=decoding, dtype=dtype, trust_remote_code=trust_remote_code)
     loaded = Model.load(model_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code, base=base)
     console = console_for()

@@ -89,6 +89,9 @@ def check_arguments(
             if option(name, kept, given) is None:
                 mend = f"the checkpoint's generation config sets it: pass {name}={plain[0] if plain else None}"
             raise DecodingError(f"{name}={value!r} is not supported by multi-token decoding; {mend}")
+    temperature = option("temperature", kept, given, of_checkpoint)
+    if temperature is not None and not temperature > 0 and option("do_sample", kept, given, of_checkpoint):
+        raise DecodingError(f"temperature is {temperature!r}; expected a number above 0 (leave it out for greedy)")
     return kept
 
 

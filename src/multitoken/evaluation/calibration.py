@@ -18,10 +18,11 @@ from multitoken.errors import DataError, UsageError
 from .answers import Progress, Run, answer_all
 from .identity import Identity, Judge, compare
 from .journal import Journal
-from .promise import p_value, prompts_needed, upper_bound
+from .promise import fewest_prompts, p_value, prompts_needed, upper_bound
 from .protocols import ModelLike
-from .rows import Outcome
-from .run import encoded, runs_of
+from .rows import Combination, Outcome, seconds_per_token
+from .run import check_batch_size, encoded, runs_of
+from .statistics import ratio_interval
 from .tasks import Task
 
 _THRESHOLDS: Mapping[type[ConfAdapt] | type[Exact], tuple[float, ...]] = {
@@ -29,6 +30,7 @@ _THRESHOLDS: Mapping[type[ConfAdapt] | type[Exact], tuple[float, ...]] = {
     Exact: (0.3, 0.5, 0.7, 0.9),
 }
 _FEWEST_PROMPTS = 20
+_USUAL_PROMPTS = 100
 ORDER = "calibration"
 """What a journal says about the order of a calibration's questions, which is random and always the same."""
 Loss = Callable[[int, Outcome, Outcome], float]
@@ -66,13 +68,20 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The result. `chosen` is None where nothing could be promised. `candidates` are sorted, the fastest first."""
+    """The result. `chosen` is None where nothing could be promised. `candidates` are sorted, the fastest first. `as_fast`: the
+    label of the next fastest that could have been chosen too, if the difference in speed may be chance."""
 
     allowed: Allowed | None
     confidence: float
     prompts: int
     candidates: tuple[Candidate, ...]
     chosen: Candidate | None
+    as_fast: str | None = None
+
+    @property
+    def fewest(self) -> int | None:
+        """The fewest prompts, both halves together, that could promise what is allowed; None if no promise was asked for."""
+        return None if self.allowed is None else 2 * fewest_prompts(self.allowed.share, self.confidence)
 
 
 def candidates_of(
@@ -84,10 +93,27 @@ def candidates_of(
     return [kind(threshold, k=k) for kind in kinds for threshold in thresholds or _THRESHOLDS[kind] for k in ks]
 
 
-def check_calibration(task: Task, allowed: Allowed | None, confidence: float) -> None:
-    """Raises `UsageError` or `DataError` for a request that no calibration can answer."""
+def usual_prompts(allowed: Allowed | None, confidence: float) -> int:
+    """How many prompts of an embedded task are asked if no number is given: as many as any promise takes, at least 100."""
+    _check_confidence(confidence)
+    return _USUAL_PROMPTS if allowed is None else max(_USUAL_PROMPTS, 2 * fewest_prompts(allowed.share, confidence))
+
+
+def _check_confidence(confidence: float) -> None:
     if not 0.5 <= confidence < 1:
         raise UsageError(f"confidence is {confidence}; expected a number from 0.5 to below 1, such as 0.95")
+
+
+def check_models(models: Mapping[str, ModelLike], task: Task, policies: Mapping[str, Policy]) -> None:
+    """Raises `UsageError` or `DataError` for models that cannot be calibrated on this task with these policies."""
+    _runs(models, policies)
+    encoded(models, task)
+
+
+def check_calibration(task: Task, allowed: Allowed | None, confidence: float, batch_size: int = 32) -> None:
+    """Raises `UsageError` or `DataError` for a request that no calibration can answer."""
+    _check_confidence(confidence)
+    check_batch_size(batch_size)
     if len(task.questions) < _FEWEST_PROMPTS:
         raise DataError(f"{task.name} has {len(task.questions)} prompts; calibration needs at least {_FEWEST_PROMPTS}")
     if allowed is not None and allowed.kind == "drop" and task.grader.name == "none":
@@ -115,7 +141,7 @@ def calibrate(
     are written as they come, and where existing answers are taken from; its questions are numbered in `ORDER`. Raises
     `UsageError` and `DataError` before anything is decoded.
     """
-    check_calibration(task, allowed, confidence)
+    check_calibration(task, allowed, confidence, batch_size)
     plain, runs = _runs(models, policies)
     questions = list(task.questions)
     Random(0).shuffle(questions)
@@ -137,7 +163,8 @@ def calibrate(
     ]
     tried.sort(key=lambda pair: -pair[1].tokens_per_second)
     if allowed is None:
-        return Calibration(None, confidence, number, tuple(c for _, c in tried), tried[0][1])
+        best = tried[0][1]
+        return Calibration(None, confidence, number, tuple(c for _, c in tried), best, _as_fast(best, tried, found))
 
     known = {c.label: _lossless(c) for run, c in tried if run.policy.verifies and "original" not in models}
     chosen = next((known[c.label] for _, c in tried if c.label in known), None)
@@ -161,7 +188,22 @@ def calibrate(
             break
         if chosen is None or tested.tokens_per_second > chosen.tokens_per_second:
             chosen = tested
-    return Calibration(allowed, confidence, number, tuple(known.get(c.label, c) for _, c in tried), chosen)
+    rival = chosen and _as_fast(
+        chosen, [(run, c) for run, c in tried if c.label in known and known[c.label].promised], found
+    )
+    return Calibration(allowed, confidence, number, tuple(known.get(c.label, c) for _, c in tried), chosen, rival)
+
+
+def _as_fast(
+    chosen: Candidate, able: Sequence[tuple[Run, Candidate]], found: Mapping[Combination, Sequence[Outcome]]
+) -> str | None:
+    """The next fastest after the chosen one of those that could be chosen, if these answers do not tell which is faster."""
+    place = next(i for i, (_, c) in enumerate(able) if c.label == chosen.label)
+    if place + 1 == len(able):
+        return None
+    ours, other = able[place][0], able[place + 1][0]
+    lead = ratio_interval(seconds_per_token(found[other.what], found[ours.what]))
+    return other.what.label if lead.interval is None or lead.interval.low <= 1 else None
 
 
 def _lossless(candidate: Candidate) -> Candidate:

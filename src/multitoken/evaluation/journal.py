@@ -22,8 +22,19 @@ _ALL = "answers*.jsonl"
 
 
 def prepare_output(folder: Path | None, *, overwrite: bool, resume: bool) -> None:
-    """Refuse a folder that holds something, unless it is to be replaced or continued. `overwrite` deletes its old answers.
-    None: nothing is kept.
+    """Do what `check_answers` does. Then `overwrite` deletes the folder's old answers."""
+    check_answers(folder, overwrite=overwrite, resume=resume)
+    processes = Processes.here()
+    if folder is not None and overwrite and processes.first:
+        with disk_errors(folder):
+            for path in folder.glob(_ALL):
+                path.unlink()
+    processes.wait()
+
+
+def check_answers(folder: Path | None, *, overwrite: bool, resume: bool) -> None:
+    """Refuse a folder that holds something, unless it is to be replaced or continued. None: nothing is kept. This is cheap and
+    changes nothing: call it before the work.
 
     Raises `UsageError` and, as `check_output` does, `OutputError`.
     """
@@ -35,11 +46,11 @@ def prepare_output(folder: Path | None, *, overwrite: bool, resume: bool) -> Non
         return
     processes = Processes.here()
     if processes.first:
-        _prepare(folder, overwrite=overwrite, resume=resume)
+        _check(folder, overwrite=overwrite, resume=resume)
     processes.wait()
 
 
-def _prepare(folder: Path, *, overwrite: bool, resume: bool) -> None:
+def _check(folder: Path, *, overwrite: bool, resume: bool) -> None:
     if overwrite and resume:
         raise UsageError("overwrite and resume exclude each other: the old answers are replaced, or they are kept")
     journal = folder / NAME
@@ -50,9 +61,6 @@ def _prepare(folder: Path, *, overwrite: bool, resume: bool) -> None:
     if journal.is_file() and not overwrite:
         raise OutputError(f"{journal} already exists: continue it with --resume, or replace it with --overwrite")
     check_output(folder, overwrite=overwrite)
-    with disk_errors(folder):
-        for path in folder.glob(_ALL):
-            path.unlink()
 
 
 class Journal:

@@ -47,6 +47,11 @@ def prompts_needed(losses: Sequence[float], allowed: float, confidence: float) -
     return number if number <= MOST_PROMPTS else None
 
 
+def fewest_prompts(allowed: float, confidence: float) -> int:
+    """How many prompts promise a mean loss of at most `allowed` if none of them loses anything. Fewer promise nothing."""
+    return math.ceil(math.log(1 - confidence) / math.log1p(-allowed) - 1e-9)
+
+
 def _binomial(failures: int, n: int, allowed: float) -> float:
     """P(at most `failures` of n), each with chance `allowed`."""
     if not 0 < allowed < 1:

@@ -130,7 +130,7 @@ def make_row(
     both = [(before, after) for before, after in graded if before is not None and after is not None]
     before, after = [before for before, _ in both], [after for _, after in both]
     change = paired_difference(before, after) if both else None
-    speedup = ratio_interval(_seconds_per_token(original, ours))
+    speedup = ratio_interval(seconds_per_token(original, ours))
     steps = [(len(o.token_ids) - o.prefill_tokens, o.forward_passes - 1) for o in ours]
     return Row(
         task=task,
@@ -182,7 +182,7 @@ def _steps_by_length(outcomes: Sequence[Outcome]) -> tuple[int, ...]:
     return tuple(lengths[n] for n in range(1, max(lengths, default=0) + 1))
 
 
-def _seconds_per_token(original: Sequence[Outcome], ours: Sequence[Outcome]) -> list[tuple[float, float]]:
+def seconds_per_token(original: Sequence[Outcome], ours: Sequence[Outcome]) -> list[tuple[float, float]]:
     """One pair per batch: answers decoded together are timed together, so a batch is one observation. A measurement
     that was resumed by another number of processes may have other batches in its second half: then an observation is
     what two batches share."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from multitoken.decoding.policies import Exact, NextToken, Policy
+from multitoken.decoding.policies import Exact, NextToken, Policy, with_trained_k
 from multitoken.decoding.positions import position_limit
 from multitoken.decoding.sampling import Sampling
 from multitoken.errors import DataError, MultitokenError, UsageError
@@ -39,11 +39,8 @@ def evaluate(
     Raises `UsageError` for models and policies that cannot be compared and `DataError` for a prompt that cannot be
     answered, both before the measurement begins.
     """
-    if batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size}; expected at least 1")
+    runs, prompt_ids = checked(models, task, policies, sampling=sampling, batch_size=batch_size)
     original = _original_of(models)
-    runs = runs_of(models, policies, sampling)
-    prompt_ids = encoded(models, task)
     outcomes = answer_all(runs, task, batch_size=batch_size, journal=journal, progress=progress)
 
     next_token = {run.what.model: outcomes[run.what] for run in runs if run.what.policy == NextToken.name}
@@ -72,6 +69,25 @@ def evaluate(
         )
         for what, ours in outcomes.items()
     ]
+
+
+def checked(
+    models: Mapping[str, ModelLike],
+    task: Task,
+    policies: Mapping[str, Policy],
+    *,
+    sampling: Sampling | None = None,
+    batch_size: int = 1,
+) -> tuple[list[Run], list[list[int]]]:
+    """What `evaluate` will run, and every prompt's ids. Raises what it raises before anything is decoded."""
+    check_batch_size(batch_size)
+    _original_of(models)
+    return runs_of(models, policies, sampling), encoded(models, task)
+
+
+def check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}; expected at least 1")
 
 
 class _Loss:
@@ -121,7 +137,7 @@ def runs_of(
     for model_label, model in models.items():
         chosen: dict[str, Policy] = {NextToken.name: NextToken(), **(adaptive if model.mtp is not None else {})}
         for label, policy in chosen.items():
-            k = policy.k if policy.k is not None else _trained_k(model)
+            k = with_trained_k(policy, _trained_k(model)).k or 1  # raises for a k that is too large
             threshold = getattr(policy, "threshold", None)
             name = policy.name + branches_said(policy)
             runs.append(Run(Combination(model_label, label, name, threshold, k, sampling), model, policy))

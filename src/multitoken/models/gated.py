@@ -15,7 +15,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, get_session, is_offline_mode, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -40,6 +41,20 @@ def is_hub_name(text: str) -> bool:
     return bool(_HUB_NAME.fullmatch(text)) and not text.startswith(".") and not Path(text).exists()
 
 
+def can_be_found(hub_name: str) -> bool:
+    """Whether the cache knows this name, or the Hub answers. The hub's client tries each file again for half a minute, and the
+    name is often a mistyped folder: so the Hub is asked once before."""
+    try:
+        if is_offline_mode() or any(try_to_load_from_cache(hub_name, file) for file in (CONFIG, "config.json")):
+            return True
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except HFValidationError:  # not a name: the client says why
+        return True
+    except Exception:  # the hub's transport raises many kinds of errors
+        return False
+    return True
+
+
 def is_adapter(path: str | Path) -> bool:
     """Whether `path` is a folder that holds an adapter without a model."""
     return (Path(path) / CONFIG).is_file()
@@ -49,7 +64,7 @@ def fetch_adapter(name_or_path: str | Path) -> Path | None:
     """The folder of an adapter, fetched if it is on the hub; None for anything else."""
     if is_adapter(place := Path(name_or_path).expanduser()):
         return place
-    if isinstance(name_or_path, Path) or not is_hub_name(name_or_path):
+    if isinstance(name_or_path, Path) or not is_hub_name(name_or_path) or not can_be_found(name_or_path):
         return None
     try:
         found = cached_file(name_or_path, CONFIG, **QUIET)
@@ -94,7 +109,7 @@ def read_adapter_config(folder: Path) -> tuple[dict[str, Any], MtpConfig]:
     if not isinstance(block, dict):
         raise ModelError(
             f"{folder} is an adapter without an mtp block in {CONFIG}; expected one that multitoken wrote. An UNO draft adapter "
-            "needs uno=True (--uno); merge an ordinary LoRA adapter into its model first (PEFT: merge_and_unload)"
+            "needs uno=True, or `multitoken adopt` first; merge an ordinary LoRA adapter into its model first (PEFT: merge_and_unload)"
         )
     return settings, MtpConfig.from_block(block, CONFIG)
 
@@ -104,7 +119,7 @@ def read_uno_settings(folder: Path) -> dict[str, Any]:
     LoRA adapter."""
     settings = read_adapter_settings(folder)
     if "mtp" in settings:
-        raise ModelError(f"{folder} is an adapter that multitoken wrote; load it without uno")
+        raise ModelError(f"{folder} is a multitoken adapter already, and not an UNO adapter: use it as it is")
     if str(settings.get("peft_type", "")).upper() != "LORA":
         raise ModelError(f"{folder}: peft_type is {settings.get('peft_type')!r} in {CONFIG}; expected LORA")
     return settings

@@ -50,6 +50,13 @@ class Generation:
         steps = len(self.chunks) - 1
         return (len(self.token_ids) - len(self.chunks[0].token_ids)) / steps if steps else 0.0
 
+    @property
+    def passes_said(self) -> str:
+        """What it took, in words. Without the last ones, readers would divide the first number by the second."""
+        tokens, passes = len(self.token_ids), self.forward_passes
+        said = f"{tokens} token{'s' * (tokens != 1)} in {passes} forward pass{'es' * (passes != 1)}"
+        return said + (f" ({self.tokens_per_step:.2f} tokens per step after the prompt's pass)" if passes > 1 else "")
+
 
 def _logprobs(chunk: Chunk) -> list[float]:
     assert chunk.logits is not None

@@ -122,7 +122,13 @@ def load_causal_lm(
         name = folder.resolve().name if folder == Path(name_or_path).expanduser() else str(name_or_path)
         return _load_gated(folder, name, base, how, uno=uno)
     if uno:
-        raise UsageError(f"uno is True, but {name_or_path} is not an adapter; leave uno out")
+        where = Path(name_or_path).expanduser()
+        found = (
+            "has no adapter_config.json"
+            if where.exists()
+            else "is no folder, and no adapter of that name was found on the Hub"
+        )
+        raise UsageError(f"{name_or_path} {found}; expected an UNO draft adapter: its folder or Hub name")
     if base is not None:
         raise UsageError(f"base is {str(base)!r}, but {name_or_path} is not an adapter; leave base out")
     loaded, source = _load_whole(name_or_path, how)

@@ -36,7 +36,7 @@ def find_device(device: str | torch.device = "auto") -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise UsageError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:1'") from error
+        raise UsageError(f"device is {device!r}; expected auto, cpu, cuda, cuda:N, mps, xpu or xpu:N") from error
     if place.type == "cpu":
         return place
     if accelerator is None or accelerator.type != place.type:

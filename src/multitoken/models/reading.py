@@ -1,5 +1,6 @@
 """Read the parts of a checkpoint: its location, config, tokenizer and weights. Problems are reported with our own messages."""
 
+import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from multitoken.errors import ModelError, UnsupportedModelError
 
-from .gated import is_hub_name
+from .gated import can_be_found, is_hub_name
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,10 @@ def locate(name_or_path: str | Path, *, weights: bool = True) -> tuple[str, str]
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"{text} has no config.json; expected the folder of a Hugging Face model")
+        try:
+            json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{text}: cannot read config.json: {error}; copy the folder again") from error
         if weights and not [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]:
             old = next(iter(sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])), None)
             found = f"found {old.name}, which can run code when it is read" if old else "found no weights"
@@ -89,6 +94,11 @@ def locate(name_or_path: str | Path, *, weights: bool = True) -> tuple[str, str]
     if isinstance(name_or_path, Path) or not is_hub_name(text):
         raise ModelError(
             f"{text} does not exist; expected a folder with config.json, or a hub name such as Qwen/Qwen3-0.6B"
+        )
+    if not can_be_found(text):
+        raise ModelError(
+            f"there is no folder {text!r}, and the Hugging Face hub, where it could be a model's name, cannot be reached; check "
+            "the name and the network, or download the model and give its folder"
         )
     return text, text
 

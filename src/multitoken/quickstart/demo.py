@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from multitoken.checkpoints.atomic import check_output, disk_errors, write_text
-from multitoken.config import make_config
+from multitoken.config import AdaptConfig, make_config
 from multitoken.decoding import ConfAdapt, Exact, NextToken, Policy
 from multitoken.errors import OutputError
 from multitoken.evaluation.measure import FILES, measure, publish
@@ -48,16 +48,20 @@ class DemoOptions:
 
 
 def run_demo(options: DemoOptions, console: Console) -> list[Row]:
-    """Run the five parts of the demo. Returns the rows of `results.json`."""
-    task = embedded_task("word-problems", options.questions)  # raises for a wrong number, before the training
-    _check(options)
+    """Run the parts of the demo, one heading each. Returns the rows of `results.json`."""
+    # Both raise for a wrong number, before anything is shown or written.
+    task = embedded_task("word-problems", options.questions)
+    config = _config(options)
+    headings = iter(range(1, 6))
+    if _check(options):
+        console.print(f"Replacing the earlier demo in {options.output}.", markup=False, soft_wrap=True)
     transformers_logging.disable_progress_bar()  # a progress bar for 56 small tensors is useless
-    console.rule("1  The embedded base model")
+    console.rule(f"{next(headings)}  The embedded base model")
     base = _load("base")
     millions = base.hf.num_parameters() / 1e6
     console.print(f"{millions:.1f} M parameters, {type(base.hf).__name__}, trained by this package's own script.")
 
-    console.rule("2  The race: one model, three ways to decode")
+    console.rule(f"{next(headings)}  The race: one model, three ways to decode")
     gated = _load("gated")
     runners: dict[str, tuple[Model, Policy]] = {
         "original, next token": (base, NextToken()),
@@ -69,11 +73,11 @@ def run_demo(options: DemoOptions, console: Console) -> list[Row]:
     if options.fast:
         how = "with the embedded gated adapter"
     else:
-        console.rule(f"3  Adapting the base model from scratch: {options.minutes:g} minutes")
-        gated = _adapt(options, console)
+        console.rule(f"{next(headings)}  Adapting the base model from scratch: {options.minutes:g} minutes")
+        gated = _adapt(config, console)
         how = f"with a gated adapter trained here in {options.minutes:g} minutes"
 
-    console.rule("4  What it gained and what it cost")
+    console.rule(f"{next(headings)}  What it gained and what it cost")
     rows = measure(
         {"original": base, "gated": gated},
         task,
@@ -81,7 +85,7 @@ def run_demo(options: DemoOptions, console: Console) -> list[Row]:
         console,
     )
 
-    console.rule("5  Results")
+    console.rule(f"{next(headings)}  Results")
     publish(
         options.output,
         rows,
@@ -101,8 +105,8 @@ def _load(name: str) -> Model:
     return Model.load(checkpoint(name), dtype="float32")
 
 
-def _check(options: DemoOptions) -> None:
-    """The demo overwrites its own earlier results without asking, and nothing else."""
+def _check(options: DemoOptions) -> bool:
+    """The demo overwrites its own earlier results without asking, and nothing else. Returns whether there are any."""
     ours = {*FILES, "adapted", "problems.jsonl", "adapted.training", "adapted.logs"}
     foreign = [p.name for p in options.output.iterdir() if p.name not in ours] if options.output.is_dir() else []
     if foreign:
@@ -113,19 +117,26 @@ def _check(options: DemoOptions) -> None:
         check_output(options.output, overwrite=False)
     with disk_errors(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
+    return any(options.output.iterdir())
 
 
-def _adapt(options: DemoOptions, console: Console) -> Model:
-    """Adapt from prompts only: problems that are neither in the base model's training text nor in the test."""
-    data = options.output / "problems.jsonl"
-    prompts = (example.prompt for example in examples("word-problems", "adapt", PROMPTS))
-    write_text(data, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    folder = options.output / "adapted"
-    config = make_config(
-        demo_recipe(), model=checkpoint("base"), data=data, output=folder, minutes=options.minutes, overwrite=True
+def _config(options: DemoOptions) -> AdaptConfig:
+    return make_config(
+        demo_recipe(),
+        model=checkpoint("base"),
+        data=options.output / "problems.jsonl",
+        output=options.output / "adapted",
+        minutes=options.minutes,
+        overwrite=True,
     )
+
+
+def _adapt(config: AdaptConfig, console: Console) -> Model:
+    """Adapt from prompts only: problems that are neither in the base model's training text nor in the test."""
+    prompts = (example.prompt for example in examples("word-problems", "adapt", PROMPTS))
+    write_text(config.data, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     adapt(config=config, console=console)
-    return Model.load(folder)
+    return Model.load(config.output)
 
 
 def demo_recipe() -> dict[str, object]:

@@ -15,11 +15,12 @@ import multitoken
 from multitoken.decoding.policies import as_options
 from multitoken.models.model import Model
 
-from .errors import ApiError, refused
+from .errors import ApiError
 from .guard import Guard
 from .options import ServeOptions
 from .protocol import ChatBody, CompletionBody
 from .service import Service
+from .wrong_fields import wrong_body
 
 _PAGE_HEADERS = {
     # Style and script of the page are inline, and it sends requests to this server only.
@@ -113,20 +114,7 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        found = error.errors()[0]
-        param = (
-            ".".join(
-                str(part) for part in found["loc"][1:] if isinstance(part, int) or (part.islower() and part != "str")
-            )
-            or None
-        )
-        if found["type"] == "json_invalid":
-            return refused(f"the body is not JSON: {found['ctx']['error']}").response()
-        message = found["msg"].removeprefix("Value error, ")
-        if found["type"] == "value_error" and not param:
-            return refused(message, message.split()[0].strip("'")).response()
-        value = f" is {_short(found['input'])}" if found["type"] != "missing" else ""
-        return refused(f"{param or 'the body'}{value}: {message}", param).response()
+        return wrong_body(error.errors()).response()
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -135,8 +123,3 @@ def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def surprise(request: Request, error: Exception) -> Response:
         return ApiError(500, f"unexpected {type(error).__name__}: {error}").response()
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -21,6 +21,7 @@ _HELP = """\
 /policy NAME        exact, confadapt, static or next-token; without NAME: show the current policy
 /threshold NUMBER   confidence from 0 to 1 that a token must reach
 /k NUMBER           most tokens per step
+/branches NUMBER    further blocks per step, after drafts that may be rejected (exact)
 /compare            answer the last question again, token by token and with the current policy
 /history            show the conversation so far
 /clear              start a new conversation
@@ -73,6 +74,7 @@ class Chat:
             "/policy": lambda given: self._set(policy=given) if given else self._say(_words(self.policy)),
             "/threshold": lambda given: self._set(threshold=_number(given, float)),
             "/k": lambda given: self._set(k=_number(given, int)),
+            "/branches": lambda given: self._set(branches=_number(given, int)),
             "/compare": lambda _: self._compare(),
             "/history": lambda _: self._say(
                 "\n".join(f"{m['role']}: {m['content']}" for m in self.messages) or "nothing yet"
@@ -81,15 +83,15 @@ class Chat:
         }
         name, _, given = line.partition(" ")
         if name not in commands:
-            raise UsageError(f"there is no command {name}{nearest(name, commands)}")
+            raise UsageError(f"there is no command {name}{nearest(name, [*commands, '/quit'])}")
         commands[name](given.strip())
 
-    def _set(self, *, policy: str | None = None, threshold: float | None = None, k: int | None = None) -> None:
+    def _set(self, *, policy: str | None = None, k: int | None = None, **more: Any) -> None:
         """A new policy gets the k that the model was trained with, unless one is given."""
         trained_k = self._model.decoder.trained_k
         if policy == "static" and self.policy.name != "static" and k is None:
             k = trained_k
-        self.policy = with_trained_k(varied(self.policy, policy, threshold=threshold, k=k), trained_k)
+        self.policy = with_trained_k(varied(self.policy, policy, k=k, **more), trained_k)
         self._say(_words(self.policy))
 
     def _ask(self, question: str) -> None:
@@ -126,8 +128,7 @@ class Chat:
         answer = Generation.of(chunks, time.perf_counter() - begun)
         self._console.print()
         self._say(
-            f"{len(answer.token_ids)} tokens in {answer.forward_passes} forward passes, {answer.tokens_per_step:.2f} per step, "
-            f"{len(answer.token_ids) / answer.seconds:.0f} per second"
+            f"{answer.passes_said}, {len(answer.token_ids) / answer.seconds:.0f} tokens per second"
             if chunks
             else "stopped"
         )

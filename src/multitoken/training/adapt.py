@@ -22,11 +22,11 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from multitoken.adapt_options import AdaptOptions
-from multitoken.checkpoints.atomic import check_output, disk_errors
+from multitoken.checkpoints.atomic import check_output, disk_errors, is_complete
 from multitoken.config import AdaptConfig, make_config
 from multitoken.decoding.draft_head import VERSION
 from multitoken.decoding.policies import Exact
-from multitoken.errors import OutOfMemoryError, UsageError
+from multitoken.errors import OutOfMemoryError, OutputError, UsageError
 from multitoken.models.mtp_config import MtpConfig
 from multitoken.processes import console_of
 
@@ -80,6 +80,13 @@ def adapt(
     work = Path(f"{config.output}.training")
     if config.resume and may_overwrite(work):
         config = config.model_copy(update={"overwrite": True})
+    if config.resume and not work.exists() and is_complete(config.output):
+        longer = (
+            f"to train longer, add --start-from {config.output} and choose another output"
+            if config.method == "gated"
+            else "to train longer, run it again with more --minutes or --steps, and --overwrite in place of --resume"
+        )
+        raise OutputError(f"the run in {config.output} is complete, so nothing is left to resume; {longer}")
     check_output(config.output, overwrite=config.overwrite)
     arguments = training_arguments(config, work)
     first = arguments.process_index == 0

@@ -14,6 +14,7 @@ from .sources import Record
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FEW = 100  # samples; a run on fewer is only a trial
 SHORTEST = 2  # tokens: a block predicts at least two
 
 WriteAll = Callable[[list[list[int]]], list[Written]]
@@ -62,6 +63,21 @@ class PreparedData:
     @property
     def written(self) -> int:
         return self.report.written
+
+    def warnings(self, validation_share: float) -> list[str]:
+        """What the user should know about the amount of data before a run on it."""
+        found: list[str] = []
+        if validation_share and not self.validation:
+            found.append(
+                "the data holds only one prompt, so none is left to validate on: the run can neither report the speed it "
+                "reaches nor choose a threshold"
+            )
+        if (number := len(self.train) + len(self.validation)) < FEW:
+            found.append(
+                f"fewer than {FEW} samples (found {number}) are enough for a trial only, and other prompts will hardly become "
+                "faster; give thousands if you can, prompts alone are enough"
+            )
+        return found
 
 
 def prepare_samples(

@@ -71,7 +71,13 @@ def make_ready(
         quantize=config.quantize,
     )
     if loaded.mtp is not None:
-        raise ModelError(f"{loaded.name} was adapted already (k={loaded.mtp.k}); start from {loaded.mtp.base_name}")
+        more = (
+            f", and add --start-from {config.model} to train its adapter further" if loaded.adapter is not None else ""
+        )
+        raise ModelError(
+            f"{config.model} was adapted already (by method {loaded.mtp.method}): give the model that it was made from, "
+            f"{loaded.mtp.base_name}, as the model{more}"
+        )
     model = loaded.model
     base_hash = loaded.weight_hash
     records = list(read_records(config.data))
@@ -87,6 +93,8 @@ def make_ready(
     write = wrap_writer(response_writer(model, loaded.tokenizer, way.mask.id, ends, config, work, base_hash, console))
     data = prepare_samples(records, loaded.tokenizer, way.mask.id, config, write, eos_ids=ends)
     console.print(f"Data: {data.report}. Training on {len(data.train)} samples.")
+    for warning in data.warnings(config.validation_share):
+        console.print(f"Warning: {warning}.", style="yellow", soft_wrap=True)
     if config.patience is not None and not data.validation:
         raise UsageError(
             f"patience is {config.patience}, but no prompt is left to validate on; give more than one prompt"

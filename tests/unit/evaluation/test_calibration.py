@@ -1,13 +1,15 @@
 """Calibration on models whose true losses are known."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.calibration_promise import RIGHT, TRUE_LOSS, FakeModel, once, simulate
+from multitoken.commands.calibrate import _verdict
 from multitoken.decoding.policies import ConfAdapt, Exact, as_options
 from multitoken.errors import DataError, UsageError
-from multitoken.evaluation.calibration import Allowed, calibrate, candidates_of
+from multitoken.evaluation.calibration import Allowed, Calibration, calibrate, candidates_of, usual_prompts
 from multitoken.evaluation.graders import grader_named
 from multitoken.evaluation.journal import Journal
 from multitoken.evaluation.tasks import Question, Task
@@ -34,6 +36,49 @@ def test_too_few_prompts_are_told() -> None:
     assert found.chosen is None
     failed = next(c for c in found.candidates if c.confirmed_loss is not None)
     assert failed.promised is False and failed.needed is not None and failed.needed >= 598
+
+
+def test_too_few_prompts_and_too_much_loss_are_told_apart() -> None:
+    """If every candidate loses too much on the searching half, none is tested. Guards against a verdict without a reason, and
+    against asking for more prompts where they do not help."""
+    task = Task("few", tuple(Question(str(i), str(RIGHT)) for i in range(40)), grader_named("exact"), 4)
+    bad = {"bad": ConfAdapt(0.3), "worse": ConfAdapt(0.5)}
+
+    def verdict(allowed: float, every: int) -> str:
+        found = calibrate({"adapted": Losing(every)}, task, bad, Allowed("different", allowed), batch_size=5)
+        assert found.chosen is None and all(c.confirmed_loss is None for c in found.candidates)
+        return _verdict(found)
+
+    assert "lost more than 10.00%" in verdict(0.1, 1) and "Allow a larger loss" in verdict(0.1, 1)
+    assert "at least 118 prompts, even if no answer loses" in verdict(0.05, 10)
+    assert "Allow a larger loss" in verdict(0.2, 3), "40 prompts could have promised 20%"
+
+
+class Losing(FakeModel):
+    """Every so many answers of its policies differ from the original's; the seed says how many."""
+
+    def generate(self, prompt, *, policy, **options):
+        if isinstance(prompt, list):
+            return [self.generate(each, policy=policy) for each in prompt]
+        found = super().generate(prompt, policy=SimpleNamespace(name="next-token", threshold=0.9))
+        return found if policy.name == "next-token" or int(prompt) % self.seed else replace(found, token_ids=(4, 2))
+
+
+def test_a_lead_within_the_noise_is_told() -> None:
+    """Guards against storing the faster of two policies as if a few prompts could tell which one is faster."""
+
+    def chosen(prompts: int) -> Calibration:
+        task = Task("few", tuple(Question(str(i), str(RIGHT)) for i in range(prompts)), grader_named("none"), 4)
+        return calibrate({"adapted": FakeModel(0)}, task, {"a": ConfAdapt(0.9), "b": ConfAdapt(0.3)}, None)
+
+    few, many = chosen(40), chosen(6 * 128)
+    assert few.as_fast == "a" and "a may be as fast: on 40 prompts" in _verdict(few)
+    assert many.as_fast is None and _verdict(many) == "b: the fastest one here, and no output changes."
+
+
+def test_the_usual_number_of_prompts_can_promise_the_limit() -> None:
+    assert usual_prompts(Allowed("drop", 0.01), 0.95) == 598
+    assert usual_prompts(Allowed("different", 0.1), 0.95) == usual_prompts(None, 0.95) == 100
 
 
 def test_exact_over_untouched_weights_needs_no_test() -> None:

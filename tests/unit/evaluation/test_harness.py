@@ -113,6 +113,16 @@ def test_the_command_is_the_harness_s_own_with_our_model(folder: Path, reference
     assert [row["resps"] for row in map(json.loads, samples)] == reference[1]["sums-local"]
 
 
+def test_help_and_missing_tasks_say_what_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("lm-eval", "--help") == 0
+    said = capsys.readouterr().out
+    assert said.index("--model_args of multitoken: pretrained, policy") < said.index("usage: lm-eval")
+    for more in ([], ["--tasks", "no-such-task"]):
+        assert command("lm-eval", "--model_args", f"pretrained={checkpoint('gated')}", *more) == 2
+        said = capsys.readouterr().err
+        assert "Unexpected" not in said and "`multitoken lm-eval ls tasks` lists the tasks" in said
+
+
 def test_a_task_that_asks_for_samples_gets_them() -> None:
     """Guards against greedy answers to a task whose `generation_kwargs` say `do_sample: true` and no temperature."""
     model: Any = SimpleNamespace(_seed=3, _spent={})

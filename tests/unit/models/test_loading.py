@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from multitoken.errors import ModelError, UnsupportedModelError, UsageError
+from multitoken.models.gated import can_be_found
 from multitoken.models.loading import load_causal_lm
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_qwen3, tiny_tokenizer
 
@@ -78,9 +79,34 @@ def test_a_hub_name_without_network(monkeypatch):
         load_causal_lm("some/model")
 
 
-def test_a_corrupt_config(folder):
-    """Guards against a JSON traceback."""
+def test_a_mistyped_name_without_network_is_refused_at_once(monkeypatch, tmp_path):
+    """Guards against the hub client's retries: half a minute and six lines for each file that it looks for."""
+    asked: list[str] = []
+
+    class Unreachable:
+        def head(self, url, **_):
+            asked.append(url)
+            raise OSError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("multitoken.models.gated.is_offline_mode", lambda: False)
+    monkeypatch.setattr("multitoken.models.gated.get_session", Unreachable)
+    monkeypatch.setattr("multitoken.models.gated.cached_file", lambda *a, **k: pytest.fail("the client was used"))
+    with pytest.raises(
+        ModelError, match=r"there is no folder 'nofolder', and the Hugging Face hub, .* cannot be reached"
+    ):
+        load_causal_lm("nofolder")
+    assert len(asked) == 2
+    monkeypatch.setattr("multitoken.models.gated.try_to_load_from_cache", lambda name, file: tmp_path / file)
+    assert can_be_found("nofolder") and len(asked) == 2, "a model in the cache needs no network"
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_corrupt_config(folder, weights):
+    """Guards against a JSON traceback, and against a complaint about the weights where the config is the problem."""
     (folder / "config.json").write_text("{")
+    if not weights:
+        (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"cannot read config\.json"):
         load_causal_lm(folder)
 

@@ -51,7 +51,7 @@ def test_a_device_that_is_not_there(folder, monkeypatch) -> None:
     see(monkeypatch)
     with pytest.raises(UsageError, match="'cuda', but torch sees no accelerator; use 'auto' or 'cpu'"):
         load_causal_lm(folder, device="cuda")
-    with pytest.raises(UsageError, match="device is 'gpu'; expected 'auto', 'cpu'"):
+    with pytest.raises(UsageError, match="device is 'gpu'; expected auto, cpu, cuda, cuda:N, mps"):
         load_causal_lm(folder, device="gpu")
     see(monkeypatch, "cuda", "cuda")
     with pytest.raises(UsageError, match="'cuda:2', but there are 2 of them, from cuda:0 on"):

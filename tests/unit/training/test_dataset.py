@@ -135,6 +135,24 @@ def test_texts_are_split_by_what_they_say(plain_tokenizer):
     assert (len(data.train), len(data.validation)) == (15, 5)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "share", "said"),
+    [
+        (1, 0.05, ["the data holds only one prompt", "fewer than 100 samples (found 1)"]),
+        (1, 0.0, ["fewer than 100 samples (found 1)"]),
+        (99, 0.05, ["fewer than 100 samples (found 99)"]),
+        (100, 0.05, []),
+    ],
+)
+def test_too_little_data_is_named(plain_tokenizer, prompts: int, share: float, said: list[str]):
+    """A run on one row would take its ten minutes and end without a word about what it is good for."""
+    data = prepare(
+        [Record(prompt=str(i), response="xyz") for i in range(prompts)], plain_tokenizer, validation_share=share
+    )
+    found = data.warnings(share)
+    assert len(found) == len(said) and all(map(str.startswith, found, said))
+
+
 @pytest.mark.parametrize(("prompts", "share", "validation"), [(1, 0.5, 0), (2, 0.9, 1), (10, 0.01, 1), (10, 0.0, 0)])
 def test_small_data_keeps_something_on_either_side(plain_tokenizer, prompts: int, share: float, validation: int):
     """Rounding must leave neither the training data nor requested validation data empty."""

@@ -74,7 +74,7 @@ def test_there_and_back_through_uno_s_format(folder: Path, tmp_path: Path) -> No
     assert settings["peft_type"] == "LORA" and settings["lora_alpha"] == settings["r"] == 16 and "mtp" not in settings
     state = load_file(tmp_path / "uno" / WEIGHTS)
     assert all(".layers." in name and name.endswith((".lora_A.weight", ".lora_B.weight")) for name in state)
-    with pytest.raises(ModelError, match=r"needs uno=True \(--uno\)"):
+    with pytest.raises(ModelError, match="needs uno=True, or `multitoken adopt` first"):
         Model.load(tmp_path / "uno", base=checkpoint("base"))
     again = Model.load(tmp_path / "uno", base=checkpoint("base"), uno=True, device="cpu")
     adopted = Model.load(adopt_uno(tmp_path / "uno", tmp_path / "ours", base=str(checkpoint("base"))), device="cpu")
@@ -118,7 +118,9 @@ def test_what_is_no_plain_adapter_is_refused(folder: Path, tmp_path: Path, chang
 def test_what_uno_cannot_serve_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="was trained with a mask vector"):
         export_uno(checkpoint("gated"), tmp_path / "uno")
-    with pytest.raises(ModelError, match="multitoken wrote; load it without uno"):
+    with pytest.raises(ModelError, match=f"{folder} is a multitoken adapter already"):
         Model.load(folder, uno=True, device="cpu")
-    with pytest.raises(UsageError, match="is not an adapter; leave uno out"):
+    with pytest.raises(UsageError, match=r"base has no adapter_config\.json; expected an UNO draft adapter"):
         Model.load(checkpoint("base"), uno=True, device="cpu")
+    with pytest.raises(UsageError, match="no/such/folder is no folder, and no adapter"):
+        Model.load("no/such/folder", uno=True, device="cpu")
