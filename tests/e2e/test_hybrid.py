@@ -41,4 +41,6 @@ def test_gradient_checkpointing_is_refused(tmp_path, capsys) -> None:
     (tmp_path / "data.jsonl").write_text('{"prompt": "w4 w5", "response": "w6 w7 w8 w9"}\n' * 4)
     assert run("adapt", tmp_path / "base", "--data", tmp_path / "data.jsonl", "--output", tmp_path / "adapted", "--steps", 1,
                "--method", "full", "--k-max", 3, "--gradient-checkpointing") != 0  # fmt: skip
-    assert "gradient_checkpointing is not supported for Mamba2ForCausalLM" in " ".join(capsys.readouterr().err.split())
+    assert "--gradient-checkpointing is not supported for Mamba2ForCausalLM" in " ".join(
+        capsys.readouterr().err.split()
+    )
