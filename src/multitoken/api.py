@@ -53,7 +53,7 @@ def evaluate(
     interrupted measurement continues from its answers.jsonl. Raises `UsageError`, `DataError` and `OutputError`, before anything
     is decoded.
     """
-    from multitoken.evaluation.journal import check_answers, journal_of, prepare_output
+    from multitoken.evaluation.journal import journal_of, prepare_output
     from multitoken.evaluation.measure import DEFAULT_POLICIES, label_of, measure, of_type, parse_policy, publish
     from multitoken.evaluation.run import checked
     from multitoken.evaluation.sampled import in_words, sampling_of
@@ -70,7 +70,6 @@ def evaluate(
     usual = [each for each in DEFAULT_POLICIES if each.k is None or each.k <= most]
     chosen = [parse_policy(each) if isinstance(each, str) else each for each in policies or usual]
     folder = None if output is None else Path(output)
-    check_answers(folder, overwrite=overwrite, resume=resume)
     questions = task_of(task, prompts, grader, max_new_tokens)
     checked(models, questions, {label_of(each): each for each in chosen}, batch_size=batch_size)
     prepare_output(folder, overwrite=overwrite, resume=resume)

@@ -13,6 +13,13 @@ from tests.parity.families import MASK, SUPPORTED
 from tests.parity.test_draft_head import SAMPLINGS, answers, head_for
 
 
+def recorded_branches(patch: pytest.MonkeyPatch) -> list[tuple[Branch, ...]]:
+    """A list to which every row's branches are added in every step."""
+    fed, chosen = [], Row.branches
+    patch.setattr(Row, "branches", lambda *given: fed.append(chosen(*given)) or fed[-1])
+    return fed
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("threshold", [0.0, 0.02])
 @pytest.mark.parametrize("with_head", [False, True])
@@ -23,8 +30,7 @@ def test_no_token_changes(
     model = SUPPORTED["llama"]()
     plain = answers(Decoder(model, mask_id=MASK, trained_k=6), NextToken(), sampling)
     decoder = Decoder(model, mask_id=MASK, trained_k=6, head=head_for(model) if with_head else None)
-    fed, chosen = [], Row.branches
-    monkeypatch.setattr(Row, "branches", lambda *given: fed.append(chosen(*given)) or fed[-1])
+    fed = recorded_branches(monkeypatch)
     for branches in (1, 3):
         assert answers(decoder, Exact(threshold, branches=branches), sampling) == plain
     assert any(fed) == (with_head or sampling is None)
@@ -122,10 +128,8 @@ def test_no_token_changes_where_the_pace_feeds_them(sampling: Sampling | None) -
     plain = answers(Decoder(model, mask_id=MASK, trained_k=6), NextToken(), sampling)
     decoder = Decoder(model, mask_id=MASK, trained_k=6, head=head_for(model))
     decoder._pace = _Branching(5, 3)
-    fed = []
-    observe = Row.branches
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Row, "branches", lambda *given: fed.append(observe(*given)) or fed[-1])
+        fed = recorded_branches(patch)
         assert answers(decoder, Exact(0.0), sampling, adaptive=True) == plain
         assert max(map(len, fed)) == 3
         fed.clear()

@@ -11,6 +11,7 @@ from multitoken.decoding.pace import Level, Pace
 from multitoken.decoding.row import Request, Row
 from multitoken.decoding.sampling import choose
 from tests.parity.families import EOS, MASK, SUPPORTED
+from tests.parity.test_branches import recorded_branches
 
 POLICIES = [NextToken(), Exact(0.0), Exact(0.2, 3), ConfAdapt(0.15), StaticK(3), Exact(0.1)]
 
@@ -202,8 +203,7 @@ def test_a_paced_engine_writes_the_same_text(pace: type[Pace], monkeypatch: pyte
     requests = [decoder.request(prompt(i), policy=Exact(0.1), max_new_tokens=30) for i in range(6)]
     plain = decoder.engine(max_rows=4)
     paced = decoder.engine(max_rows=4, pace=pace(5, 2))
-    fed, chosen = [], Row.branches
-    monkeypatch.setattr(Row, "branches", lambda *given: fed.append(chosen(*given)) or fed[-1])
+    fed = recorded_branches(monkeypatch)
     for request in requests:
         plain.add(request)
         paced.add(request)

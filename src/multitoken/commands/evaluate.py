@@ -27,12 +27,8 @@ def evaluate_command(
     prompts: options.PromptsOption = None,
     grader: options.GraderOption = None,
     max_new_tokens: options.AnswerLengthOption = 256,
-    temperature: Annotated[
-        float | None, typer.Option(help="Sample at this temperature; greedy if not given, or 0.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample among the most likely tokens that together have this probability.")
-    ] = None,
+    temperature: options.TemperatureOption = None,
+    top_p: options.TopPOption = None,
     top_k: Annotated[int | None, typer.Option(help="Sample among this many of the most likely tokens.")] = None,
     seed: Annotated[
         int | None,

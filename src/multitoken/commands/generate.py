@@ -16,7 +16,9 @@ from .options import (
     KOption,
     ModelArgument,
     PolicyOption,
+    TemperatureOption,
     ThresholdOption,
+    TopPOption,
     TrustFlag,
     chosen_policy,
     console_for,
@@ -35,12 +37,8 @@ def generate_command(
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Maximum number of tokens of the answer (256, or as many as fit, if not given).")
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Sample at this temperature; greedy if not given, or 0.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample among the most likely tokens that together have this probability.")
-    ] = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
     top_k: Annotated[
         int | None,
         typer.Option(

@@ -40,6 +40,10 @@ DtypeOption = Annotated[
 DeviceMapOption = Annotated[
     str | None, typer.Option(help="auto: spread the model over all devices and memory (by accelerate).")
 ]
+TemperatureOption = Annotated[float | None, typer.Option(help="Sample at this temperature; greedy if not given, or 0.")]
+TopPOption = Annotated[
+    float | None, typer.Option(help="Sample among the most likely tokens that together have this probability.")
+]
 PromptsOption = Annotated[int | None, typer.Option(help="How many questions (embedded tasks: 100 if not given).")]
 GraderOption = Annotated[
     str | None,

@@ -17,7 +17,6 @@ from .options import (
     ModelArgument,
     ThresholdOption,
     TrustFlag,
-    chosen_policy,
     console_for,
     model_path,
     policy_options,
@@ -105,11 +104,13 @@ def serve_command(
         if wrong := [name for name, is_given in others.items() if is_given]:
             raise UsageError(f"{', '.join(wrong)}: vLLM's server has no such option; leave it out")
         varied(policy_in(model_path(model)), **asked)  # raises for a wrong option
-        decoding = {option.replace("name", "policy"): value for option, value in asked.items() if value is not None}
+        decoding = {
+            ("policy" if option == "name" else option): given for option, given in asked.items() if given is not None
+        }
         serve_with_vllm(model_path(model), options, decoding=decoding, dtype=dtype, trust_remote_code=trust_remote_code)
     loaded = Model.load(model_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code, base=base)
     console = console_for()
     if compiled:
         console.print("Compiling the decoding steps; this takes minutes.")
         loaded.compile()
-    run.serve(loaded, replace(options, policy=chosen_policy(loaded, policy, threshold, k, branches)), console)
+    run.serve(loaded, replace(options, policy=varied(loaded.default_policy, **asked)), console)
