@@ -11,13 +11,13 @@
 Each method has an engine in a process of its own (`vllm_engine`; `make .venv-vllm/.installed` builds its environment). It is
 warmed up, and waits while another engine is asked. All answer the same prompts in interleaved rounds, with the given number of
 requests in flight until fewer prompts are left. A ratio is the median over these rounds of tokens a second divided by plain
-vLLM's, with its 95% interval. vLLM's options are its defaults (torch.compile included), except for float32 and the sizes in
+vLLM's, with its 95% interval. vLLM's options are its defaults (torch.compile included), except for `--dtype` and the sizes in
 `OPTIONS`.
 
 Greedy answers of the gated model are all compared with plain vLLM's. In sampling, vLLM's own sampler draws other noise.
 Therefore the answers of the first rounds are compared with those that the gated server itself gives to the same seeds under the
-policy next-token, outside the measured time. Results are kept in a file, by label, domain, temperature, top-p and requests at
-once. The last line is JSON.
+policy next-token, outside the measured time. Results are kept in a file, by label, dtype, domain, temperature, top-p and requests
+at once. The last line is JSON.
 """
 
 import argparse
@@ -61,10 +61,10 @@ METHODS = {
 }
 BEFORE = "before"  # has an option of its own
 PLAIN, GATED, ALONE = METHODS["plain"], METHODS["gated"], METHODS["next-token"]
-OPTIONS = {"dtype": "float32", "block_size": 32, "max_model_len": 1024, "max_num_seqs": 32}
+OPTIONS = {"block_size": 32, "max_model_len": 1024, "max_num_seqs": 32}
 PROMPTS = {1: 3, 2: 4, 4: 8, 8: 16, 16: 24, 32: 48}  # per round
 CHECKED = 3  # rounds whose sampled answers are compared, including the warm-up
-KEY = ("label", "domain", "temperature", "top_p", "at_once")
+KEY = ("label", "dtype", "domain", "temperature", "top_p", "at_once")
 _PROGRESS = Console(stderr=True)
 
 
@@ -96,7 +96,9 @@ class Engine:
         self._child.stop()
 
 
-def engines_of(python: str, base: Path, gated: Path, only: list[str], before: Path | None) -> dict[str, Engine]:
+def engines_of(
+    python: str, base: Path, gated: Path, only: list[str], before: Path | None, dtype: str
+) -> dict[str, Engine]:
     """The engines by method, in the order of `METHODS`."""
     ngram = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2, "prompt_lookup_max": 5}
     kinds: dict[str, dict[str, Any]] = {
@@ -112,7 +114,7 @@ def engines_of(python: str, base: Path, gated: Path, only: list[str], before: Pa
     if "suffix" in only and subprocess.run([python, "-c", "import arctic_inference"], capture_output=True).returncode:
         _PROGRESS.print("arctic-inference is not installed: suffix decoding is left out")
         del kinds["suffix"]
-    return {METHODS[name]: Engine(python, **options) for name, options in kinds.items() if name in only}
+    return {METHODS[name]: Engine(python, dtype=dtype, **options) for name, options in kinds.items() if name in only}
 
 
 class Check:
@@ -135,7 +137,7 @@ def measure(
     engines: dict[str, Engine], a: argparse.Namespace, sampling: Sampling | None
 ) -> Iterator[list[dict[str, Any]]]:
     """Yields the results of each number of requests at once, one after the other."""
-    base = Model.load(a.base)
+    base = Model.load(a.base, dtype=a.dtype)
     prompts = iter(prompts_of(base, a.domain, sum(PROMPTS[n] for n in a.at_once) * (a.rounds + 1), None))
     for at_once in a.at_once:
         rates: dict[str, list[float]] = {name: [] for name in engines}
@@ -165,6 +167,7 @@ def measure(
             results.append(
                 {
                     "label": a.label,
+                    "dtype": a.dtype,
                     "domain": a.domain,
                     "temperature": sampling.temperature if sampling else 0.0,
                     "top_p": sampling and sampling.top_p,
@@ -182,9 +185,10 @@ def measure(
 
 
 def how(result: dict[str, Any]) -> str:
-    """How its tokens were chosen, as an addition to a name; empty for greedy."""
+    """How it was computed and its tokens were chosen, as an addition to a name; empty for float32 and greedy."""
+    dtype = f", {result['dtype']}" if result["dtype"] != "float32" else ""
     top_p = f", top-p {result['top_p']:g}" if result["top_p"] is not None else ""
-    return f", temperature {result['temperature']:g}{top_p}" if result["temperature"] else ""
+    return dtype + (f", temperature {result['temperature']:g}{top_p}" if result["temperature"] else "")
 
 
 def asked(result: dict[str, Any]) -> str:
@@ -258,6 +262,7 @@ def main() -> None:
         help="the methods to measure",
     )
     parser.add_argument("--before", metavar="REVISION", help="also serve --gated with this git revision's code")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--domain", choices=DOMAINS, default=DOMAINS[0])
     parser.add_argument("--at-once", type=int, nargs="+", choices=PROMPTS, default=list(PROMPTS))
     parser.add_argument("--rounds", type=int, default=12)
@@ -284,7 +289,7 @@ def main() -> None:
 
 def measure_into(record: dict[str, Any], a: argparse.Namespace, sampling: Sampling | None, before: Path | None) -> None:
     """Add new results to the record, and save the record after each number of requests."""
-    engines = engines_of(a.python, a.base, a.gated, [*a.only, *([BEFORE] if before else [])], before)
+    engines = engines_of(a.python, a.base, a.gated, [*a.only, *([BEFORE] if before else [])], before, a.dtype)
     (version,) = {engine.ready() for engine in engines.values()}
     for engine in engines.values():
         engine.answer([[2, 3, 4, 5]] * 4, 4, sampling)
@@ -296,7 +301,14 @@ def measure_into(record: dict[str, Any], a: argparse.Namespace, sampling: Sampli
         kept = [r for r in record["results"] if [r[key] for key in KEY] != where]
         record["results"] = sorted(
             kept + new,
-            key=lambda r: (r["label"], order[r["domain"]], r["temperature"], r["top_p"] or 1.0, r["at_once"]),
+            key=lambda r: (
+                r["label"],
+                r["dtype"],
+                order[r["domain"]],
+                r["temperature"],
+                r["top_p"] or 1.0,
+                r["at_once"],
+            ),
         )
         a.results.write_text(json.dumps(record))
     for engine in engines.values():

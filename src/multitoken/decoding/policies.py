@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from .failures import DecodingError
 
@@ -138,12 +139,14 @@ def as_numbers(policy: Policy) -> tuple[float, bool]:
     return policy.threshold, isinstance(policy, ConfAdapt)
 
 
-def kept_many(confidences: Tensor, thresholds: Tensor, tests_anchor: Tensor) -> Tensor:
+def kept_many(
+    confidences: NDArray[np.float32], thresholds: NDArray[np.float64], tests_anchor: NDArray[np.bool_]
+) -> NDArray[np.int64]:
     """`kept` for N blocks at once, each with its own policy. confidences [N, k], a negative number where nothing was fed;
-    thresholds [N] float64, because a float32 one would be a different number; tests_anchor [N] bool. -> [N] int64, at least 1."""
+    thresholds [N] in float64, because a float32 one would be a different number. -> [N], at least 1."""
     confident = confidences >= thresholds[:, None]
     confident[:, 0] |= ~tests_anchor
-    return confident.long().cumprod(1).sum(1).clamp(min=1)
+    return np.maximum(np.logical_and.accumulate(confident, 1).sum(1), 1)
 
 
 def as_options(policy: Policy) -> dict[str, Any]:

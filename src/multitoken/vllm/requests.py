@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from multitoken.decoding.gumbel import seed_key, signed
@@ -31,9 +33,9 @@ class Rows:
     """B requests in the order of the batch."""
 
     rules: Rules
-    seeds: Tensor  # [B] int64
-    limits: Tensor  # [B] int64
-    ends: Tensor  # [B, 1] int64, -1 for none
+    seeds: Tensor  # [B] int64, on the device
+    limits: NDArray[np.int64]  # [B]
+    ends: NDArray[np.int64]  # [B, 1], -1 for none
     paced: bool  # whether no request's text depends on how many masks it feeds
     plain: bool  # whether no request ever feeds masks
 
@@ -77,21 +79,17 @@ class Requests:
 
     def _table(self, facts: list[Facts]) -> Rows:
         numbers = [as_numbers(f.policy) for f in facts]
-
-        def column(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.tensor(values, dtype=dtype).to(self._device, non_blocking=True)
-
         rules = Rules(
-            thresholds=column([threshold for threshold, _ in numbers], torch.float64),
-            tests_anchor=column([tests for _, tests in numbers], torch.bool),
-            verifies=column([f.policy.verifies for f in facts], torch.bool),
-            k=column([f.policy.k for f in facts]),
+            thresholds=np.array([threshold for threshold, _ in numbers], np.float64),
+            tests_anchor=np.array([tests for _, tests in numbers]),
+            verifies=np.array([f.policy.verifies for f in facts]),
+            k=np.array([f.policy.k for f in facts], np.int64),
         )
         return Rows(
             rules,
-            seeds=column([f.seed for f in facts]),
-            limits=column([f.limit for f in facts]),
-            ends=column([[f.eos] for f in facts]),
+            seeds=torch.tensor([f.seed for f in facts], dtype=torch.int64).to(self._device, non_blocking=True),
+            limits=np.array([f.limit for f in facts], np.int64),
+            ends=np.array([[f.eos] for f in facts], np.int64),
             paced=all(f.policy.verifies or f.policy.k == 1 for f in facts),
             plain=all(f.policy.k == 1 for f in facts),
         )

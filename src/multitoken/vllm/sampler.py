@@ -2,7 +2,8 @@
 
 vLLM's logits are flat: a request has a row for its last real token and one for each of its drafts and masks. Here the
 rows are arranged in a grid of requests and places. Everything after that is the same few tensor operations for any
-batch. A token is sampled with noise that belongs to its position (`decoding/gumbel.py`), so drafts can be confirmed by
+batch. Tensors of the vocabulary's size stay on the model's device; which tokens are confirmed and what is fed next is decided on
+the host (`accept.py`). A token is sampled with noise that belongs to its position (`decoding/gumbel.py`), so drafts can be confirmed by
 comparing tokens: the text is that of next-token decoding with the same seed, and it has the same distribution.
 
 Shapes: B requests, W places, N rows, V vocabulary.
@@ -11,7 +12,9 @@ Shapes: B requests, W places, N rows, V vocabulary.
 import functools
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from vllm.model_executor.layers.utils import apply_penalties
 from vllm.v1.outputs import SamplerOutput
@@ -23,7 +26,7 @@ from multitoken.decoding.gumbel import noise_keys, with_noise, with_noise_in_nuc
 from multitoken.decoding.likeliest import argmax, top_and_confidence
 from multitoken.decoding.nucleus import nucleus
 
-from .accept import Accepted, Confirmed, accept, confirm, propose
+from .accept import Accepted, Confirmed, Ints, accept, confirm, leading, propose
 from .drafts import DraftsInVllm
 from .grid import Grid, grid_of, grid_of_one
 from .pacing import Pacer
@@ -43,7 +46,7 @@ class Sampler:
         self._requests = Requests(settings, runner.model_config.seed, runner.device)
         self._pacer: Pacer | None = None
         self._drafts: DraftsInVllm | None = None
-        self._next: tuple[Tensor, Tensor] | None = None  # ids [B, drafts], and how many of them [B] are fed
+        self._next: list[list[int]] | None = None  # what each request feeds next after its last real token
 
     def pace(self, pacer: Pacer) -> None:
         """From now on, this pacer limits the masks of verified requests. Until then, they feed as many as they may."""
@@ -56,11 +59,8 @@ class Sampler:
     def take(self) -> list[list[int]] | None:
         """What each request of the step just sampled feeds next after its last real token. None: nothing
         for any request."""
-        if self._next is None:
-            return None
-        ids, number = self._next
-        self._next = None
-        return [row[:n] for row, n in zip(ids.tolist(), number.tolist(), strict=True)]
+        taken, self._next = self._next, None
+        return taken
 
     @torch.inference_mode()
     def __call__(self, logits: Tensor, metadata: Any) -> SamplerOutput:
@@ -77,31 +77,35 @@ class Sampler:
         raw = logits.float()
         top, confidences = top_and_confidence(raw)
         drafts = _drafts(metadata.draft_token_ids, grid)
-        lengths = self._lengths(step)
+        lengths = step.lengths.astype(np.int64)
         drawn = None
         corrects = self._drafts is not None and _looks_at_scores_only(step.metadata)
-        if corrects:
-            drawn = (drafts != mask_id).long().cumprod(1).sum(1)[grid.owner] >= grid.place  # the head draws at masks
+        if corrects and not step.metadata.all_greedy:  # the head draws at masks
+            drawn = grid.on_device(leading(drafts != mask_id))[grid.owner] >= grid.place
         tokens, scores = self._choose(raw, top, grid, drafts, rows, lengths, step.metadata, drawn)
         chosen, sure = grid.of(tokens, 0), grid.of(confidences, -1.0)
         confirmed = confirm(chosen, drafts, mask_id)
         if corrects:
             self._correct(chosen, sure, raw, confidences, grid, confirmed, rows, lengths, step.metadata)
         accepted = accept(chosen, sure, drafts, mask_id, rows.rules, confirmed)
-        self._hand_over(step, rows, accepted.emitted, lengths, accepted)
-        return self._output(step, raw, scores, grid, accepted.emitted)
+        most = self._most_masks(step, rows, int((accepted.emitted >= 0).sum()), confirmed)
+        self._feed(step, rows, accepted, lengths, most)
+        return self._output(step, raw, scores, grid, grid.on_device(accepted.emitted))
 
     def _alone(self, logits: Tensor, step: Any, rows: Rows) -> SamplerOutput:
         """For a step in which no request fed drafts or masks: plain decoding, at its cost in vLLM. logits [B, V]."""
+        lengths = step.lengths.astype(np.int64)
         if step.metadata.all_greedy:  # vLLM's own sampler: our noise and our places are not involved
-            plain = self._runner.sampler(logits=logits, sampling_metadata=step.metadata)
-            self._hand_over(step, rows, plain.sampled_token_ids)
-            return plain
-        grid, raw = grid_of_one(len(step.names), logits.device), logits.float()
-        none, lengths = grid.rows[:, :0], self._lengths(step)
-        tokens, scores = self._choose(raw, None, grid, none, rows, lengths, step.metadata, None)
-        self._hand_over(step, rows, tokens[:, None], lengths)
-        return self._output(step, raw, scores, grid, tokens[:, None])
+            output = self._runner.sampler(logits=logits, sampling_metadata=step.metadata)
+        else:
+            grid, raw = grid_of_one(len(step.names), logits.device), logits.float()
+            tokens, scores = self._choose(raw, None, grid, grid.rows[:, :0], rows, lengths, step.metadata, None)
+            output = self._output(step, raw, scores, grid, tokens[:, None])
+        most = self._most_masks(step, rows, len(step.names))
+        if not rows.paced or np.any(most):
+            tokens = output.sampled_token_ids.cpu().numpy().astype(np.int64)
+            self._feed(step, rows, Accepted.of_one(tokens), lengths, most)
+        return output
 
     def _output(self, step: Any, raw: Tensor, scores: Tensor, grid: Grid, emitted: Tensor) -> SamplerOutput:
         return SamplerOutput(
@@ -111,38 +115,41 @@ class Sampler:
 
     def _correct(
         self,
-        chosen: Tensor,
-        sure: Tensor,
+        chosen: Ints,
+        sure: NDArray[np.float32],
         raw: Tensor,
         confidences: Tensor,
         grid: Grid,
         confirmed: Confirmed,
         rows: Rows,
-        lengths: Tensor,
+        lengths: Ints,
         metadata: Any,
     ) -> None:
         """Write what the draft head chooses at the masks of good blocks into chosen and sure, both [B, W]."""
         assert self._drafts is not None
-        _, held, good = confirmed
+        held, good = confirmed.held, confirmed.good
         fed = good > 0
-        is_random = fed & False if metadata.all_greedy else fed & (metadata.temperature >= _GREEDY)
+        is_random = fed & False if metadata.all_greedy else fed & (metadata.temperature.cpu().numpy() >= _GREEDY)
         for who, warp in ((fed & ~is_random, None), (is_random, self._warp)):
-            who = who.nonzero()[:, 0]
+            who = who.nonzero()[0]
             if not len(who):
                 continue
-            at = held[who, None] + 1 + torch.arange(int(good[who].max()), device=raw.device)  # places of the masks
+            at = held[who, None] + 1 + np.arange(good[who].max())  # places of the masks
             there = at <= (held + good)[who, None]
-            at = at.clamp(max=chosen.shape[1] - 1)
+            at = np.minimum(at, chosen.shape[1] - 1)
+            asked = grid.on_device(who)
             tokens, corrected = self._drafts.draft(
                 raw,
                 confidences,
-                grid.rows[who[:, None], at],
-                chosen[who].gather(1, held[who, None])[:, 0],
-                warp=None if warp is None else functools.partial(warp, who=who, metadata=metadata),
-                keys=None if warp is None else noise_keys(rows.seeds[who, None], lengths[who, None] + at),
+                grid.on_device(grid.rows[who[:, None], at]),
+                grid.on_device(chosen[who, held[who]]),
+                warp=None if warp is None else functools.partial(warp, who=asked, metadata=metadata),
+                keys=None
+                if warp is None
+                else noise_keys(rows.seeds[asked, None], grid.on_device(lengths[who, None] + at)),
             )
-            places = who[:, None].expand_as(at)[there], at[there]
-            chosen[places], sure[places] = tokens[there], corrected[there].to(sure.dtype)
+            places = np.broadcast_to(who[:, None], at.shape)[there], at[there]
+            chosen[places], sure[places] = tokens.cpu().numpy()[there], corrected.cpu().numpy()[there]
 
     @staticmethod
     def _warp(scores: Tensor, *, who: Tensor, metadata: Any) -> Tensor:
@@ -165,9 +172,9 @@ class Sampler:
         raw: Tensor,
         top: Tensor | None,
         grid: Grid,
-        drafts: Tensor,
+        drafts: Ints,
         rows: Rows,
-        lengths: Tensor,
+        lengths: Ints,
         metadata: Any,
         drawn: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
@@ -180,14 +187,17 @@ class Sampler:
             if isinstance(processor, MinTokensLogitsProcessor) and processor.min_toks:
                 scores = scores.clone() if scores is raw else scores
                 scores = processor.apply_with_spec_decode(scores, grid.counts)
-        positions = lengths[grid.owner] + grid.place
-        if metadata.no_penalties and not metadata.bad_words_token_ids:
-            known = top if scores is raw else None
+        known = top if scores is raw else None
+        in_turn = not metadata.no_penalties or metadata.bad_words_token_ids
+        if metadata.all_greedy and not in_turn:
+            return argmax(scores) if known is None else known, scores
+        positions = grid.on_device(lengths)[grid.owner] + grid.place
+        if not in_turn:
             return self._draw(scores, known, grid.owner, positions, rows, metadata, drawn), scores
         return self._choose_in_turn(scores.clone(), grid, drafts, rows, positions, metadata)
 
     def _choose_in_turn(
-        self, scores: Tensor, grid: Grid, drafts: Tensor, rows: Rows, positions: Tensor, metadata: Any
+        self, scores: Tensor, grid: Grid, drafts: Ints, rows: Rows, positions: Tensor, metadata: Any
     ) -> tuple[Tensor, Tensor]:
         """Choose place by place: penalties and bad words depend on the tokens before, this step's own included."""
         tokens = scores.new_zeros(len(scores), dtype=torch.int64)
@@ -198,8 +208,10 @@ class Sampler:
             [ids + [vocabulary] * (longest + width - len(ids)) for ids in before], device=scores.device
         )
         everyone = torch.arange(requests, device=scores.device)
+        fed = grid.on_device(drafts)
+        of_place, there_at = grid.on_device(grid.rows), grid.on_device(grid.valid)
         for place in range(width):
-            at = grid.rows[:, place]
+            at = of_place[:, place]
             here = scores[at]
             if not metadata.no_penalties:
                 here = apply_penalties(
@@ -213,12 +225,12 @@ class Sampler:
             if metadata.bad_words_token_ids:
                 apply_bad_words(here, metadata.bad_words_token_ids, before)
             chosen = self._draw(here, None, everyone, positions[at], rows, metadata)
-            there = grid.valid[:, place]
+            there = there_at[:, place]
             tokens[at[there]], scores[at[there]] = chosen[there], here[there]
             if place + 1 == width:
                 break
-            fed = drafts[:, place]
-            following = torch.where((fed >= 0) & (fed != self._settings.mask_id), fed, chosen)
+            draft = fed[:, place]
+            following = torch.where((draft >= 0) & (draft != self._settings.mask_id), draft, chosen)
             shown[:, longest + place] = following
             if metadata.bad_words_token_ids:
                 for ids, token in zip(before, following.tolist(), strict=True):
@@ -255,32 +267,24 @@ class Sampler:
             return with_noise_in_nucleus(scores / metadata.temperature[who, None], metadata.top_p[who], keys)
         return with_noise(self._warp(scores, who=who, metadata=metadata), keys)
 
-    def _lengths(self, step: Any) -> Tensor:
-        return torch.from_numpy(step.lengths).to(self._runner.device, torch.int64)
+    def _most_masks(self, step: Any, rows: Rows, tokens: int, confirmed: Confirmed | None = None) -> Ints | int:
+        """The most masks of each verified request in the next step. tokens: emitted in this step. confirmed: None if no request
+        fed more than its last real token."""
+        most = 0 if rows.plain else self._settings.k - 1
+        if not most or self._pacer is None or not rows.paced:
+            return most
+        held = good = None
+        if confirmed is not None:
+            held, good = confirmed.held.tolist(), confirmed.good.tolist()
+        return np.array(self._pacer.masks(step.names, tokens, held, good))
 
-    def _hand_over(
-        self, step: Any, rows: Rows, emitted: Tensor, lengths: Tensor | None = None, accepted: Accepted | None = None
-    ) -> None:
-        """Store for `take` what each request feeds next after its last real token. lengths: if already known. accepted:
-        None if no request fed more than that token."""
-        most: Any = 0 if rows.plain else self._settings.k - 1
-        if most and self._pacer is not None and rows.paced:
-            held = good = None
-            tokens = len(step.names)
-            if accepted is not None:
-                _, held, good = accepted.blocks.tolist()
-                tokens = int((emitted >= 0).sum())
-            numbers = self._pacer.masks(step.names, tokens, held, good)
-            most = torch.tensor(numbers, device=emitted.device) if any(numbers) else 0
-        if isinstance(most, int) and not most and rows.paced and accepted is None:
-            return  # no drafts and no masks for any request: plain decoding
-        accepted = accepted or Accepted.of_one(emitted)
-        lengths = self._lengths(step) if lengths is None else lengths
-        room = rows.limits - lengths - (emitted >= 0).sum(1)
+    def _feed(self, step: Any, rows: Rows, accepted: Accepted, lengths: Ints, most: Ints | int) -> None:
+        """Store for `take` what each request feeds next after its last real token."""
+        room = rows.limits - lengths - (accepted.emitted >= 0).sum(1)
         width = self._settings.drafts
         ids, number = propose(accepted.drafts, rows.rules, room, self._settings.mask_id, width, rows.ends, most)
-        number = number.masked_fill(torch.from_numpy(step.discarded).to(number.device), 0)
-        self._next = ids, number
+        number = np.where(step.discarded, 0, number)
+        self._next = [row[:n] for row, n in zip(ids.tolist(), number.tolist(), strict=True)]
 
     def _logprobs(self, metadata: Any, raw: Tensor, scores: Tensor, grid: Grid, emitted: Tensor) -> Any:
         """The logprobs of a place come from the row at which its token was chosen."""
@@ -290,7 +294,7 @@ class Sampler:
         source = raw
         if sampler.logprobs_mode.startswith("processed"):
             source = self._warped(scores, grid.owner, metadata)
-        source = source[grid.rows.flatten()]
+        source = source[grid.on_device(grid.rows.flatten())]
         if sampler.logprobs_mode.endswith("logprobs"):
             source = sampler.compute_logprobs(source)
         return sampler.gather_logprobs(source, metadata.max_num_logprobs, emitted.clamp(min=0).flatten())
@@ -308,9 +312,9 @@ def _looks_at_scores_only(metadata: Any) -> bool:
     return metadata.no_penalties and not metadata.bad_words_token_ids and metadata.allowed_token_ids_mask is None
 
 
-def _drafts(flat: Tensor, grid: Grid) -> Tensor:
+def _drafts(flat: Tensor, grid: Grid) -> Ints:
     """What each request fed after its last real token, [B, W - 1]; -1 where it fed nothing."""
     behind = grid.valid[:, 1:]
-    drafts = torch.full(behind.shape, -1, dtype=torch.int64, device=flat.device)
-    drafts[behind] = flat.long()
+    drafts = np.full(behind.shape, -1)
+    drafts[behind] = flat.cpu().numpy()
     return drafts

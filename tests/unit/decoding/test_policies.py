@@ -1,7 +1,7 @@
 """How much of a block each policy keeps."""
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,13 +102,13 @@ def test_trained_k_is_filled_in_and_is_a_ceiling() -> None:
 def test_kept_many_is_kept(rows) -> None:
     """The rule is written twice, the second time for a batch of blocks under several policies, and both must agree. 0.9
     in float32 is less than 0.9, so a threshold rounded to float32 would accept what `kept` refuses."""
-    confidences = torch.full((len(rows), 5), -1.0)
+    confidences = np.full((len(rows), 5), -1.0, np.float32)
     for i, (_, block) in enumerate(rows):
-        confidences[i, : len(block)] = torch.tensor(block)
+        confidences[i, : len(block)] = block
     numbers = [as_numbers(policy) for policy, _ in rows]
-    thresholds = torch.tensor([threshold for threshold, _ in numbers], dtype=torch.float64)
-    kept = kept_many(confidences, thresholds, torch.tensor([tests for _, tests in numbers]))
-    assert kept.tolist() == [policy.kept(torch.tensor(block).tolist()) for policy, block in rows]
+    thresholds = np.array([threshold for threshold, _ in numbers])
+    kept = kept_many(confidences, thresholds, np.array([tests for _, tests in numbers]))
+    assert kept.tolist() == [policy.kept(np.array(block, np.float32).tolist()) for policy, block in rows]
 
 
 def test_a_default_is_varied_by_what_is_given() -> None:

@@ -3,7 +3,7 @@
 import doctest
 import random
 
-import torch
+import numpy as np
 
 from multitoken.decoding.policies import ConfAdapt, Exact, NextToken, StaticK, as_numbers
 from multitoken.decoding.row import Request, Row
@@ -18,10 +18,10 @@ WIDTH = 7
 def rules_of(policies) -> Rules:
     numbers = [as_numbers(policy) for policy in policies]
     return Rules(
-        torch.tensor([threshold for threshold, _ in numbers], dtype=torch.float64),
-        torch.tensor([tests for _, tests in numbers]),
-        torch.tensor([policy.verifies for policy in policies]),
-        torch.tensor([policy.k for policy in policies]),
+        np.array([threshold for threshold, _ in numbers]),
+        np.array([tests for _, tests in numbers]),
+        np.array([policy.verifies for policy in policies]),
+        np.array([policy.k for policy in policies]),
     )
 
 
@@ -30,9 +30,9 @@ def test_a_batch_is_its_rows() -> None:
     rng = random.Random(0)
     for _ in range(400):
         rows = [Row(i, Request([1, 2], rng.choice(POLICIES), rng.randint(1, 12), frozenset([EOS]))) for i in range(5)]
-        tokens = torch.zeros(5, WIDTH, dtype=torch.long)
-        confidences = torch.full((5, WIDTH), -1.0)
-        fed = torch.full((5, WIDTH - 1), -1)
+        tokens = np.zeros((5, WIDTH), np.int64)
+        confidences = np.full((5, WIDTH), -1.0, np.float32)
+        fed = np.full((5, WIDTH - 1), -1)
         chunks = []
         for i, row in enumerate(rows):
             if row.policy.verifies:
@@ -43,9 +43,9 @@ def test_a_batch_is_its_rows() -> None:
             for j, draft in enumerate(row.drafts):
                 if rng.random() < 0.7:
                     chosen[j] = draft
-            sure = torch.tensor([rng.choice([0.2, 0.5, 0.8, 1.0]) for _ in range(n)])
-            tokens[i, :n], confidences[i, :n] = torch.tensor(chosen), sure
-            fed[i, : n - 1] = torch.tensor([*row.drafts, *[MASK] * masks])
+            sure = np.array([rng.choice([0.2, 0.5, 0.8, 1.0]) for _ in range(n)], np.float32)
+            tokens[i, :n], confidences[i, :n] = chosen, sure
+            fed[i, : n - 1] = [*row.drafts, *[MASK] * masks]
             held = row.held(chosen)
             front = n if held == len(row.drafts) else held + 1  # masks after a refused draft say nothing
             chunks.append((row.remaining, row.take(chosen[:front], sure.tolist()[:front])))
@@ -56,8 +56,8 @@ def test_a_batch_is_its_rows() -> None:
         for ids, (_, chunk) in zip(emitted, chunks, strict=True):
             assert tuple(ids[: len(chunk.token_ids)]) == chunk.token_ids
             assert len(ids) == len(chunk.token_ids) or chunk.finish == "eos"
-        room = torch.tensor([before - len(ids) for (before, _), ids in zip(chunks, emitted, strict=True)])
-        ids, number = propose(accepted.drafts, rules, room, MASK, WIDTH - 1, torch.full((5, 1), EOS), WIDTH)
+        room = np.array([before - len(ids) for (before, _), ids in zip(chunks, emitted, strict=True)])
+        ids, number = propose(accepted.drafts, rules, room, MASK, WIDTH - 1, np.full((5, 1), EOS), WIDTH)
         for row, next_ids, n in zip(rows, ids.tolist(), number.tolist(), strict=True):
             if not row.done:
                 masks = min(row.room_for_masks(None), WIDTH - 1 - len(row.drafts))
@@ -71,8 +71,8 @@ def test_example() -> None:
 def test_a_block_gives_no_more_than_k() -> None:
     """This holds whatever was fed: each request has its own k, and a step's masks may have been laid out for another
     one."""
-    tokens, sure = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4)
-    fed = torch.full((1, 3), MASK)
+    tokens, sure = np.array([[1, 2, 3, 4]]), np.ones((1, 4), np.float32)
+    fed = np.full((1, 3), MASK)
     assert accept(tokens, sure, fed, MASK, rules_of([ConfAdapt(0.5, 2)])).emitted.tolist() == [[1, 2, -1, -1]]
     assert accept(tokens, sure, fed, MASK, rules_of([Exact(0.5, 3)])).drafts.tolist() == [[2, 3, -1, -1]]
     assert accept(tokens, sure, fed, MASK, rules_of([NextToken()])).emitted.tolist() == [[1, -1, -1, -1]]
@@ -82,6 +82,6 @@ def test_only_verified_requests_get_fewer_masks() -> None:
     """Under ConfAdapt, another number of masks would give another text. Under Exact, a request's own k is still the
     maximum."""
     rules = rules_of([Exact(0.5, 4), Exact(0.5, 2), ConfAdapt(0.5, 4), NextToken()])
-    drafts, room, ends = torch.full((4, 1), -1), torch.full((4,), 20), torch.full((4, 1), EOS)
+    drafts, room, ends = np.full((4, 1), -1), np.full(4, 20), np.full((4, 1), EOS)
     for most, expected in ((3, [3, 1, 3, 0]), (2, [2, 1, 3, 0]), (0, [0, 0, 3, 0])):
         assert propose(drafts, rules, room, MASK, WIDTH - 1, ends, most)[1].tolist() == expected
