@@ -33,6 +33,7 @@ class AdaptOptions(TypedDict, total=False):
     loss_until: Literal["end", "first-disagreement"]
     loss_weights: Literal["even", "reach"]
     next_token_weight: float
+    free_directions: float
     max_drift: float | None
     optimizer: Literal["adamw", "muon"]
     learning_rate: float | None

@@ -18,8 +18,20 @@ METHODS = ("gated", "lora", "full")
 # Defaults that depend on the method (docs/defaults.md).
 BY_METHOD: dict[str, dict[str, Any]] = {
     "gated": {"optimizer": "muon", "next_token_weight": 0.0},
-    "lora": {"optimizer": "muon", "next_token_weight": 10.0, "batch_size": 4, "blocks_per_row": 24},
-    "full": {"optimizer": "adamw", "next_token_weight": 10.0, "batch_size": 4, "blocks_per_row": 24},
+    "lora": {
+        "optimizer": "muon",
+        "next_token_weight": 10.0,
+        "free_directions": 0.25,
+        "batch_size": 4,
+        "blocks_per_row": 24,
+    },
+    "full": {
+        "optimizer": "adamw",
+        "next_token_weight": 10.0,
+        "free_directions": 0.25,
+        "batch_size": 4,
+        "blocks_per_row": 24,
+    },
 }
 
 
@@ -47,7 +59,7 @@ class AdaptConfig(BaseModel):
     """The folder that the adapted model is written to."""
     method: Literal["full", "lora", "gated"] = "gated"
     """What is trained. gated: a low-rank adapter that acts at mask tokens only, so that nothing of the original model is lost.
-    lora: a low-rank adapter that is merged into the weights at the end. full: every weight, as in the paper."""
+    lora: a low-rank adapter that is merged into the weights at the end. full: the weights themselves, as in the paper."""
     rank: int = Field(default=64, ge=1)
     """Rank of the adapter (methods gated and lora)."""
     layers: str | None = None
@@ -112,6 +124,10 @@ class AdaptConfig(BaseModel):
     next_token_weight: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the original model's next-token predictions on real tokens (methods lora and full: 10, if
     not given). The weight rises as the learning rate falls, up to ten times as much."""
+    free_directions: float = Field(default=1.0, gt=0, le=1)
+    """Share of the input directions of each layer in which its weights change freely: those that real tokens use least. In the
+    other directions they change the less, the more real tokens use them. Less than 1 also leaves norms and the vocabulary's
+    matrices as they are. 1: every weight changes freely, as in the paper (methods lora and full: 0.25, if not given)."""
     max_drift: float | None = Field(default=None, gt=0, lt=1)
     """Share of next tokens on unseen prompts that may differ from the original's (methods lora and full). next_token_weight is
     doubled after each validation that finds more."""
@@ -265,6 +281,10 @@ class AdaptConfig(BaseModel):
         if self.method == "gated" and (self.next_token_weight or self.max_drift is not None):
             option = "next_token_weight" if self.next_token_weight else "max_drift"
             raise ValueError(f"{option} needs method=full or lora: a gated adapter cannot move next-token predictions")
+        if self.method == "gated" and self.free_directions != 1:
+            raise ValueError(
+                f"free_directions={self.free_directions:g} needs method=full or lora: a gated adapter acts at masks only"
+            )
         if self.max_drift is not None and not self.validation_share:
             raise ValueError(
                 "max_drift is checked by validation on unseen prompts: it needs a validation_share above 0"

@@ -17,6 +17,7 @@ from typing import Any, Unpack
 
 import torch
 from rich.console import Console
+from torch.optim import Optimizer
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
@@ -31,6 +32,7 @@ from multitoken.models.mtp_config import MtpConfig
 from multitoken.processes import console_of
 
 from .clock import Clock, ValidationSchedule
+from .optimizer import build_optimizer
 from .progress import TrainingBar
 from .run_folder import last_complete_checkpoint, leave_nothing, may_overwrite, open_run_folder
 from .setup import UNBOUNDED_STEPS, Setup, make_ready, reporters, training_arguments
@@ -158,11 +160,10 @@ def make_trainer(
             progress=clock.progress if config.minutes is not None else None,
         ),
         clock=clock,
-        optimizer=config.optimizer,
+        make_optimizer=partial(_optimizer, setup),
         learning_rate=config.learning_rate,
         warmup=config.warmup,
         max_drift=config.max_drift,
-        fresh_head=setup.way.head if config.method == "full" else None,
         examine=partial(
             validate, setup.distillation, setup.data.validation, setup.validation_stream, _SAMPLES, _PLACES
         ),
@@ -170,6 +171,22 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # the bar shows the same numbers
     return trainer
+
+
+def _optimizer(setup: Setup) -> Optimizer:
+    config = setup.config
+    assert config.learning_rate is not None, "make_ready chose one"
+    optimizer = build_optimizer(
+        setup.way.trained,
+        name=config.optimizer,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fresh=setup.way.head if config.method == "full" else None,  # a draft head next to trained weights
+    )
+    steering = setup.way.steering(setup.data.train, config.free_directions)
+    if steering is not None:
+        steering.attach(optimizer)
+    return optimizer
 
 
 @contextmanager

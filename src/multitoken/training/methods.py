@@ -1,7 +1,7 @@
 """The methods of adapting a model: what trains, which passes lead to the loss, and what is saved."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from multitoken.checkpoints.adapter import save_adapter
 from multitoken.checkpoints.save import save_checkpoint
 from multitoken.config import AdaptConfig
+from multitoken.decoding.adaptable import is_linear
 from multitoken.decoding.attention import AttentionRule
 from multitoken.decoding.draft_head import DraftHead
 from multitoken.decoding.failures import DecodingError
@@ -30,6 +31,8 @@ from multitoken.models.mask_token import MaskToken, add_mask_token, reserve_mask
 from multitoken.models.mtp_config import MtpConfig
 
 from .activations import checkpointed
+from .directions import Steering, steering
+from .encoding import Sample
 from .head import Head
 from .lora import only_trained, with_lora
 from .passes import GatedPasses, PackedPasses, Passes
@@ -39,13 +42,29 @@ Save = Callable[[MtpConfig, Mapping[str, Any], Mapping[str, str]], None]
 
 @dataclass(frozen=True)
 class Adaptation:
-    """A prepared model: its mask token, the module whose parameters train, the passes, and how the result is saved."""
+    """A prepared model: its mask token, the module whose parameters train, the passes, and how the result is saved.
+
+    factors: by layer, the trained weights that multiply the layer's inputs (a method, because splitting the model replaces them).
+    embedding: the model whose embedding trains in the mask token's row alone, if there is one.
+    """
 
     mask: MaskToken
     trained: nn.Module
     passes: Passes
     save: Save
     head: DraftHead | None
+    factors: Callable[[], dict[str, nn.Parameter]] = dict
+    embedding: PreTrainedModel | None = None
+
+    def steering(self, samples: Sequence[Sample], free: float) -> Steering | None:
+        """What keeps the original model's directions; None if every direction is free."""
+        factors = self.factors()
+        if free == 1 or not factors:
+            return None
+        found = steering(self.passes.teacher, factors, samples, free)
+        if self.embedding is not None:
+            found.only_row(self.embedding.get_input_embeddings().weight, self.mask.id)  # pyright: ignore[reportArgumentType]
+        return found
 
 
 def prepare(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
@@ -54,14 +73,42 @@ def prepare(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adapta
 
 
 def _full(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
-    """Every weight trains, as in the paper. The teacher is a frozen copy. The result is an ordinary checkpoint."""
+    """Every weight trains, as in the paper, or every matrix but those of the vocabulary, where directions are not all free. The
+    teacher is a frozen copy. The result is an ordinary checkpoint."""
     student = loaded.model
     mask = add_mask_token(student, loaded.tokenizer, texts=texts, seed=config.seed)
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
+    steered = config.free_directions < 1
+    layers = [name for name in _layers(student, config) if is_linear(student.get_submodule(name))] if steered else []
+    if steered:
+        _freeze_what_real_tokens_need(student)
     passes = PackedPasses(_student(student, mask, config), Head(teacher, mask.id), AttentionRule(teacher))
     head = _draft_head(student, config)
     save = partial(_save_whole, student, loaded, config, head)
-    return Adaptation(mask, _beside(student, head), passes, save, head)
+    return Adaptation(
+        mask,
+        _beside(student, head),
+        passes,
+        save,
+        head,
+        factors=lambda: {name: _weight(student.get_submodule(name)) for name in layers},
+        embedding=student if steered else None,
+    )
+
+
+def _freeze_what_real_tokens_need(model: PreTrainedModel) -> None:
+    """Norms, biases, the output matrix and embeddings of positions, which act on real tokens as on masks. Of the input embedding,
+    the optimizer moves only the mask token's row (`Steering.only_row`)."""
+    output = model.get_output_embeddings()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.ndim < 2 or module is output or isinstance(module, nn.Embedding):
+                parameter.requires_grad_(False)
+    model.get_input_embeddings().requires_grad_(True)  # it may be the output matrix as well
+
+
+def _weight(module: Any) -> nn.Parameter:
+    return module.weight
 
 
 def _lora(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:
@@ -74,6 +121,7 @@ def _lora(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptati
     row = model.get_input_embeddings().weight[mask.id]  # pyright: ignore[reportIndexIssue]
     vector = _adapter(model, mask.id, 1, [], config.seed, row)  # without layers: only the mask's own vector
     head = _draft_head(model, config)
+    linear = [name for name in layers if is_linear(model.get_submodule(name))]
     adapted = with_lora(model, layers, rank=config.rank, seed=config.seed)
 
     def save(mtp: MtpConfig, decoding: Mapping[str, Any], files: Mapping[str, str]) -> None:
@@ -84,7 +132,14 @@ def _lora(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptati
 
     student, teacher = _student(model, mask, config), Head(model, mask.id, under=adapted.disable_adapter)
     trained = _beside(only_trained(model, vector), head)
-    return Adaptation(mask, trained, PackedPasses(student, teacher, rule), save, head)
+    return Adaptation(
+        mask,
+        trained,
+        PackedPasses(student, teacher, rule),
+        save,
+        head,
+        factors=lambda: {name: _weight(model.get_submodule(f"{name}.lora_A.default")) for name in linear},
+    )
 
 
 def _gated(loaded: Loaded, config: AdaptConfig, texts: Iterable[str]) -> Adaptation:

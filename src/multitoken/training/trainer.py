@@ -26,7 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from .clock import Clock
 from .denormals import flushed_denormals
 from .objective import BlockStatistics, Distillation
-from .optimizer import build_optimizer, build_schedule, weight_at
+from .optimizer import build_schedule, weight_at
 from .run_folder import COMPLETE, last_complete_checkpoint
 from .sharding import is_sharded, load_optimizer_state, load_whole, whole_optimizer_state, whole_state
 from .stream import collate
@@ -48,11 +48,10 @@ class BlockTrainer(Trainer):
         stream: Dataset[dict[str, Any]],
         *,
         clock: Clock,
-        optimizer: str,
+        make_optimizer: Callable[[], torch.optim.Optimizer],
         learning_rate: float,
         warmup: float,
         max_drift: float | None,
-        fresh_head: nn.Module | None,
         examine: Callable[[], Validation | None],
         callbacks: list[TrainerCallback],
     ) -> None:
@@ -69,11 +68,10 @@ class BlockTrainer(Trainer):
         self.is_distributed_loading_by_transformers = is_sharded(distillation)
         self.distillation = distillation
         self.clock = clock
-        self._optimizer_name = optimizer
+        self._make_optimizer = make_optimizer
         self._learning_rate = learning_rate
         self._warmup = warmup
         self._max_drift = max_drift
-        self._fresh_head = fresh_head  # a draft head next to trained weights
         self._examine = examine
         self._tally = _Tally()
         self.tokens = 0  # of this process, in this run
@@ -128,13 +126,7 @@ class BlockTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = build_optimizer(
-                self.distillation.trained,
-                name=self._optimizer_name,
-                lr=self._learning_rate,
-                weight_decay=self.args.weight_decay,
-                fresh=self._fresh_head,
-            )
+            self.optimizer = self._make_optimizer()
         return self.optimizer
 
     def create_scheduler(
