@@ -74,7 +74,7 @@ class Arm:
         return {key: value for key, value in (REFERENCE | self.change).items() if value is not None}
 
 
-_EVERYWHERE = {"method": "full", "rank": None, "learning_rate": 2e-3, "next_token_weight": 10.0}
+_EVERYWHERE = {"method": "full", "rank": None, "learning_rate": 2e-3, "next_token_weight": 10.0, "free_directions": 1.0}
 _PAPER = _EVERYWHERE | {"labels": "online", "loss_weights": "even", "next_token_weight": 0.0}
 ARMS = (
     Arm("reference", "gated, rank 64, reach, labels of the data, Muon, k 16", {}),
@@ -90,7 +90,7 @@ ARMS = (
     Arm("data", "given responses, their tokens as labels", {}, "given"),
     Arm("data", "given responses, online labels", {"labels": "online"}, "given"),
     Arm("data", "sampled responses, online labels", {"labels": "online"}, "sampled"),
-    Arm("method", "lora, rank 64", {"method": "lora", "learning_rate": 2e-3, "next_token_weight": 10.0}),
+    Arm("method", "lora, rank 64", {"method": "lora", "learning_rate": 2e-3, "next_token_weight": 10.0, "free_directions": 1.0}),
     Arm("method", "full", _EVERYWHERE),
     Arm("method", "full, the paper's objective and no next-token loss", _PAPER),
     Arm("optimizer", "AdamW", {"optimizer": "adamw", "learning_rate": 2e-3}),

@@ -62,7 +62,7 @@ METHODS = {
 BEFORE = "before"  # has an option of its own
 PLAIN, GATED, ALONE = METHODS["plain"], METHODS["gated"], METHODS["next-token"]
 OPTIONS = {"block_size": 32, "max_model_len": 1024, "max_num_seqs": 32}
-PROMPTS = {1: 3, 2: 4, 4: 8, 8: 16, 16: 24, 32: 48}  # per round
+PROMPTS = {1: 8, 2: 8, 4: 12, 8: 24, 16: 32, 32: 64}  # per round
 CHECKED = 3  # rounds whose sampled answers are compared, including the warm-up
 KEY = ("label", "dtype", "domain", "temperature", "top_p", "at_once")
 _PROGRESS = Console(stderr=True)
