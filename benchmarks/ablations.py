@@ -90,7 +90,11 @@ ARMS = (
     Arm("data", "given responses, their tokens as labels", {}, "given"),
     Arm("data", "given responses, online labels", {"labels": "online"}, "given"),
     Arm("data", "sampled responses, online labels", {"labels": "online"}, "sampled"),
-    Arm("method", "lora, rank 64", {"method": "lora", "learning_rate": 2e-3, "next_token_weight": 10.0, "free_directions": 1.0}),
+    Arm(
+        "method",
+        "lora, rank 64",
+        {"method": "lora", "learning_rate": 2e-3, "next_token_weight": 10.0, "free_directions": 1.0},
+    ),
     Arm("method", "full", _EVERYWHERE),
     Arm("method", "full, the paper's objective and no next-token loss", _PAPER),
     Arm("optimizer", "AdamW", {"optimizer": "adamw", "learning_rate": 2e-3}),

@@ -39,6 +39,7 @@ from multitoken.training.adapt import adapt
 
 TRAINED: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
+    "free": {"method": "full", "free_directions": 1.0},
     "lora": {"method": "lora"},
     "gated": {"method": "gated"},
     "noise": {"method": "gated", "masks": "noise"},
@@ -122,8 +123,9 @@ def entrants_of(base: Model, adapted: dict[str, Model], draft: str | None, new: 
         )
     entrants += [
         Entrant("UNO's two passes", lambda prompt: uno(adapted["noise"], prompt, UNO_WIDTH, new), has_clock=False),
+        Entrant("every direction free, ConfAdapt 0.9 (the paper's method)", ours(adapted["free"], ConfAdapt(0.9), new)),
         Entrant("full, next token", ours(adapted["full"], NextToken(), new)),
-        Entrant("full, ConfAdapt 0.9 (the paper's method)", ours(adapted["full"], ConfAdapt(0.9), new)),
+        Entrant("full, ConfAdapt 0.99", ours(adapted["full"], ConfAdapt(0.99), new)),
         Entrant("full, Exact", ours(adapted["full"], adapted["full"].default_policy, new)),
         Entrant("lora, Exact", ours(adapted["lora"], adapted["lora"].default_policy, new)),
         Entrant("gated, ConfAdapt 0.99", ours(adapted["gated"], ConfAdapt(0.99), new)),

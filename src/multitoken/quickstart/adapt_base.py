@@ -55,6 +55,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "method": "full",
         "loss_until": "first-disagreement",
         "next_token_weight": 10.0,
+        "free_directions": 1.0,
         "learning_rate": 2e-3,
     },
 }

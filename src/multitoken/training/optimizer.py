@@ -18,6 +18,7 @@ _RATES = {
     "muon": {"gated": 5e-3, "lora": 5e-3, "full": 3e-3},
     "adamw": {"gated": 2e-3, "lora": 2e-3, "full": 1e-3},
 }
+_STEERED = 2.0  # times the rate of full under AdamW, if weights avoid the directions of real tokens (docs/defaults.md)
 
 
 class MuonAdamW(Optimizer):
@@ -55,8 +56,8 @@ class MuonAdamW(Optimizer):
         self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
 
 
-def default_rate(method: str, optimizer: str, width: int) -> float:
-    """The learning rate for a model of hidden size `width`, if none is given.
+def default_rate(method: str, optimizer: str, width: int, free: float = 1.0) -> float:
+    """The learning rate for a model of hidden size `width`, if none is given. free: the share of free directions.
 
     A step of Muon (as `match_rms_adamw` scales it) changes the effect of a matrix on its input in proportion to
     sqrt(width), a step of AdamW in proportion to width. Where every weight trains, the rate is therefore lower by that
@@ -66,6 +67,8 @@ def default_rate(method: str, optimizer: str, width: int) -> float:
     rate = _RATES[optimizer][method]
     if method != "full":
         return rate
+    if optimizer == "adamw" and free < 1:
+        rate *= _STEERED
     return rate * min(1.0, _WIDTH / width) ** (0.5 if optimizer == "muon" else 1.0)
 
 

@@ -88,7 +88,8 @@ def make_ready(
     config = _within_positions(config, model, console)
     if config.learning_rate is None:
         width = int(model.config.get_text_config().hidden_size)
-        config = config.model_copy(update={"learning_rate": default_rate(config.method, config.optimizer, width)})
+        rate = default_rate(config.method, config.optimizer, width, config.free_directions)
+        config = config.model_copy(update={"learning_rate": rate})
     ends = eos_ids(model, loaded.tokenizer)
     write = wrap_writer(response_writer(model, loaded.tokenizer, way.mask.id, ends, config, work, base_hash, console))
     data = prepare_samples(records, loaded.tokenizer, way.mask.id, config, write, eos_ids=ends)

@@ -53,6 +53,7 @@ def test_the_default_rate_falls_with_width_where_every_weight_moves() -> None:
     assert default_rate("full", "muon", 1024) == default_rate("full", "muon", 256) / 2
     assert default_rate("full", "adamw", 1024) == default_rate("full", "adamw", 256) / 4
     assert default_rate("full", "adamw", 64) == default_rate("full", "adamw", 256)
+    assert default_rate("full", "adamw", 1024, 0.5) == 2 * default_rate("full", "adamw", 1024)
     for method in ("gated", "lora"):
         assert default_rate(method, "muon", 4096) == default_rate(method, "muon", 64)
 
