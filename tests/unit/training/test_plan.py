@@ -39,7 +39,9 @@ def planned(project, **options):
 def test_counts_and_keeps_nothing(project, method: str) -> None:
     """Files that a dry run leaves behind would be in the way of the run itself."""
     before = sorted(path.name for path in project.iterdir())
-    found, said = planned(project, method=method, steps=30, head_rank=0, **({} if method == "full" else {"rank": 4}))
+    # With fewer free directions, full leaves norms and the output matrix alone: the published method trains everything.
+    more = {"free_directions": 1.0} if method == "full" else {"rank": 4}
+    found, said = planned(project, method=method, steps=30, head_rank=0, **more)
     assert sorted(path.name for path in project.iterdir()) == before
     assert found.steps == 30 and found.why_not is None
     assert ("teacher's copy" in found.memory) == (method == "full")
@@ -49,6 +51,11 @@ def test_counts_and_keeps_nothing(project, method: str) -> None:
     assert found.memory["gradients"] == 4 * found.trainable
     assert f"{found.samples} samples" in said and "used row 60" in said and "It fits" in said
     assert found.seconds_of_responses > 0 and found.seconds > 30 * found.seconds_per_step
+
+
+def test_full_counts_what_it_trains(project) -> None:
+    found, _ = planned(project, method="full", steps=30, head_rank=0)
+    assert 0 < found.trainable < found.parameters
 
 
 @pytest.mark.parametrize(("growth", "mean"), [(1.0, 9.5), (0.5, 12.8), (0.0, 16.0)])
