@@ -49,21 +49,21 @@ class Weighting:
         q = max(float(strengths[place]) if place >= 0 else rest, _LEAST * mean, 1e-30)
         scales = (2 * q / (strengths + q)).sqrt()
         self._rest = (2 * q / (rest + q)) ** 0.5
-        self._directions = directions  # [M, D]
-        self._scales = scales if not unseen else scales - self._rest
-        self._whole = (directions.t() * scales) @ directions if not unseen else None  # [D, D]
+        # S itself [D, D], or in a wide layer what it adds to a multiple of the identity: [M, D] and [M, D], to be multiplied.
+        self._parts = (
+            (directions, directions * (scales - self._rest)[:, None])
+            if unseen
+            else ((directions.t() * scales) @ directions,)
+        )
 
     def to(self, device: torch.device) -> "Weighting":
-        self._directions, self._scales = self._directions.to(device), self._scales.to(device)
-        self._whole = None if self._whole is None else self._whole.to(device)
+        self._parts = tuple(part.to(device) for part in self._parts)
         return self
 
     def __call__(self, update: Tensor) -> Tensor:
         """update [..., D] times S."""
-        if self._whole is not None:
-            return update @ self._whole.to(update.dtype)
-        directions = self._directions.to(update.dtype)
-        return update * self._rest + (update @ directions.t() * self._scales.to(update.dtype)) @ directions
+        first, *second = (part.to(update.dtype) for part in self._parts)
+        return update * self._rest + update @ first.t() @ second[0] if second else update @ first
 
 
 def _spectrum(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ def weightings(original: Head, layers: Iterable[str], samples: Sequence[Sample],
         for number, sample in enumerate(chosen):
             inputs.start = number
             original.trunk(input_ids=torch.tensor([sample.ids], device=device), use_cache=False)
-    made = {name: Weighting(torch.cat(parts), free) for name, parts in inputs.found.items()}
+    made = {name: Weighting(torch.cat(inputs.found.pop(name)).to(device), free) for name in list(inputs.found)}
     return {name: made[inputs.like.get(name, name)] for name in (*made, *inputs.like)}
 
 
@@ -120,7 +120,7 @@ class _Inputs:
             self._last = (name, given)
             tokens = given.reshape(-1, given.shape[-1])
             stride = max(1, len(tokens) // _TOKENS)
-            self.found.setdefault(name, []).append(tokens[self.start % stride :: stride][:_TOKENS].float())
+            self.found.setdefault(name, []).append(tokens[self.start % stride :: stride][:_TOKENS].cpu())
 
         return collect
 
