@@ -5,6 +5,7 @@ colours and a marker for each policy, so that no meaning depends on colour alone
 """
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -25,7 +26,8 @@ _STYLES = {
     "confadapt": ("#D55E00", "s", "ConfAdapt"),
     "static": ("#009E73", "^", "Static k"),
 }
-_OTHER_STYLES = (("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
+# Of further lines. Three colours and four markers make twelve pairs before one comes again.
+_OTHER_COLOURS, _OTHER_MARKERS = ("#CC79A7", "#E69F00", "#56B4E9"), "DvPX"
 _INK, _QUIET, _GRID = "#1f2328", "#656d76", "#e6e8eb"
 
 
@@ -101,7 +103,7 @@ def _lines(rows: Sequence[Row]) -> list[tuple[str, str, str, list[Row]]]:
     """(name, colour, marker, rows from slow to fast) of each model and policy except next-token decoding."""
     keys = list(dict.fromkeys((row.model, row.policy) for row in rows if row.policy != "next-token"))
     several_models = len({model for model, _ in keys}) > 1
-    others = iter(_OTHER_STYLES * len(keys))
+    others = zip(cycle(_OTHER_COLOURS), cycle(_OTHER_MARKERS), strict=True)
     used: set[str] = set()
     lines = []
     for model, policy in keys:

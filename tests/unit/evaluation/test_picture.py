@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def test_every_policy_has_a_line_and_every_threshold_a_label(make_row: MakeRow) 
     }
     labels = sorted(text.get_text() for text in axes.texts)
     assert labels == ["0.5", "0.6", "0.9", "0.9", "0.99"]
+
+
+def test_no_two_lines_look_alike(make_row: MakeRow) -> None:
+    """Four models under two policies: eight lines, each with a colour and marker of its own."""
+    rows = [replace(row, model=model) for model in ("adapted", "b", "c", "d") for row in graded(make_row)]
+    looks = [(color, marker) for _, color, marker, _ in picture._lines(rows)]
+    assert len(looks) == len(set(looks)) == 8
 
 
 def test_labels_do_not_overlap(make_row: MakeRow) -> None:
