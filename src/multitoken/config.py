@@ -15,17 +15,12 @@ from multitoken.errors import UsageError, nearest
 
 DEFAULT_MINUTES = 10.0
 METHODS = ("gated", "lora", "full")
-# Defaults that depend on the method (docs/defaults.md).
+# Defaults that depend on the method (docs/defaults.md). The first ones are of both methods that change the model itself.
+_CHANGING = {"next_token_weight": 10.0, "free_directions": 0.5, "batch_size": 4, "blocks_per_row": 24}
 BY_METHOD: dict[str, dict[str, Any]] = {
     "gated": {"optimizer": "muon", "next_token_weight": 0.0},
-    "lora": {"optimizer": "muon", "next_token_weight": 10.0, "batch_size": 4, "blocks_per_row": 24},
-    "full": {
-        "optimizer": "adamw",
-        "next_token_weight": 10.0,
-        "free_directions": 0.5,
-        "batch_size": 4,
-        "blocks_per_row": 24,
-    },
+    "lora": {"optimizer": "muon"} | _CHANGING,
+    "full": {"optimizer": "adamw"} | _CHANGING,
 }
 
 
@@ -121,7 +116,7 @@ class AdaptConfig(BaseModel):
     free_directions: float = Field(default=1.0, gt=0, le=1)
     """Share of the input directions of each layer in which its weights change freely: those that real tokens use least. In the
     other directions they change the less, the more real tokens use them. Less than 1 also leaves norms and the vocabulary's
-    matrices as they are. 1: every weight changes freely, as in the paper (method full: 0.5, if not given)."""
+    matrices as they are. 1: every weight changes freely, as in the paper (methods lora and full: 0.5, if not given)."""
     max_drift: float | None = Field(default=None, gt=0, lt=1)
     """Share of next tokens on unseen prompts that may differ from the original's (methods lora and full). next_token_weight is
     doubled after each validation that finds more."""
