@@ -48,7 +48,7 @@ class AdaptConfig(BaseModel):
     """The folder that the adapted model is written to."""
     method: Literal["full", "lora", "gated"] = "gated"
     """What is trained. gated: a low-rank adapter that acts at mask tokens only, so that nothing of the original model is lost.
-    lora: a low-rank adapter that is merged into the weights at the end. full: the weights themselves, as in the paper."""
+    lora: a low-rank adapter that is merged into the weights at the end. full: the weights themselves."""
     rank: int = Field(default=64, ge=1)
     """Rank of the adapter (methods gated and lora)."""
     layers: str | None = None

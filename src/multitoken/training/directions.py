@@ -173,8 +173,8 @@ def steering(original: Head, factors: Mapping[str, nn.Parameter], samples: Seque
     found = weightings(original, factors, samples, free)
     result = Steering()
     for name, weighting in found.items():
-        layer = original.model.get_submodule(name)
-        is_transposed = type(layer).__name__ == "Conv1D"
+        # A layer under LoRA is PEFT's, whose factor is never transposed.
+        is_transposed = type(original.model.get_submodule(name)).__name__ == "Conv1D"
         if is_transposed and isinstance(factors[name], DTensor):
             raise UsageError(
                 f"free_directions is {free:g}, but {name} is a Conv1D, whose inputs shard splits: add free_directions=1, or leave "

@@ -1,10 +1,11 @@
 """From a step's logits to its tokens, for all requests at once.
 
 vLLM's logits are flat: a request has a row for its last real token and one for each of its drafts and masks. Here the
-rows are arranged in a grid of requests and places. Everything after that is the same few tensor operations for any
-batch. Tensors of the vocabulary's size stay on the model's device; which tokens are confirmed and what is fed next is decided on
-the host (`accept.py`). A token is sampled with noise that belongs to its position (`decoding/gumbel.py`), so drafts can be confirmed by
-comparing tokens: the text is that of next-token decoding with the same seed, and it has the same distribution.
+rows are arranged in a grid of requests and places. Everything after that is the same few operations for any batch.
+Tensors of the vocabulary's size stay on the model's device. Which tokens are confirmed and what is fed next is decided
+on the host (`accept.py`). A token is sampled with noise that belongs to its position (`decoding/gumbel.py`), so drafts
+can be confirmed by comparing tokens: the text is that of next-token decoding with the same seed, and it has the same
+distribution.
 
 Shapes: B requests, W places, N rows, V vocabulary.
 """
